@@ -1,0 +1,61 @@
+"""Latency of several models in one run, in turn, so that a machine's moods hit all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call: median, 5th and 95th percentile over `runs` calls."""
+
+    median: float
+    p5: float
+    p95: float
+    runs: int
+
+
+def interleaved_latency(
+    calls: Mapping[str, Callable[[], object]], *, runs: int, warmup: int = 2
+) -> dict[str, Latency]:
+    """Time each of `calls` `runs` times, in turn (A B A B ..), after `warmup` rounds that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in tqdm(range(warmup + runs), desc="time"):
+        for name, call in calls.items():
+            _synchronise()
+            start = time.perf_counter()
+            call()
+            _synchronise()
+            if round_number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def detector_latency(detectors: Mapping[str, nn.Module], image: Tensor, *, runs: int) -> dict[str, Latency]:
+    """Latency of detectors on one image, float32 RGB (3, H, W), in turn."""
+    with torch.inference_mode():
+        return interleaved_latency(
+            {name: partial(detector, [image]) for name, detector in detectors.items()}, runs=runs
+        )
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _summary(seconds: list[float]) -> Latency:
+    milliseconds = sorted(1000 * value for value in seconds)
+    last = len(milliseconds) - 1
+    return Latency(
+        median=statistics.median(milliseconds),
+        p5=milliseconds[round(0.05 * last)],
+        p95=milliseconds[round(0.95 * last)],
+        runs=len(milliseconds),
+    )

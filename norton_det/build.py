@@ -1,0 +1,319 @@
+"""The one module that joins configuration to the rest: configuration in; model, data and training run out."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from tqdm import tqdm
+
+from norton_det.compression.compress import compress
+from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.config import Config
+from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
+from norton_det.data.coco import CocoDataset
+from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
+from norton_det.data.transforms import evaluation_transforms, training_transforms
+from norton_det.engine import distributed
+from norton_det.engine.checkpoint import CheckpointFolder, describe
+from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
+from norton_det.engine.trainer import TrainingRun
+from norton_det.models.detectors import (
+    BODY,
+    DetectorSettings,
+    DetectorSpec,
+    build_from_spec,
+    freeze_stages,
+    replace_predictors,
+)
+from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
+from norton_det.models.resnet import ResNetSpec
+from norton_det.models.weights import (
+    Weights,
+    detector_from_weights,
+    imagenet_weights,
+    read_weights,
+    resnet50_from_weights,
+)
+
+log = logging.getLogger(__name__)
+TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
+
+
+@dataclass(frozen=True)
+class BuiltDetector:
+    """A detector, the plan that it was built by (None: dense) and the dense channels that compression kept."""
+
+    detector: GeneralizedRCNN
+    plan: CompressionPlan | None
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+    def description(self, config: Config) -> dict[str, Any]:
+        """What a checkpoint says of this detector, plain types only."""
+        return {
+            **describe(self.detector),
+            "config": config.model_dump(mode="json"),
+            "plan": self.plan.to_dict() if self.plan else None,
+            "kept": self.kept,
+        }
+
+
+def resolve_device(config: Config) -> torch.device:
+    """The device that a configuration names. Raises ValueError for a GPU that is not there."""
+    if config.device == "auto":
+        name = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise ValueError(f"device: {config.device!r} is not auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {config.device!r} is not there; {torch.cuda.device_count()} GPUs were found")
+    return device
+
+
+def resolve_dataset(config: Config, split: str) -> DatasetFiles:
+    """The files of `data.train` or `data.test` for the configured task."""
+    dataset = getattr(config.data, split)
+    where = dataset if isinstance(dataset, str) else dataset.model_dump()
+    return find_dataset(where, TASKS[config.model.detector])
+
+
+def resolve_plan(config: Config) -> CompressionPlan | None:
+    """The configured plan; None is dense."""
+    return None if config.model.plan == "none" else load_plan(config.model.plan)
+
+
+def starting_weights(config: Config) -> Weights | None:
+    """The detector's or backbone's weights that a run starts from; None is random ones.
+
+    Raises ValueError where a file is missing, or holds the other kind.
+    """
+    model = config.model
+    if model.weights != "none":
+        weights = read_weights(model.weights)
+        if not weights.is_detector:
+            raise ValueError(f"model.weights: {model.weights} is a backbone; give it as model.backbone_weights")
+        return weights
+    if model.backbone_weights == "none":
+        return None
+    weights = imagenet_weights() if model.backbone_weights == "imagenet" else read_weights(model.backbone_weights)
+    if weights.is_detector:
+        raise ValueError(f"model.backbone_weights: {weights.source} is a detector; give it as model.weights")
+    return weights
+
+
+def build_detector(config: Config, categories: Categories, weights: Weights | None) -> BuiltDetector:
+    """The configured detector for the given categories, started from `weights` (None: random).
+
+    Dense weights are compressed by the plan on the spot; compressed ones bring their own structure.
+    """
+    torch.manual_seed(config.seed)
+    if weights is not None and weights.is_detector:
+        built = _from_detector(config, weights)
+    else:
+        built = _from_backbone(config, len(categories.names), weights)
+    detector = built.detector
+    if not hasattr(detector, "categories"):
+        detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    if (detector.categories, detector.category_ids) != (list(categories.names), list(categories.ids)):
+        log.info(
+            "weights know %d other categories: the predictors start afresh for %d",
+            len(detector.categories) - 1,
+            len(categories.names) - 1,
+        )
+        replace_predictors(detector, len(categories.names))
+        detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    freeze_stages(detector, config.model.trainable_stages)
+    {"frozen": freeze_batch_norms}.get(config.model.norm, unfreeze_batch_norms)(detector)
+    return built
+
+
+def build_training(
+    config: Config, built: BuiltDetector, files: DatasetFiles, categories: Categories, device: torch.device
+) -> tuple[TrainingRun, CocoDataset]:
+    """The training run of a configuration, its model on `device`, and the dataset that it reads."""
+    train = config.train
+    task = TASKS[config.model.detector]
+    dataset = CocoDataset(
+        files,
+        categories,
+        task,
+        training=True,
+        seed=config.seed,
+        transforms=training_transforms(config.data.augmentation, task),
+    )
+    model: nn.Module = built.detector.to(device)
+    if config.model.norm == "sync" and distributed.world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
+    log.info("learning rate %g for %d images a step", lr, train.batch_size)
+    optimizer = build_optimizer(
+        model, train.optimizer, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay
+    )
+    full = max(1, round(train.epochs * epoch_length(dataset, train.batch_size)))
+    iterations = train.max_iterations or full
+    schedule = build_schedule(
+        optimizer,
+        train.schedule,
+        iterations=iterations,
+        warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
+        milestones=[milestone / train.epochs for milestone in train.milestones],
+    )
+    run = TrainingRun(
+        model=model,
+        losses=partial(detection_losses, device=device),
+        optimizer=optimizer,
+        schedule=schedule,
+        iterations=iterations,
+        checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
+        description=lambda: built.description(config),
+        checkpoint_period=train.checkpoint_period,
+        log_period=train.log_period,
+        clip_norm=train.clip_norm,
+    )
+    return run, dataset
+
+
+def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
+    """The endless stream of training batches of this process, from iteration `start` on."""
+    processes = distributed.world_size()
+    if config.train.batch_size % processes:
+        raise ValueError(
+            f"train.batch_size: {config.train.batch_size} images do not divide among {processes} processes"
+        )
+    return iter(
+        training_loader(
+            dataset,
+            batch_size=config.train.batch_size // processes,
+            seed=config.seed,
+            workers=config.data.workers,
+            start=start,
+            rank=distributed.rank(),
+            world_size=processes,
+        )
+    )
+
+
+def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:
+    """The loader of this process's share of the test images."""
+    dataset = CocoDataset(
+        files, categories, TASKS[config.model.detector], training=False, transforms=evaluation_transforms()
+    )
+    return evaluation_loader(
+        dataset,
+        batch_size=config.test.batch_size,
+        workers=config.data.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def detection_losses(
+    model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Tensor]]], device: torch.device
+) -> dict[str, Tensor]:
+    """torchvision's losses of a batch of images and targets."""
+    images, targets = batch
+    losses: dict[str, Tensor] = model(
+        [image.to(device) for image in images],
+        [{name: value.to(device) for name, value in target.items()} for target in targets],
+    )
+    return losses
+
+
+def detector_settings(config: Config) -> DetectorSettings:
+    """What a configuration says that tensor shapes do not."""
+    model, test = config.model, config.test
+    return DetectorSettings(
+        min_size=tuple(model.min_size),
+        max_size=model.max_size,
+        anchor_sizes=tuple(model.anchor_sizes),
+        rpn_rois=model.rpn_rois,
+        train_proposals=model.train_proposals,
+        test_proposals=model.test_proposals,
+        box_rois=model.box_rois,
+        score_threshold=test.score_threshold,
+        detections=test.detections,
+    )
+
+
+def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
+    plan = resolve_plan(config)
+    detector = detector_from_weights(weights, detector_settings(config))
+    kind = DetectorSpec.from_state_dict(weights.state).kind
+    if kind != config.model.detector:
+        raise ValueError(
+            f"model.weights: {weights.source} is a {kind}, but model.detector is {config.model.detector}"
+        )
+    if weights.is_compressed:
+        log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
+        stored = weights.metadata.get("plan")
+        own = CompressionPlan.from_dict(stored) if isinstance(stored, Mapping) else None
+        return BuiltDetector(detector, own, weights.metadata.get("kept", {}))
+    return _compressed(detector, plan) if plan else BuiltDetector(detector, None)
+
+
+def _from_backbone(config: Config, num_classes: int, weights: Weights | None) -> BuiltDetector:
+    plan = resolve_plan(config)
+    state: dict[str, Tensor] = {}
+    kept: dict[str, list[int]] = {}
+    if weights is None:
+        body = _body(config, plan)
+    else:
+        network = resnet50_from_weights(weights, strict=False)
+        if weights.is_compressed:
+            log.info("%s is compressed already: its structure is taken", weights.source)
+        elif plan:
+            resnet = _compressed(network, plan)
+            network, kept = resnet.detector, resnet.kept
+        state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+        body = ResNetSpec.from_state_dict(network.state_dict())
+    spec = _spec(config, num_classes, body)
+    detector = build_from_spec(spec)
+    detector.load_state_dict({**detector.state_dict(), **state})
+    return BuiltDetector(detector, plan, kept)
+
+
+def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
+    dense = ResNetSpec.dense(config.model.width)
+    return plan.apply(dense) if plan else dense
+
+
+def _spec(config: Config, num_classes: int, body: ResNetSpec) -> DetectorSpec:
+    model = config.model
+    return DetectorSpec(
+        kind=model.detector,
+        num_classes=num_classes,
+        body=body,
+        fpn_channels=model.fpn_channels,
+        box_channels=model.box_channels,
+        mask_channels=model.mask_channels,
+        keypoint_channels=model.keypoint_channels,
+        settings=detector_settings(config),
+    )
+
+
+def _compressed(model: nn.Module, plan: CompressionPlan) -> BuiltDetector:
+    with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
+        compressed, report = compress(model, plan, progress=lambda layer: bar.update())
+    return BuiltDetector(compressed, plan, report.kept)
+
+
+def random_pair(config: Config) -> dict[str, BuiltDetector]:
+    """The configured detector dense and compressed, with random weights and COCO's number of classes: for
+    counting and timing, which need neither weights nor data.
+
+    A configuration without a plan gives the dense one alone. `model.weights` is not read.
+    """
+    names = 2 if config.model.detector == "keypoint_rcnn" else 91
+    plan = resolve_plan(config)
+    plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
+    torch.manual_seed(config.seed)
+    return {
+        name: BuiltDetector(build_from_spec(_spec(config, names, _body(config, p))), p) for name, p in plans.items()
+    }

@@ -1,0 +1,58 @@
+"""Count parameters and MACs of a configuration's detector, dense beside compressed, part by part."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from norton_det import build
+from norton_det.analysis.complexity import OUTSIDE_TOTAL, Count, count_detector, total
+from norton_det.config import load_config
+from norton_det.files import write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument(
+        "--input-size",
+        nargs=2,
+        type=int,
+        default=[800, 800],
+        metavar=("H", "W"),
+        help="pixels, as the image enters the body",
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table and write the JSON."""
+    height, width = args.input_size
+    if min(height, width) < 32:
+        raise ValueError(f"--input-size {height} {width}: at least 32 pixels each")
+    config = load_config(args.config, args.overrides)
+    models = {
+        name: count_detector(built.detector, height, width) for name, built in build.random_pair(config).items()
+    }
+    print(format_counts(models))
+    if args.json:
+        write_json(args.json, {"models": {name: to_dict(parts) for name, parts in models.items()}})
+
+
+def to_dict(parts: dict[str, Count]) -> dict[str, Any]:
+    """One model's counts as plain types: totals, then the parts."""
+    return {**asdict(total(parts)), "parts": {name: asdict(count) for name, count in parts.items()}}
+
+
+def format_counts(models: dict[str, dict[str, Count]]) -> str:
+    """A table: a row a part, three columns a model."""
+    columns = "".join(f"{name + ' params':>22}{'GMACs':>9}{'as run':>9}" for name in models)
+    rows = [f"{'part':16}{columns}"]
+    for part in [*next(iter(models.values())), "total"]:
+        counts = [parts[part] if part in parts else total(parts) for parts in models.values()]
+        cells = "".join(f"{c.parameters:>22,}{c.macs / 1e9:>9.2f}{c.macs_as_run / 1e9:>9.2f}" for c in counts)
+        rows.append(f"{part + ('*' if part == OUTSIDE_TOTAL else ''):16}{cells}")
+    if OUTSIDE_TOTAL in next(iter(models.values())):
+        rows.append("* for one region; its MACs stand beside the total, as in published figures")
+    return "\n".join(rows)

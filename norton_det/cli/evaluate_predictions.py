@@ -1,0 +1,25 @@
+"""Compute the AP of a results file in COCO's format, from this project or elsewhere."""
+
+import argparse
+from pathlib import Path
+
+from norton_det.evaluation.coco import evaluate_results, load_results
+from norton_det.files import write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--annotations", required=True, type=Path, help="the dataset's JSON")
+    parser.add_argument("--predictions", required=True, type=Path, help="a JSON list of COCO results")
+    parser.add_argument("--task", required=True, choices=["bbox", "segm", "keypoints"])
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the metrics and write the JSON."""
+    results = load_results(args.predictions, args.annotations, args.task)
+    metrics = evaluate_results(args.annotations, results, args.task)
+    for name, value in metrics.items():
+        print(f"{name:6}{value:8.2f}")
+    if args.json:
+        write_json(args.json, metrics)

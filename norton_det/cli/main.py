@@ -1,0 +1,53 @@
+"""`norton-det COMMAND`: one module a command, errors in one line."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train and evaluate a detector",
+    "compress": "compress trained weights by a plan",
+    "analyze": "count parameters and MACs, dense beside compressed",
+    "benchmark": "measure latency, dense beside compressed",
+    "evaluate-predictions": "AP of a COCO results file",
+    "image": "draw detections on images",
+    "video": "draw detections on a video or a webcam",
+    "quickstart": "the whole story on drawn data, in minutes",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code, 2 for an error of the user's or the environment's."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        print(f"norton-det: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    try:
+        command.run(parser.parse_intermixed_args(words[1:]))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"norton-det {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"norton-det {name}: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def launch(name: str) -> None:
+    """Run one command with the process's own arguments and exit: what the scripts in tools/ and demo/ do."""
+    sys.exit(main([name, *sys.argv[1:]]))
+
+
+def _usage() -> str:
+    lines = [f"  {name:22}{text}" for name, text in COMMANDS.items()]
+    return "usage: norton-det COMMAND [options]\n\n" + "\n".join(lines) + "\n\nnorton-det COMMAND --help tells more"

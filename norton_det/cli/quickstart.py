@@ -1,0 +1,135 @@
+"""The whole story on drawn data: train, compress, fine-tune, evaluate and benchmark, in minutes on a CPU."""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.io import ImageReadMode, decode_image, write_png
+
+from norton_det import build
+from norton_det.analysis.complexity import count_detector, total
+from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.api import load_detector
+from norton_det.cli.benchmark import benchmark_image, format_latencies
+from norton_det.cli.main import main
+from norton_det.config import Config, load_config
+from norton_det.files import atomic_path, write_json
+from norton_det.visualization.draw import draw_predictions, side_by_side
+from norton_det.visualization.plots import save_latency_plot
+
+log = logging.getLogger(__name__)
+CONFIG = "quickstart.yaml"
+FINE_TUNING = "quickstart_finetune.yaml"
+FULL_SIZE = "faster_rcnn_norton.yaml"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the story: accuracy on the validation set, size and speed at the quickstart's image size."""
+
+    AP: float
+    AP50: float
+    parameters: int
+    macs: int
+    latency_ms: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart"), help="the folder for everything")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the commands of the story one after the other, then compare what they left."""
+    output: Path = args.output
+    folders = {name: output / name for name in ("dense", "compressed", "fine_tuned")}
+    weights = {name: folder / "model_final.pth" for name, folder in folders.items()}
+    config = load_config(CONFIG)
+
+    _command("train", "--config", CONFIG, "model.plan=none", f"output_dir={folders['dense']}")
+    _command(
+        "compress",
+        "--weights",
+        weights["dense"],
+        "--plan",
+        config.model.plan,
+        "--output",
+        weights["compressed"],
+    )
+    start = f"model.weights={weights['compressed']}"
+    _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders['compressed']}")
+    _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
+
+    rows = compare(config, folders, weights)
+    full_size = time_full_size()
+    write_json(
+        output / "summary.json",
+        {
+            "models": {name: asdict(row) for name, row in rows.items()},
+            "full_size": {name: asdict(latency) for name, latency in full_size.items()},
+        },
+    )
+    save_latency_plot(output / "full_size_latency.png", {"Faster R-CNN": full_size})
+    draw_pictures(config, weights, output / "pictures")
+    print(f"\n{format_rows(rows)}\n\nFull-size Faster R-CNN ({FULL_SIZE}) on one 480x640 image:")
+    print(f"{format_latencies(full_size)}\n\nEverything is in {output.resolve()}")
+
+
+def compare(config: Config, folders: dict[str, Path], weights: dict[str, Path]) -> dict[str, Row]:
+    """A row a model: the AP that evaluation left, and counts and latencies measured here, in turn."""
+    detectors = {name: load_detector(path).eval() for name, path in weights.items()}
+    height, width = config.model.min_size[-1], config.model.max_size
+    latencies = detector_latency(detectors, benchmark_image(height, width), runs=20)
+    rows = {}
+    for name, detector in detectors.items():
+        metrics = json.loads((folders[name] / "evaluation" / "metrics.json").read_text())["bbox"]
+        counts = total(count_detector(detector, height, width))
+        rows[name] = Row(metrics["AP"], metrics["AP50"], counts.parameters, counts.macs, latencies[name].median)
+    return rows
+
+
+def time_full_size() -> dict[str, Latency]:
+    """Latency of the detectors that the COCO configs build, with random weights: those do not matter for it."""
+    pair = build.random_pair(load_config(FULL_SIZE))
+    return detector_latency(
+        {name: built.detector.eval() for name, built in pair.items()}, benchmark_image(480, 640), runs=5
+    )
+
+
+def draw_pictures(config: Config, weights: dict[str, Path], folder: Path, number: int = 8) -> None:
+    """The first validation images with the detections of each model, side by side."""
+    detectors = {name: load_detector(path).eval() for name, path in weights.items()}
+    files = build.resolve_dataset(config, "test")
+    for path in sorted(files.images.iterdir())[:number]:
+        image = decode_image(str(path), ImageReadMode.RGB)
+        with torch.inference_mode():
+            pictures = [
+                draw_predictions(image, detector([image / 255])[0], detector.categories)
+                for detector in detectors.values()
+            ]
+        with atomic_path(folder / f"{path.stem}.png") as temporary:
+            write_png(side_by_side(pictures, list(detectors)), str(temporary))
+
+
+def format_rows(rows: dict[str, Row]) -> str:
+    """The table of the story."""
+    lines = [f"{'model':14}{'AP':>7}{'AP50':>7}{'parameters':>13}{'MMACs':>9}{'ms':>8}"]
+    for name, row in rows.items():
+        lines.append(
+            f"{name.replace('_', '-'):14}{row.AP:>7.1f}{row.AP50:>7.1f}{row.parameters:>13,}"
+            f"{row.macs / 1e6:>9.0f}{row.latency_ms:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def _command(*words: Any) -> None:
+    """Run one of our commands as a user would type it."""
+    arguments: Sequence[str] = [str(word) for word in words]
+    print(f"\n$ norton-det {' '.join(arguments)}", flush=True)
+    if main(arguments):
+        raise ValueError(f"the step `norton-det {arguments[0]}` failed, see above")

@@ -1,0 +1,84 @@
+"""Train a detector as a configuration says, then evaluate it."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det import build
+from norton_det.config import Config, load_config, save_config
+from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.engine import distributed
+from norton_det.engine.checkpoint import save_weights
+from norton_det.engine.metrics import MetricsWriter
+from norton_det.engine.trainer import restore, train
+from norton_det.evaluation.coco import CocoEvaluator
+from norton_det.evaluation.inference import run_inference
+from norton_det.files import atomic_path, write_json
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate model.weights, do not train")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of output_dir")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate; see the README for what is left in output_dir."""
+    config = load_config(args.config, args.overrides)
+    device = build.resolve_device(config)
+    with distributed.process_group(device):
+        if not distributed.is_main():
+            logging.disable(logging.INFO)
+        train_and_evaluate(config, resume=args.resume, eval_only=args.eval_only)
+
+
+def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool = False) -> None:
+    """What the command does, after its words have become a configuration."""
+    device = build.resolve_device(config)
+    test_files = build.resolve_dataset(config, "test")
+    files = test_files if eval_only else build.resolve_dataset(config, "train")
+    categories = read_categories(files, build.TASKS[config.model.detector])
+    weights = build.starting_weights(config)
+    if eval_only and config.model.weights == "none":
+        raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
+    built = build.build_detector(config, categories, weights)
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if not eval_only:
+        run, dataset = build.build_training(config, built, files, categories, device)
+        state = run.checkpoints.load_newest() if resume else None
+        start = restore(run, state) if state else 0
+        if distributed.is_main():
+            with atomic_path(output / "config.yaml") as path:
+                save_config(config, path)
+        with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
+            train(run, build.build_batches(config, dataset, start), metrics, start)
+        save_weights(output / "model_final.pth", built.detector, **built.description(config))
+        log.info("weights: %s", output / "model_final.pth")
+    evaluate(config, built.detector.to(device), test_files, categories, output / "evaluation")
+
+
+def evaluate(
+    config: Config, detector: GeneralizedRCNN, files: DatasetFiles, categories: Categories, folder: Path
+) -> None:
+    """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
+    device = build.resolve_device(config)
+    evaluator = CocoEvaluator(files.annotations, categories, build.TASKS[config.model.detector])
+    loader = build.build_evaluation_loader(config, files, categories)
+    seen = run_inference(detector, loader, evaluator, device, distributed.is_main())
+    image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
+    results = [result for part in distributed.gather(evaluator.results) for result in part]
+    if not distributed.is_main():
+        return
+    evaluator.results = sorted(results, key=lambda result: result["image_id"])
+    metrics = evaluator.evaluate(image_ids)
+    write_json(folder / "predictions.json", evaluator.results)
+    write_json(folder / "metrics.json", metrics)
+    for task, values in metrics.items():
+        log.info("%s: %s", task, "  ".join(f"{name} {value:.1f}" for name, value in values.items()))

@@ -1,0 +1,150 @@
+"""The method: decompose every planned filter, then prune whole filters by their factors."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.compression.plan import CompressionPlan, kept_channels
+from norton_det.compression.prune import slice_channels
+from norton_det.compression.saliency import Criterion, group_scores, kept_filters
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.detectors import BODY, LATERALS
+from norton_det.models.norms import unfreeze_batch_norms
+from norton_det.models.resnet import GROUPS, STAGES, ChannelGroup
+from norton_det.ops.cp import nmse
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution before and after: weight shape (K, C, kh, kw), rank, NMSE of its decomposition."""
+
+    name: str
+    shape: tuple[int, ...]
+    compressed_shape: tuple[int, ...]
+    rank: int | None
+    nmse: float | None
+    parameters: int
+    compressed_parameters: int
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What compression did: a row a convolution; by channel group, the dense model's indices that were kept."""
+
+    layers: tuple[LayerReport, ...]
+    kept: dict[str, list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+
+def compress(
+    model: nn.Module,
+    plan: CompressionPlan,
+    criterion: Criterion = "pabs",
+    progress: Callable[[str], object] = lambda layer: None,
+) -> tuple[nn.Module, CompressionReport]:
+    """A compressed copy of a torchvision ResNet-50, or of an R-CNN with such a body, and the report.
+
+    Frozen BatchNorm becomes trainable BatchNorm with the same statistics and eps. `progress` is told each layer
+    that has been decomposed. Raises ValueError for another model, an unknown criterion, a group left without
+    filters, or filters that cannot be decomposed (layer and indices are named).
+    """
+    prefix = body_prefix(model)
+    compressed = copy.deepcopy(model)
+    unfreeze_batch_norms(compressed)
+    dense_shapes = {
+        conv: tuple(compressed.get_parameter(f"{prefix}{conv}.weight").shape)
+        for group in GROUPS.values()
+        for conv, _ in group.producers
+    }
+    errors = {}
+    for layer, rank in plan.ranks.items():
+        errors[layer] = _decompose(compressed, prefix + layer, rank)
+        progress(layer)
+    kept = {name: _choose(compressed, prefix, group, plan, criterion) for name, group in GROUPS.items()}
+    for name, group in GROUPS.items():
+        producers = [(prefix + conv, prefix + norm) for conv, norm in group.producers]
+        slice_channels(compressed, producers, _consumers(group, prefix), kept[name])
+    rows = [
+        _layer_report(layer, shape, compressed.get_submodule(prefix + layer), errors.get(layer))
+        for layer, shape in dense_shapes.items()
+    ]
+    return compressed, CompressionReport(tuple(rows), {name: index.tolist() for name, index in kept.items()})
+
+
+def body_prefix(model: nn.Module) -> str:
+    """Where the ResNet-50 stands in a model: "" in a classifier, "backbone.body." in a detector.
+
+    Raises ValueError for anything else, and for a ResNet-50 that is already compressed.
+    """
+    if isinstance(model, ResNet):
+        prefix = ""
+    elif isinstance(model, GeneralizedRCNN):
+        prefix = BODY
+    else:
+        raise ValueError(f"cannot compress a {type(model).__name__}: expected a ResNet-50 or an R-CNN on one")
+    for group in GROUPS.values():
+        for conv, _ in group.producers:
+            try:
+                layer = model.get_submodule(prefix + conv)
+            except AttributeError:
+                raise ValueError(f"cannot compress: {prefix + conv} is missing, this is no ResNet-50") from None
+            if not isinstance(layer, nn.Conv2d):
+                raise ValueError(f"cannot compress: {prefix + conv} is a {type(layer).__name__}, not a dense Conv2d")
+    return prefix
+
+
+def _decompose(model: nn.Module, name: str, rank: int) -> float:
+    conv = model.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
+    try:
+        factorised = CPConv2d.from_conv(conv, rank)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    model.set_submodule(name, factorised)
+    return nmse(conv.weight.detach(), factorised.factors)
+
+
+def _choose(
+    model: nn.Module, prefix: str, group: ChannelGroup, plan: CompressionPlan, criterion: Criterion
+) -> Tensor:
+    members = [
+        (model.get_submodule(prefix + conv), model.get_submodule(prefix + norm)) for conv, norm in group.producers
+    ]
+    width = len(members[0][1].weight)  # type: ignore[arg-type]
+    count = kept_channels(width, plan.rates.get(group.name, 0.0))
+    if count < 1:
+        raise ValueError(f"plan: rate {plan.rates[group.name]} leaves {group.name} without filters")
+    if count == width:
+        return torch.arange(width)
+    return kept_filters(group_scores(members, criterion), count)
+
+
+def _consumers(group: ChannelGroup, prefix: str) -> list[str]:
+    """Full names of the layers that read a group; in a detector the pyramid reads the stages, not `fc`."""
+    if not prefix:
+        return list(group.consumers)
+    inside = [prefix + consumer for consumer in group.consumers if consumer != "fc"]
+    return [*inside, LATERALS[STAGES.index(group.name)]] if group.name in STAGES else inside
+
+
+def _layer_report(name: str, shape: tuple[int, ...], layer: nn.Module, error: float | None) -> LayerReport:
+    assert isinstance(layer, CPConv2d | nn.Conv2d)
+    return LayerReport(
+        name=name,
+        shape=shape,
+        compressed_shape=(layer.out_channels, layer.in_channels, *shape[2:]),
+        rank=layer.rank if isinstance(layer, CPConv2d) else None,
+        nmse=error,
+        parameters=math.prod(shape),
+        compressed_parameters=sum(p.numel() for p in layer.parameters()),
+    )

@@ -1,0 +1,59 @@
+"""Slicing groups of tied channels: every producer, BatchNorm and consumer follows one choice."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from norton_det.layers.cp_conv import CPConv2d
+
+
+def slice_channels(
+    model: nn.Module, producers: Iterable[tuple[str, str]], consumers: Iterable[str], kept: Tensor
+) -> None:
+    """Keep the channels `kept` (n,) of every producer's output and every consumer's input, in place.
+
+    `producers` are names of (convolution, BatchNorm) pairs, `consumers` names of the layers that read them.
+    """
+    for conv, norm in producers:
+        _slice_outputs(model.get_submodule(conv), kept)
+        _slice_norm(model.get_submodule(norm), kept)
+    for consumer in consumers:
+        _slice_inputs(model.get_submodule(consumer), kept)
+
+
+def _slice_outputs(conv: nn.Module, kept: Tensor) -> None:
+    if isinstance(conv, CPConv2d):
+        conv.select_filters(kept)
+        return
+    assert isinstance(conv, nn.Conv2d)
+    conv.weight = _parameter(conv.weight, 0, kept)
+    if conv.bias is not None:
+        conv.bias = _parameter(conv.bias, 0, kept)
+    conv.out_channels = len(kept)
+
+
+def _slice_inputs(layer: nn.Module, kept: Tensor) -> None:
+    if isinstance(layer, CPConv2d):
+        layer.select_inputs(kept)
+        return
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    layer.weight = _parameter(layer.weight, 1, kept)
+    if isinstance(layer, nn.Conv2d):
+        layer.in_channels = len(kept)
+    else:
+        layer.in_features = len(kept)
+
+
+def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
+    for name in ("weight", "bias"):
+        value = getattr(norm, name)
+        setattr(norm, name, _parameter(value, 0, kept) if isinstance(value, nn.Parameter) else value[kept])
+    for name in ("running_mean", "running_var"):
+        setattr(norm, name, getattr(norm, name)[kept])
+    if isinstance(norm, nn.BatchNorm2d):
+        norm.num_features = len(kept)
+
+
+def _parameter(old: Tensor, dim: int, kept: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.index_select(old.detach(), dim, kept), requires_grad=old.requires_grad)

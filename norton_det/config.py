@@ -1,0 +1,224 @@
+"""Typed configuration: the schema, YAML files that inherit, and `key=value` overrides."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CustomDataset(_Section):
+    """A dataset in COCO format: its image folder and its annotation JSON."""
+
+    images: str
+    annotations: str
+
+
+Positive = Annotated[int, Field(gt=0)]
+Dataset = str | CustomDataset
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
+
+
+class ModelConfig(_Section):
+    """The detector: its structure, where its weights come from, and the sizes that it works at (pixels)."""
+
+    detector: Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn"] = "faster_rcnn"
+    plan: str | dict[str, Any] = "none"
+    """`none` (dense), a preset, a plan file, or a mapping (notation and rank; ranks and rates)."""
+    width: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Multiplies every channel width of the ResNet-50."""
+    backbone_weights: str = "none"
+    """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
+    weights: str = "none"
+    """A detector's weights to fine-tune or evaluate, or `none`."""
+    norm: Literal["batch", "frozen", "sync"] = "batch"
+    trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
+    min_size: Annotated[list[Positive], Field(min_length=1), OneOrMore] = [800]
+    """Length of the shorter side; several are multi-scale training, the last one is used in evaluation."""
+    max_size: Positive = 1333
+    anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
+    fpn_channels: Positive = 256
+    box_channels: Positive = 1024
+    mask_channels: Positive = 256
+    keypoint_channels: Positive = 512
+    rpn_rois: Positive = 256
+    box_rois: Positive = 512
+    train_proposals: Positive = 2000
+    test_proposals: Positive = 1000
+
+
+class DataConfig(_Section):
+    """Which data: a name of the catalogue, or `{images: DIR, annotations: FILE}`."""
+
+    train: Dataset = "coco_2017_train"
+    test: Dataset = "coco_2017_val"
+    augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
+    workers: Annotated[int, Field(ge=0)] = 4
+
+
+class TrainConfig(_Section):
+    """The schedule. `lr` is for 16 images a step and scaled to `batch_size`, which counts all processes."""
+
+    batch_size: Positive = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    epochs: Annotated[float, Field(gt=0)] = 26
+    milestones: list[float] = [16, 22]
+    """Epochs after which the rate is divided by ten (`multistep`)."""
+    warmup_iterations: Annotated[int, Field(ge=0)] = 1000
+    max_iterations: Positive | None = None
+    """Overrides the epochs; milestones and warm-up shrink with it."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_period: Positive = 5000
+    """Iterations between checkpoints."""
+    log_period: Positive = 20
+
+
+class TestConfig(_Section):
+    """Evaluation: images a forward pass, and what counts as a detection."""
+
+    batch_size: Positive = 1
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
+    detections: Positive = 100
+
+
+class Config(_Section):
+    """Everything a run needs."""
+
+    output_dir: str = "output/run"
+    seed: int = 0
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+
+
+def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, given by path or by its name in configs/, with `key=value` overrides.
+
+    A file names the one that it inherits from under `base:`, relative to itself. Raises ValueError in one line
+    that names the key, the file or override it stands in, and the nearest valid key.
+    """
+    path = find_config(config)
+    values = _read_with_bases(path, ())
+    origin = f"{path}"
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ValueError(f"override {override!r} is not of the form key=value")
+        values = _merge(values, _nested(key, _parse_value(text, override)))
+        origin = f"{path} with overrides"
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {_describe(error)}") from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the complete configuration as YAML; `load_config` reads it back."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def find_config(config: str | Path) -> Path:
+    """The file that a path or a name in configs/ stands for; ValueError with the nearest name otherwise."""
+    path = Path(config)
+    if path.is_file():
+        return path
+    folder = configs_folder()
+    if (folder / path).is_file():
+        return folder / path
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml") if "base" not in p.parts)
+    raise ValueError(f"no config {str(config)!r}: neither a file nor one of configs/{_nearest(str(config), names)}")
+
+
+def configs_folder() -> Path:
+    """Where the configs lie: in the installed package, or beside it in a clone."""
+    installed = Path(str(files("norton_det"))) / "configs"
+    return installed if installed.is_dir() else Path(str(files("norton_det"))).parent / "configs"
+
+
+def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in children:
+        raise ValueError(f"{path}: the chain of `base:` files comes back to it")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, got a {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    parent = path.parent / str(base)
+    if not parent.is_file():
+        raise ValueError(f"{path}: its base {str(base)!r} is no file beside it")
+    return _merge(_read_with_bases(parent, (*children, path.resolve())), values)
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `old`: sections are merged, everything else is replaced."""
+    merged = dict(old)
+    for key, value in new.items():
+        section = key in Config.model_fields and isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if section else value
+    return merged
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    section, separator, key = dotted.partition(".")
+    return {section: {key: value}} if separator else {section: value}
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _describe(error: ValidationError) -> str:
+    """The most telling of pydantic's errors: an unknown key first, then the one that lies deepest."""
+    worst = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    key = ".".join(str(part) for part in worst["loc"] if part not in ("str", "CustomDataset", "dict[str,any]"))
+    if worst["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest_key(key)}"
+    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}"
+
+
+def _nearest_key(key: str) -> str:
+    keys = _all_keys()
+    by_last_part = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+    return f"; did you mean {by_last_part[0]!r}?" if by_last_part else _nearest(key, keys)
+
+
+def _all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += _all_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

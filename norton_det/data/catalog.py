@@ -1,0 +1,163 @@
+"""A dataset's name: where its files are and which categories it has."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from norton_det.data.shapes import write_shapes
+
+Task = Literal["bbox", "segm", "keypoints"]
+
+BACKGROUND = "__background__"
+UNUSED = "N/A"
+KEYPOINTS = 17
+_COCO_LABELS = 91  # torchvision's: label = category id, 11 of them unused
+
+# name: (folder under the datasets root, split); both use <folder>/<split>/ and annotations/*_<split>.json
+_DATASETS = {
+    "coco_2017_train": ("coco", "train2017"),
+    "coco_2017_val": ("coco", "val2017"),
+    "shapes_train": ("shapes", "train"),
+    "shapes_val": ("shapes", "val"),
+}
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A detector's classes; the index is the label.
+
+    Attributes:
+        names: `names[0]` is "__background__"; labels that no category uses are "N/A", as in torchvision.
+        ids: the dataset's category ids in the same order; `ids[0]` is 0.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """Category id -> label, of the categories that are in use."""
+        return {self.ids[label]: label for label in range(1, len(self.names)) if self.names[label] != UNUSED}
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """Where a dataset is: the folder of its images, the JSON of its annotations in COCO's format.
+
+    `keeps_ids`: its labels are its category ids, as torchvision has them for COCO.
+    """
+
+    name: str
+    images: Path
+    annotations: Path
+    keeps_ids: bool
+
+
+def datasets_root() -> Path:
+    """The folder that holds the datasets: `NORTON_DATASETS`, by default `datasets`."""
+    return Path(os.environ.get("NORTON_DATASETS") or "datasets")
+
+
+def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:
+    """The files of a dataset of the catalogue, or of one's own: `{images: DIR, annotations: FILE}`.
+
+    The embedded dataset, shapes, is drawn where it is missing.
+
+    Raises:
+        ValueError: a name that the catalogue lacks, or a mapping with other keys.
+        FileNotFoundError: the files are not there; the message says how to get them.
+    """
+    if not isinstance(dataset, str):
+        return _find_custom(dataset)
+    if dataset not in _DATASETS:
+        nearest = difflib.get_close_matches(dataset, _DATASETS, n=1, cutoff=0)[0]
+        raise ValueError(f"unknown dataset {dataset!r}: did you mean {nearest!r}? (known: {', '.join(_DATASETS)})")
+    folder, split = _DATASETS[dataset]
+    root = datasets_root() / folder
+    prefix = "person_keypoints" if task == "keypoints" else "instances"
+    files = DatasetFiles(
+        dataset, root / split, root / "annotations" / f"{prefix}_{split}.json", keeps_ids=folder == "coco"
+    )
+    missing = _missing(files)
+    if missing and folder == "shapes":
+        write_shapes(root)
+        missing = _missing(files)
+        if missing:
+            raise FileNotFoundError(f"{root} lacks {missing}: remove the folder, and it is drawn anew")
+    if missing:
+        raise FileNotFoundError(
+            f"{dataset}: {missing} does not exist; unpack {split}.zip and annotations_trainval2017.zip of"
+            f" https://cocodataset.org/#download into {root} (see datasets/README.md), or go on without COCO:"
+            " --config quickstart.yaml, or data.train=shapes_train data.test=shapes_val"
+        )
+    return files
+
+
+def read_categories(files: DatasetFiles, task: Task) -> Categories:
+    """The categories that a dataset's JSON declares, as labels.
+
+    COCO keeps torchvision's labels: the label is the category id, 91 with the background. All others
+    get contiguous labels by sorted id. For keypoints only categories that have keypoints count.
+
+    Raises:
+        ValueError: no JSON in COCO's format, an id twice, or keypoints other than COCO's 17.
+    """
+    found: dict[int, str] = {}
+    for category in read_annotations(files.annotations)["categories"]:
+        if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
+            raise ValueError(f"{files.annotations}: category {category} needs an integer id and a name")
+        if category["id"] in found:
+            raise ValueError(f"{files.annotations}: two categories have the id {category['id']}")
+        if task == "keypoints" and not category.get("keypoints"):
+            continue
+        if task == "keypoints" and len(category["keypoints"]) != KEYPOINTS:
+            raise ValueError(
+                f"{files.annotations}: category {category['name']!r} has {len(category['keypoints'])}"
+                f" keypoints, expected COCO's {KEYPOINTS}"
+            )
+        found[category["id"]] = category["name"]
+    if not found:
+        kind = "category with keypoints" if task == "keypoints" else "category"
+        raise ValueError(f"{files.annotations}: no {kind}")
+    every_id = files.keeps_ids and task != "keypoints"
+    ids = list(range(1, max(_COCO_LABELS, max(found) + 1))) if every_id else sorted(found)
+    return Categories((BACKGROUND, *(found.get(id, UNUSED) for id in ids)), (0, *ids))
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """A JSON in COCO's format, with its lists `images`, `annotations` and `categories`.
+
+    Raises:
+        ValueError: no JSON, or one of the three lists is missing; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{path}: not in COCO's format, expected a list of objects under {key!r}")
+    return dict(content)
+
+
+def _find_custom(dataset: Mapping[str, str]) -> DatasetFiles:
+    if set(dataset) != {"images", "annotations"}:
+        raise ValueError(
+            f"dataset {dict(dataset)}: expected a name, or the keys 'images' (a folder) and 'annotations' (a JSON)"
+        )
+    annotations = Path(dataset["annotations"])
+    files = DatasetFiles(annotations.stem, Path(dataset["images"]), annotations, keeps_ids=False)
+    if missing := _missing(files):
+        raise FileNotFoundError(f"dataset {dict(dataset)}: {missing} does not exist")
+    return files
+
+
+def _missing(files: DatasetFiles) -> str | None:
+    if not files.images.is_dir():
+        return f"the image folder {files.images}"
+    return None if files.annotations.is_file() else f"the annotation file {files.annotations}"

@@ -1,0 +1,132 @@
+"""Which images form a batch, in which order and on which process; a resumed training sees the same."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from norton_det.data.coco import CocoDataset
+from norton_det.data.transforms import Target, to_model_targets
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
+    """An endless sequence of batches of (epoch, index), this process's share of each step.
+
+    Every epoch is a permutation drawn from (seed, epoch). Images are put into the bin of their group,
+    and a bin that holds a whole step's images is the next step: they all are of one group. What is left
+    in a bin opens the next epoch. The steps depend on `images_per_step` only, not on the number of
+    processes that share one.
+
+    Args:
+        groups: (n,) integers, the group of each image.
+        images_per_step: images in one step of all processes together.
+        seed: of the permutations.
+        start: steps already taken.
+        rank: this process's number.
+        world_size: number of processes; a divisor of `images_per_step`.
+    """
+
+    def __init__(
+        self,
+        groups: np.ndarray[Any, np.dtype[Any]],
+        images_per_step: int,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(groups) == 0:
+            raise ValueError("no images to train on, expected at least one")
+        if images_per_step < 1 or images_per_step % world_size:
+            raise ValueError(f"{images_per_step} images a step, expected a positive multiple of {world_size}")
+        self.groups = groups.tolist()
+        self.images_per_step = images_per_step
+        self.seed = seed
+        self.start = start
+        share = images_per_step // world_size
+        self.share = slice(rank * share, (rank + 1) * share)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in itertools.islice(self._steps(), self.start, None):
+            yield step[self.share]
+
+    def _steps(self) -> Iterator[list[tuple[int, int]]]:
+        bins: dict[int, list[tuple[int, int]]] = {group: [] for group in self.groups}
+        for epoch in itertools.count():
+            for index in np.random.default_rng((self.seed, epoch)).permutation(len(self.groups)).tolist():
+                group = self.groups[index]
+                bins[group].append((epoch, index))
+                if len(bins[group]) == self.images_per_step:
+                    yield bins[group]
+                    bins[group] = []
+
+
+def training_loader(
+    dataset: CocoDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    group_by_aspect_ratio: bool = True,
+) -> DataLoader[Any]:
+    """An endless stream of training batches, (list of (3, H, W) images, list of targets).
+
+    Args:
+        dataset: what to train on.
+        batch_size: images a process and step.
+        seed: of the order. The augmentation has the dataset's seed.
+        workers: loading processes; 0 loads in this one.
+        start: steps already taken: skipped without loading an image.
+        rank: this process's number, of `world_size` processes.
+        world_size: number of processes that share each step.
+        group_by_aspect_ratio: landscape and portrait images do not share a step, which saves padding.
+    """
+    height, width = dataset.sizes.T
+    landscape = (width > height) & group_by_aspect_ratio
+    sampler = TrainingBatchSampler(
+        landscape, batch_size * world_size, seed=seed, start=start, rank=rank, world_size=world_size
+    )
+    return _loader(dataset, sampler, workers)
+
+
+def evaluation_loader(
+    dataset: CocoDataset, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Every image once, in order: batch i of (images, targets) is dealt to process i % world_size."""
+    batches = [list(range(len(dataset))[first : first + batch_size]) for first in range(0, len(dataset), batch_size)]
+    return _loader(dataset, batches[rank::world_size], workers)
+
+
+def epoch_length(dataset: CocoDataset, images_per_step: int) -> int:
+    """Steps in an epoch: whole ones, at least one."""
+    return max(1, len(dataset) // images_per_step)
+
+
+def _loader(dataset: CocoDataset, batches: Any, workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        # fork: the dataset's arrays stay shared with the workers instead of being copied to each
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
+        generator=torch.Generator(),
+    )
+
+
+def _collate(samples: list[tuple[Tensor, Target]]) -> Batch:
+    images = [image.as_subclass(Tensor) for image, _ in samples]
+    return images, [to_model_targets(target) for _, target in samples]

@@ -1,0 +1,123 @@
+"""Augmentation of an image with its boxes, masks and keypoints: torchvision.transforms.v2 on tv_tensors.
+
+Nothing here resizes, which is the model's task; only large-scale jitter sets its own size.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from norton_det.data.catalog import Task
+
+Target = dict[str, Any]
+Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+JITTER_SIZE = 1024
+_IMAGENET_MEAN = (124, 116, 104)  # RGB, what padding is filled with: 0 once normalised
+
+# COCO's 17 keypoints: the nose, then eight pairs of left and right.
+_MIRRORED = [0, *(index for left in range(1, 17, 2) for index in (left + 1, left))]
+
+
+def training_transforms(preset: str, task: Task) -> Transform:
+    """The augmentation of a training sample, by name; images come out as float32 in [0, 1].
+
+    none         nothing
+    flip         left-right with probability 1/2
+    lsj          flip, large-scale jitter 0.1 to 2, crop or pad to 1024 x 1024 (arXiv:2012.07177)
+    photometric  flip, and brightness, contrast, saturation, hue and channels distorted (arXiv:1512.02325)
+
+    Raises:
+        ValueError: an unknown preset; the message names the nearest one.
+    """
+    if preset not in _PRESETS:
+        nearest = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0)[0]
+        raise ValueError(f"unknown augmentation {preset!r}: did you mean {nearest!r}? (known: {', '.join(_PRESETS)})")
+    steps = _PRESETS[preset]()
+    if task == "keypoints":
+        steps.append(hide_keypoints_outside)
+    if preset == "lsj":
+        steps.append(v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_values_per_object))
+    compose: Transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+    return compose
+
+
+def evaluation_transforms() -> Transform:
+    """Images as float32 in [0, 1], and nothing else."""
+    compose: Transform = v2.Compose([v2.ToDtype(torch.float32, scale=True)])
+    return compose
+
+
+def output_size(preset: str) -> int | None:
+    """The side of the square images that a preset makes, or None where images keep their size."""
+    return JITTER_SIZE if preset == "lsj" else None
+
+
+def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Mirrors left and right: boxes to W - x, keypoints, being pixel indices, to W - 1 - x.
+
+    A person's left and right keypoints change their names, which torchvision's flip does not do.
+    """
+    image, target = v2.RandomHorizontalFlip(p=1.0)(image, target)
+    if "keypoints" in target:
+        keypoints = target["keypoints"]
+        target["keypoints"] = tv_tensors.wrap(keypoints[:, _MIRRORED], like=keypoints)
+        target["visibility"] = target["visibility"][:, _MIRRORED]
+    return image, target
+
+
+def random_flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """`flip` with probability 1/2."""
+    return flip(image, target) if torch.rand(()) < 0.5 else (image, target)
+
+
+def hide_keypoints_outside(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Gives keypoints outside the image visibility 0, and those of visibility 0 the place (0, 0)."""
+    keypoints = target["keypoints"]
+    height, width = keypoints.canvas_size
+    x, y = keypoints.unbind(-1)
+    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    visibility = target["visibility"] * inside
+    shown = keypoints.where(visibility[..., None] > 0, 0.0)
+    return image, {**target, "keypoints": tv_tensors.wrap(shown, like=keypoints), "visibility": visibility}
+
+
+def to_model_targets(target: Target) -> dict[str, Tensor]:
+    """What a torchvision detector takes, in plain tensors, of the keys that `target` has.
+
+    boxes (N, 4) float32 xyxy, labels (N,) int64, image_id () int64, masks (N, H, W) uint8,
+    keypoints (N, 17, 3) float32 as x, y, visibility.
+    """
+    plain = {"image_id": torch.tensor(target["image_id"])}
+    for key in ("boxes", "labels", "masks"):
+        if key in target:
+            plain[key] = target[key].as_subclass(Tensor)
+    if "keypoints" in target:
+        points = target["keypoints"].as_subclass(Tensor)
+        plain["keypoints"] = torch.cat([points, target["visibility"][..., None].to(points.dtype)], dim=-1)
+    return plain
+
+
+def _jitter() -> list[Any]:
+    size = (JITTER_SIZE, JITTER_SIZE)
+    fill = {tv_tensors.Image: _IMAGENET_MEAN, "others": 0}
+    return [random_flip, v2.ScaleJitter(size), v2.RandomCrop(size, pad_if_needed=True, fill=fill)]
+
+
+def _values_per_object(sample: tuple[Tensor, Target]) -> list[Tensor]:
+    """What goes with a box that is dropped; masks go by themselves."""
+    keys = ("labels", "area", "iscrowd", "keypoints", "visibility")
+    return [sample[1][key] for key in keys if key in sample[1]]
+
+
+_PRESETS: dict[str, Callable[[], list[Any]]] = {
+    "none": list,
+    "flip": lambda: [random_flip],
+    "lsj": _jitter,
+    "photometric": lambda: [random_flip, v2.RandomPhotometricDistort()],
+}

@@ -1,0 +1,67 @@
+"""Checkpoints: atomic, self-describing, resumable; tensors and plain types only."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.files import atomic_path
+from norton_det.models.detectors import settings_of
+
+log = logging.getLogger(__name__)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What rebuilds a model beside its tensors' shapes: a detector's settings, eps and categories."""
+    if not isinstance(model, GeneralizedRCNN):
+        return {}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings_of(model)).items()}
+    return {
+        "detector": {**settings, "norm_eps": float(model.backbone.body["bn1"].eps)},
+        "categories": list(model.categories),
+        "category_ids": list(model.category_ids),
+    }
+
+
+def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
+    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept)."""
+    save({"model": model.state_dict(), **describe(model), **description}, path)
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a file under a temporary name and rename it, so that no half-written one ever stands at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+class CheckpointFolder:
+    """The newest few training checkpoints of a run, `iteration_0001000.pth` and so on."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, iteration: int, content: dict[str, Any]) -> None:
+        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`."""
+        save(content, self.folder / f"iteration_{iteration:07d}.pth")
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None; a damaged one is named in a warning and passed over."""
+        for path in reversed(self._paths()):
+            try:
+                content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # any damage counts, whatever the reader makes of it
+                log.warning("%s is damaged (%s): using the one before", path, type(error).__name__)
+                continue
+            log.info("resuming from %s", path)
+            return content
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("iteration_*.pth"))

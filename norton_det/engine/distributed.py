@@ -1,0 +1,66 @@
+"""The thin layer over torch.distributed: a plain process and one started by torchrun run the same code."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other processes that torchrun started, if any, and leave them at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine: the GPU that it takes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model as the processes train it together: gradients are averaged over them."""
+    return DistributedDataParallel(model) if world_size() > 1 else model
+
+
+def gather(value: T) -> list[T]:
+    """One value of each process, in the order of their ranks, on every process."""
+    values: list[T | None] = [None] * world_size()
+    if world_size() == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,68 @@
+"""Where numbers go while a run lasts: a JSON-lines file and the console's progress bar."""
+
+import json
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to `path`, and shows a few numbers on a progress bar with the time left."""
+
+    def __init__(self, path: Path, iterations: int, start: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_lines_from(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=iterations, initial=start, desc="train", dynamic_ncols=True)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def step(self) -> None:
+        """One iteration is done."""
+        self._bar.update()
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Write the numbers of an iteration and show the loss and the learning rate."""
+        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self._file.flush()
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{values['lr']:.1e}")
+
+    @staticmethod
+    def _drop_lines_from(path: Path, start: int) -> None:
+        """A resumed run writes the lines after its checkpoint again; a fresh run starts an empty file."""
+        lines: list[str] = []
+        if path.exists() and start:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["iteration"] <= start:
+                        lines.append(line + "\n")
+                except (ValueError, KeyError):
+                    continue
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+class Averages:
+    """Means over the steps since the last reading."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, deque[float]] = {}
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's numbers."""
+        for name, value in values.items():
+            self._values.setdefault(name, deque()).append(value)
+
+    def read(self) -> dict[str, float]:
+        """The means, and start over."""
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values.clear()
+        return means

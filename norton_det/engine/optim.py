@@ -1,0 +1,60 @@
+"""Optimiser and learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+REFERENCE_BATCH = 16
+"""The images a step that a configured learning rate is meant for."""
+
+
+def scaled_lr(lr: float, optimizer: Literal["sgd", "adamw"], batch_size: int) -> float:
+    """The rate for `batch_size` images a step: linear for SGD (Goyal et al. 2017), square root for AdamW."""
+    ratio = batch_size / REFERENCE_BATCH
+    return lr * (ratio if optimizer == "sgd" else math.sqrt(ratio))
+
+
+def build_optimizer(
+    model: nn.Module, optimizer: Literal["sgd", "adamw"], *, lr: float, momentum: float, weight_decay: float
+) -> Optimizer:
+    """An optimiser over the trainable parameters; vectors (norms and biases) are not decayed."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if optimizer == "adamw":
+        return AdamW(groups, lr=lr)
+    return SGD(groups, lr=lr, momentum=momentum)
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    kind: Literal["multistep", "cosine"],
+    *,
+    iterations: int,
+    warmup: int,
+    milestones: Sequence[float] = (),
+) -> LambdaLR:
+    """The learning rate by iteration: linear warm-up from a thousandth, then the schedule.
+
+    `multistep` divides by ten at each of `milestones`, given as shares of `iterations`; `cosine` ends at zero.
+    """
+    steps = [round(milestone * iterations) for milestone in milestones]
+
+    def multistep(iteration: int) -> float:
+        return 0.1 ** sum(iteration >= step for step in steps)
+
+    def cosine(iteration: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))
+
+    decay: Callable[[int], float] = {"multistep": multistep, "cosine": cosine}[kind]
+
+    def factor(iteration: int) -> float:
+        return decay(iteration) * (min(1.0, 1e-3 + (1 - 1e-3) * iteration / warmup) if warmup else 1.0)
+
+    return LambdaLR(optimizer, factor)

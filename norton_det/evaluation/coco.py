@@ -1,0 +1,153 @@
+"""Predictions -> COCO results -> AP, as pycocotools computes it."""
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from norton_det.data.annotations import are_numbers
+from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
+from norton_det.evaluation.results import load_results, to_results
+
+__all__ = ["CocoEvaluator", "evaluate_results", "load_results"]
+
+_BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+_METRICS: dict[Task, tuple[str, ...]] = {
+    "bbox": _BOX_METRICS,
+    "segm": _BOX_METRICS,
+    "keypoints": _KEYPOINT_METRICS,
+}
+
+
+class CocoEvaluator:
+    """Collects a detector's outputs and computes COCO's metrics of them.
+
+    `results` is the list of COCO results, one dictionary of plain values for each detection; processes
+    that evaluate together gather their lists, and one of them assigns the whole and evaluates.
+
+    Args:
+        annotations: the dataset's JSON.
+        categories: the labels of the outputs.
+        task: what is evaluated beside boxes.
+    """
+
+    def __init__(self, annotations: Path, categories: Categories, task: Task) -> None:
+        self.annotations = annotations
+        self.categories = categories
+        self.task = task
+        self.results: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forgets all outputs."""
+        self.results = []
+
+    def process(self, image_ids: Sequence[int], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the outputs of some images, in a torchvision detector's format.
+
+        Each holds boxes (N, 4) xyxy, scores (N,) and labels (N,); for segm masks (N, 1, H, W), which
+        are thresholded at 0.5, or `rle`, a list of N RLEs; for keypoints keypoints (N, 17, 3).
+
+        Raises:
+            ValueError: a label that `categories` lacks.
+        """
+        for image_id, output in zip(image_ids, outputs, strict=True):
+            self.results.extend(to_results(int(image_id), output, self.categories, self.task))
+
+    def evaluate(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """The metrics in points, 0 to 100: {"bbox": {"AP", ..}}, and "segm" or "keypoints" for those tasks.
+
+        A metric that is undefined, such as APs without small objects, is NaN (`write_json`: null).
+        `image_ids` are the images that count, by default all.
+        """
+        comparisons = self._compare(image_ids)
+        return {kind: _summarize(comparison) for kind, comparison in comparisons.items()}
+
+    def per_category(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """The AP of each category in points, by kind as in `evaluate`, then by name; NaN without objects."""
+        comparisons = self._compare(image_ids)
+        return {kind: _average_precisions(comparison) for kind, comparison in comparisons.items()}
+
+    def _compare(self, image_ids: Sequence[int] | None) -> dict[Task, Any]:
+        truth = _ground_truth(self.annotations, self.task)
+        kinds: list[Task] = ["bbox"] if self.task == "bbox" else ["bbox", self.task]
+        return {kind: _compare(truth, self.results, kind, image_ids) for kind in kinds}
+
+
+def evaluate_results(
+    annotations: Path, results: list[dict[str, Any]], task: Task, image_ids: Sequence[int] | None = None
+) -> dict[str, float]:
+    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN.
+
+    They are pycocotools' to the last digit, which means: where results have a `bbox` beside a mask or
+    keypoints, its area decides what is small, medium and large.
+    """
+    return _summarize(_compare(_ground_truth(annotations, task), results, task, image_ids))
+
+
+def _ground_truth(annotations: Path, task: Task) -> Any:
+    """pycocotools' COCO, with what it needs and other datasets than COCO may lack.
+
+    The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
+    """
+    content = read_annotations(annotations)
+    for number, annotation in enumerate(content["annotations"], start=1):
+        if not are_numbers(annotation.get("bbox"), 4):
+            raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no bbox of four numbers")
+        if task == "segm" and not annotation.get("segmentation"):
+            raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no segmentation")
+        if task == "keypoints":
+            keypoints = annotation.setdefault("keypoints", [0] * 3 * KEYPOINTS)
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        annotation["id"] = number
+    return _coco({"info": {}, **content})
+
+
+def _coco(content: dict[str, Any]) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+    return coco
+
+
+def _compare(truth: Any, results: list[dict[str, Any]], kind: Task, image_ids: Sequence[int] | None) -> Any:
+    """A COCOeval that has been run; the results stay as they are."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if results:
+            found = truth.loadRes([dict(result) for result in results])
+        else:  # which loadRes refuses
+            found = _coco({**truth.dataset, "annotations": []})
+        comparison = COCOeval(truth, found, kind)
+        if image_ids is not None:
+            comparison.params.imgIds = sorted(image_ids)
+        comparison.evaluate()
+        comparison.accumulate()
+        comparison.summarize()
+    return comparison
+
+
+def _summarize(comparison: Any) -> dict[str, float]:
+    names = _METRICS[comparison.params.iouType]
+    return {name: _points(value) for name, value in zip(names, comparison.stats, strict=True)}
+
+
+def _average_precisions(comparison: Any) -> dict[str, float]:
+    # from (T, R, K, areas, numbers of detections) to (T, R, K): all areas, the largest number
+    precision = comparison.eval["precision"][:, :, :, 0, -1]
+    names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]
+    valid = np.where(precision >= 0, precision, np.nan)
+    return {name: _points(valid[:, :, k].mean()) for k, name in enumerate(names)}
+
+
+def _points(value: float) -> float:
+    """COCO's shares as points; what it writes as -1, undefined, as NaN."""
+    return float(100 * value) if value >= 0 else math.nan

@@ -1,0 +1,30 @@
+"""Running a detector over a loader, results into an evaluator."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from norton_det.evaluation.coco import CocoEvaluator
+
+
+@torch.inference_mode()
+def run_inference(
+    detector: nn.Module,
+    loader: Iterable[Any],
+    evaluator: CocoEvaluator,
+    device: torch.device,
+    show_progress: bool = True,
+) -> list[int]:
+    """Feed every image of `loader` to the detector and its detections to the evaluator; returns the image ids."""
+    detector.eval()
+    evaluator.reset()
+    seen: list[int] = []
+    for images, targets in tqdm(loader, desc="evaluate", disable=not show_progress):
+        outputs = detector([image.to(device) for image in images])
+        ids = [int(target["image_id"]) for target in targets]
+        evaluator.process(ids, outputs)
+        seen += ids
+    return seen

@@ -1,0 +1,91 @@
+"""Detections as COCO results: made from a detector's outputs, read from a file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+
+from norton_det.data.annotations import are_numbers
+from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
+
+_RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
+    """One COCO result, a dictionary of plain values, for each detection of an image.
+
+    `output` is described at `CocoEvaluator.process`.
+    """
+    boxes = output["boxes"].detach().float().cpu()
+    corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    results = []
+    for number, (label, score, box) in enumerate(
+        zip(
+            output["labels"].tolist(),
+            output["scores"].tolist(),
+            torch.cat([corners, extents], dim=1).tolist(),
+            strict=True,
+        )
+    ):
+        if not 0 < label < len(categories.ids):
+            raise ValueError(f"label {label}, expected 1 to {len(categories.ids) - 1}")
+        result = {"image_id": image_id, "category_id": categories.ids[label], "bbox": box, "score": score}
+        if task == "segm":
+            result["segmentation"] = output["rle"][number] if "rle" in output else _to_rle(output["masks"][number])
+        if task == "keypoints":
+            points = output["keypoints"][number].detach().float().cpu()
+            result["keypoints"] = torch.cat([points[:, :2], torch.ones(len(points), 1)], dim=1).flatten().tolist()
+        results.append(result)
+    return results
+
+
+def _to_rle(mask: Tensor) -> dict[str, Any]:
+    """RLE with text counts of where a (1, H, W) mask exceeds 0.5."""
+    encoded = rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def load_results(path: Path, annotations: Path, task: Task) -> list[dict[str, Any]]:
+    """Reads a COCO results file.
+
+    Raises:
+        ValueError: it is no list of results for this task and these annotations; the message names it.
+    """
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(results, list):
+        raise ValueError(f"{path}: expected a list of results, got {type(results).__name__}")
+    sizes = {
+        image["id"]: [image.get("height"), image.get("width")] for image in read_annotations(annotations)["images"]
+    }
+    for number, result in enumerate(results):
+        if problem := _problem(result, sizes, task):
+            raise ValueError(f"{path}: result {number} {problem}")
+    return results
+
+
+def _problem(result: Any, sizes: dict[int, list[int]], task: Task) -> str | None:
+    keys = ("image_id", "category_id", "score", _RESULT_KEYS[task])
+    if not isinstance(result, dict) or not all(key in result for key in keys):
+        return f"lacks a key, expected {', '.join(keys)}"
+    if not isinstance(result["image_id"], int) or result["image_id"] not in sizes:
+        return f"has the image_id {result['image_id']!r}, which the annotations lack"
+    if not isinstance(result["category_id"], int):
+        return f"has the category_id {result['category_id']!r}, expected an integer"
+    if not are_numbers([result["score"]], 1):
+        return f"has the score {result['score']!r}, expected a number"
+    value = result[_RESULT_KEYS[task]]
+    if task == "segm":
+        if not isinstance(value, dict) or not isinstance(value.get("counts"), str):
+            return "has no RLE as its segmentation, expected {'size': [height, width], 'counts': string}"
+        size = sizes[result["image_id"]]
+        return None if value.get("size") == size else f"has an RLE of size {value.get('size')}, expected {size}"
+    count = 4 if task == "bbox" else 3 * KEYPOINTS
+    return None if are_numbers(value, count) else f"has {_RESULT_KEYS[task]} {value!r}, expected {count} numbers"

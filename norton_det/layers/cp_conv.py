@@ -1,0 +1,257 @@
+"""A convolution held as CP factors.
+
+The layer of NORTON (Pham, Zniyed, Nguyen, IEEE TNNLS 2024): K filters of C channels and a kernel (kh, kw),
+each a sum of R outer products (`norton_det.ops.cp`). The paper runs it as three convolutions; two are enough,
+because the two depthwise ones of a component have an outer product as their common kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from norton_det.ops.cp import CPFactors, decompose_filters, reconstruct
+
+Form = Literal["depthwise", "dense"]
+FORMS: tuple[Form, ...] = ("depthwise", "dense")
+
+
+class CPConv2d(nn.Module):
+    """A 2-D convolution whose filters are CP factors of rank R; takes and gives what `nn.Conv2d` does.
+
+    Parameters: channel (R, K, C), vertical (R, K, kh), horizontal (R, K, kw), bias (K,) or None. Components
+    come first, so that (R*K, C, 1, 1) is a view and channel r*K + k is component r of filter k, as in the
+    published checkpoints.
+
+    The form says how it runs, never what it computes, and may be changed at any time:
+
+    - "depthwise": 1x1 to R*K channels, one (kh, kw) depthwise convolution, sum over the R components;
+    - "dense": one convolution with the reconstructed (K, C, kh, kw) weight.
+
+    Args:
+        in_channels, out_channels: C and K.
+        kernel_size, stride, padding, dilation, bias, device, dtype: as in `nn.Conv2d`; padding in pixels.
+        rank: number of components R.
+        form: see above.
+
+    Raises:
+        ValueError: on a rank below 1, an unknown form or a padding that is not in pixels.
+
+    Example:
+        >>> layer = CPConv2d.from_conv(nn.Conv2d(64, 64, 3, padding=1), rank=1)
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        rank: int,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        form: Form = "depthwise",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        self.rank = rank
+        self.stride = _pair("stride", stride)
+        self.padding = _pair("padding", padding)
+        self.dilation = _pair("dilation", dilation)
+        self.form: Form = form
+        height, width = self.kernel_size
+        self.channel = nn.Parameter(torch.empty(rank, out_channels, in_channels, device=device, dtype=dtype))
+        self.vertical = nn.Parameter(torch.empty(rank, out_channels, height, device=device, dtype=dtype))
+        self.horizontal = nn.Parameter(torch.empty(rank, out_channels, width, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw random factors whose filters have the variance of `kaiming_normal_` (fan_out, ReLU)."""
+        # A weight is a sum of R products of three independent entries of variance s^2: its variance is
+        # R * s^6, and shall be 2 / (K * kh * kw).
+        height, width = self.kernel_size
+        variance = 2 / (self.out_channels * height * width)
+        for factor in (self.channel, self.vertical, self.horizontal):
+            nn.init.normal_(factor, std=(variance / self.rank) ** (1 / 6))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, rank: int, form: Form = "depthwise") -> Self:
+        """Decompose a convolution by `decompose_filters`; the bias is copied.
+
+        Raises:
+            ValueError: where the convolution is grouped or its padding is not zeros, in pixels, and as
+                `decompose_filters` does.
+        """
+        if conv.groups != 1:
+            raise ValueError(f"only a convolution with groups=1 can be decomposed, got groups={conv.groups}")
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"only padding_mode='zeros' can be decomposed, got {conv.padding_mode!r}")
+        return cls.from_factors(
+            decompose_filters(conv.weight, rank),
+            stride=_pair("stride", conv.stride),
+            padding=_pair("padding", conv.padding),
+            dilation=_pair("dilation", conv.dilation),
+            bias=conv.bias,
+            form=form,
+        )
+
+    @classmethod
+    def from_factors(
+        cls,
+        factors: CPFactors,
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: Tensor | None = None,
+        form: Form = "depthwise",
+    ) -> Self:
+        """Build the layer from copies of its factors and its bias (K,), in their dtype, on their device."""
+        filters, channels, rank = factors.channel.shape
+        layer: Self = skip_init(
+            cls,
+            channels,
+            filters,
+            (factors.vertical.shape[1], factors.horizontal.shape[1]),
+            rank,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            bias=bias is not None,
+            form=form,
+            device=factors.channel.device,
+            dtype=factors.channel.dtype,
+        )
+        with torch.no_grad():
+            for parameter, factor in zip(layer.factors.modes, factors.modes, strict=True):
+                parameter.copy_(factor)
+            if layer.bias is not None and bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    @property
+    def factors(self) -> CPFactors:
+        """The factors as views of the parameters: (K, C, R), (K, kh, R), (K, kw, R)."""
+        return CPFactors(*(p.permute(1, 2, 0) for p in (self.channel, self.vertical, self.horizontal)))
+
+    @property
+    def weight(self) -> Tensor:
+        """The reconstructed filters (K, C, kh, kw), as `nn.Conv2d` holds them; differentiable."""
+        return reconstruct(self.factors)
+
+    def to_conv(self) -> nn.Conv2d:
+        """Return the dense convolution that computes the same."""
+        conv: nn.Conv2d = skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            bias=self.bias is not None,
+            device=self.channel.device,
+            dtype=self.channel.dtype,
+        )
+        with torch.no_grad():
+            conv.weight.copy_(self.weight)
+            if conv.bias is not None and self.bias is not None:
+                conv.bias.copy_(self.bias)
+        return conv.train(self.training)
+
+    def select_filters(self, indices: Tensor) -> None:
+        """Keep only the filters at `indices` (long), in place: a slice of K. `requires_grad` is kept."""
+        for name, parameter in list(self.named_parameters()):
+            _replace(self, name, parameter[indices] if name == "bias" else parameter[:, indices])
+        self.out_channels = len(indices)
+
+    def select_inputs(self, indices: Tensor) -> None:
+        """Read only the input channels at `indices` (long), in place: a slice of C, likewise."""
+        _replace(self, "channel", self.channel[:, :, indices])
+        self.in_channels = len(indices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (N, C, H, W) to (N, K, H', W'); channels_last stays channels_last."""
+        if self.form == "dense":
+            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        channels = self.rank * self.out_channels
+        kernels = self.vertical[..., :, None] * self.horizontal[..., None, :]  # (R, K, kh, kw)
+        # The bias belongs to the sum, so the first component carries it. (K,) to (R*K,)
+        bias = None if self.bias is None else F.pad(self.bias, (0, channels - self.out_channels))
+        x = F.conv2d(x, self.channel.view(channels, self.in_channels, 1, 1))
+        x = F.conv2d(
+            x,
+            kernels.view(channels, 1, *self.kernel_size),
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups=channels,
+        )
+        # Chunks rather than slices: the gradient is then one concatenation.
+        first, *others = x.chunk(self.rank, dim=1)
+        if not others:
+            return x
+        total = first + others[0]
+        for component in others[1:]:
+            total += component  # an addition keeps nothing for its gradient, so it may work in place
+        return total
+
+    def separable_macs(self, input_shape: torch.Size, output_shape: torch.Size) -> int:
+        """Multiply-accumulates of the paper's three convolutions for (N, C, H, W) to (N, K, H', W').
+
+        The 1x1 works at (H, W), the (kh, 1) depthwise one, which carries the vertical stride, leaves (H', W),
+        the (1, kw) one (H', W').
+        """
+        count, _, height, width = input_shape
+        new_height, new_width = output_shape[2:]
+        kernel_height, kernel_width = self.kernel_size
+        channel = self.in_channels * height * width
+        vertical = kernel_height * new_height * width
+        horizontal = kernel_width * new_height * new_width
+        return count * self.rank * self.out_channels * (channel + vertical + horizontal)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as `nn.Conv2d` does, with rank and form."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"bias={self.bias is not None}, form={self.form}"
+        )
+
+
+def _replace(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Put a new parameter in the place of one that is trained, or frozen, likewise."""
+    requires_grad = layer.get_parameter(name).requires_grad
+    setattr(layer, name, nn.Parameter(value.detach().contiguous(), requires_grad))
+
+
+def _pair(name: str, value: object) -> tuple[int, int]:
+    """Return what nn.Conv2d takes as an int or a pair as a pair."""
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, int) for part in value):
+        return value
+    raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")

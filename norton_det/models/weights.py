@@ -1,0 +1,201 @@
+"""Reading weights safely: torchvision's files and enums, the published NORTON checkpoints, and our own."""
+
+import argparse
+import contextlib
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet, ResNet50_Weights
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.models.detectors import BODY, DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.resnet import ResNetSpec, build_resnet50
+
+log = logging.getLogger(__name__)
+_TORCHVISION_EPS = 0.0
+"""The eps of FrozenBatchNorm in torchvision's COCO_V1 detectors, which their files do not say."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name under torchvision's module names (CP layers under ours), and what the file says beside."""
+
+    source: str
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether these are a detector's weights, not a classifier's."""
+        return any(key.startswith("roi_heads.") for key in self.state)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the body differs from an ordinary ResNet-50 of its width: CP layers or pruned channels."""
+        prefix = BODY if self.is_detector else ""
+        body = {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
+        spec = ResNetSpec.from_state_dict(body)
+        return bool(spec.ranks) or spec.widths != ResNetSpec.dense(spec.widths["layer4"] / 2048).widths
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weights file without ever running code from it.
+
+    Besides tensors and plain types only `argparse.Namespace` is let through, which the published checkpoints hold.
+    Raises ValueError naming the file where it is missing, damaged, or holds anything else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no weights file {str(path)!r}")
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        published = torch.serialization.safe_globals([argparse.Namespace])
+        with published if unsafe == ["argparse.Namespace"] else contextlib.nullcontext():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: not a weights file that can be read safely: {reason[:200]}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a dictionary of tensors, got a {type(content).__name__}")
+    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+    tensors = content if key is None else content[key]
+    state = {_our_name(str(name)): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path}: holds no weights")
+    metadata = {} if key is None else {str(k): v for k, v in content.items() if k != key}
+    return Weights(str(path), _with_cp_shapes(state), metadata)
+
+
+def imagenet_weights() -> Weights:
+    """torchvision's ImageNet ResNet-50, downloaded once into torch's own cache.
+
+    Raises ValueError that names the address and the way on where there is no network.
+    """
+    enum = ResNet50_Weights.IMAGENET1K_V1
+    try:
+        state = enum.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ValueError(
+            f"ImageNet weights are not in {cache} and cannot be downloaded from {enum.url} ({error}); put the file "
+            "there, or start without them: model.backbone_weights=none"
+        ) from None
+    return Weights("torchvision ImageNet ResNet-50", dict(state), {})
+
+
+def resnet50_from_weights(weights: Weights, strict: bool = True) -> ResNet:
+    """A ResNet-50 of the structure that the tensor shapes tell, with its weights.
+
+    With `strict` every tensor must be there; otherwise missing ones keep their random start and are logged.
+    Raises ValueError naming what is missing, unknown or of the wrong shape.
+    """
+    state = weights.state
+    if weights.is_detector:
+        raise ValueError(f"{weights.source}: holds a detector, not a ResNet-50")
+    spec = ResNetSpec.from_state_dict(state)
+    classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
+    network = build_resnet50(spec, classes)
+    load_state(network, state, weights.source, strict)
+    return network
+
+
+def detector_from_weights(weights: Weights, settings: DetectorSettings | None = None) -> GeneralizedRCNN:
+    """A detector of the structure that the tensor shapes tell, with its weights, `.categories` and
+    `.category_ids`.
+
+    `settings` replace the ones that the file says. A file whose BatchNorm was frozen gets FrozenBatchNorm2d.
+    Raises ValueError where the file does not fit.
+    """
+    if not weights.is_detector:
+        raise ValueError(f"{weights.source}: holds no detector")
+    described = weights.metadata.get("detector", {})
+    settings = settings or _settings(described, weights.source)
+    spec = DetectorSpec.from_state_dict(weights.state, settings)
+    frozen = f"{BODY}bn1.num_batches_tracked" not in weights.state
+    detector = build_from_spec(spec, eps=described.get("norm_eps", _TORCHVISION_EPS if frozen else 1e-5))
+    load_state(detector, weights.state, weights.source)
+    if frozen:
+        freeze_batch_norms(detector)
+    detector.categories, detector.category_ids = _categories(weights.metadata, spec.num_classes)
+    return detector
+
+
+def default_categories(num_classes: int) -> tuple[list[str], list[int]]:
+    """Names and ids where a file says nothing: torchvision's for COCO (91 classes, or 2 for people), else numbers.
+
+    `num_classes` counts the background, which comes first.
+    """
+    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if num_classes in (2, len(coco)):
+        names = list(coco[:num_classes])
+    else:
+        names = ["__background__", *(f"class {i}" for i in range(1, num_classes))]
+    return names, list(range(num_classes))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:
+    """Copy tensors into a model. Raises ValueError naming the tensors that are missing, unknown or do not fit;
+    without `strict` missing ones are only logged."""
+    own = model.state_dict()
+    wrong = [
+        f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in counters]
+    unknown = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
+    if wrong or unknown:
+        raise ValueError(f"{source}: weights do not fit: {_some(wrong or unknown)}")
+    if missing and strict:
+        raise ValueError(f"{source}: weights are incomplete, missing {_some(missing)}")
+    if missing:
+        log.warning("%s: random weights for what it lacks: %s", source, ", ".join(missing))
+    model.load_state_dict({**own, **{key: value for key, value in state.items() if key in own}})
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _our_name(name: str) -> str:
+    """From the published names of CP layers (and DataParallel's prefix) to ours."""
+    name = name.removeprefix("module.")
+    return (
+        name.replace(".feature.pointwise.weight", ".channel")
+        .replace(".feature.vertical.weight", ".vertical")
+        .replace(".feature.horizontal.weight", ".horizontal")
+    )
+
+
+def _with_cp_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published factors are convolution weights, from (R*K, C, 1, 1) to (R, K, C) and so on."""
+    for name, value in list(state.items()):
+        if value.ndim == 4 and name.rsplit(".", 1)[-1] in ("channel", "vertical", "horizontal"):
+            filters = len(state[name.rsplit(".", 1)[0].replace("conv", "bn") + ".weight"])
+            state[name] = value.reshape(len(value) // filters, filters, -1)
+    return state
+
+
+def _settings(described: Mapping[str, Any], source: str) -> DetectorSettings:
+    known = {f.name for f in fields(DetectorSettings)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k in known}
+    try:
+        return DetectorSettings(**values)
+    except TypeError as error:
+        raise ValueError(f"{source}: its detector settings cannot be read: {error}") from None
+
+
+def _categories(metadata: Mapping[str, Any], num_classes: int) -> tuple[list[str], list[int]]:
+    names, ids = metadata.get("categories"), metadata.get("category_ids")
+    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids) == num_classes:
+        return list(names), list(ids)
+    return default_categories(num_classes)

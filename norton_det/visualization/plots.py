@@ -1,0 +1,35 @@
+"""Plots of measurements."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from norton_det.analysis.latency import Latency
+from norton_det.files import atomic_path
+
+
+def save_latency_plot(path: Path, groups: Mapping[str, Mapping[str, Latency]]) -> None:
+    """Bars of the median latency in milliseconds, a cluster a group, a bar a model, with the 5th to 95th
+    percentile as a line."""
+    figure = Figure(figsize=(1.5 + 2.2 * len(groups), 3.6), layout="constrained")
+    axes = figure.subplots()
+    models = list(next(iter(groups.values())))
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        latencies = [latencies[model] for latencies in groups.values()]
+        positions = [group + (number - (len(models) - 1) / 2) * width for group in range(len(groups))]
+        medians = [latency.median for latency in latencies]
+        errors = [
+            [latency.median - latency.p5 for latency in latencies],
+            [latency.p95 - latency.median for latency in latencies],
+        ]
+        bars = axes.bar(positions, medians, width * 0.92, yerr=errors, capsize=3, label=model)
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel("latency, ms an image (median)")
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

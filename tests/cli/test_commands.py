@@ -1,0 +1,271 @@
+"""The commands as a user types them, on a handful of drawn images."""
+
+import json
+
+import pytest
+import torch
+
+import norton_det
+from norton_det.cli.main import COMMANDS, main
+from norton_det.data.shapes import write_shapes
+
+TINY = [
+    "model.width=0.125",
+    "model.min_size=96",
+    "model.max_size=128",
+    "model.fpn_channels=16",
+    "model.box_channels=32",
+    "model.mask_channels=8",
+    "model.keypoint_channels=8",
+    "train.batch_size=2",
+    "test.batch_size=2",
+    "train.log_period=1",
+    "model.train_proposals=50",
+    "model.test_proposals=50",
+]
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_shapes(root / "shapes", train_images=12, val_images=6)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(datasets, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORTON_DATASETS", str(datasets))
+    monkeypatch.chdir(tmp_path)
+
+
+def train(config, *words):
+    return main(
+        [
+            "train",
+            "--config",
+            config,
+            "data.train=shapes_train",
+            "data.test=shapes_val",
+            "data.workers=0",
+            "model.backbone_weights=none",
+            *TINY,
+            *words,
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics"),
+    [
+        ("faster_rcnn_norton.yaml", {"bbox"}),
+        ("mask_rcnn_norton.yaml", {"bbox", "segm"}),
+        ("keypoint_rcnn_norton.yaml", {"bbox", "keypoints"}),
+        ("faster_rcnn_dense.yaml", {"bbox"}),
+    ],
+)
+def test_training_leaves_what_it_says(config, metrics, tmp_path):
+    assert train(config, "train.max_iterations=2", "output_dir=run") == 0
+    run = tmp_path / "run"
+    assert set(json.loads((run / "evaluation/metrics.json").read_text())) == metrics
+    assert isinstance(json.loads((run / "evaluation/predictions.json").read_text()), list)
+    assert [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+    assert norton_det.load_config(run / "config.yaml").train.max_iterations == 2
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    assert {"model", "config", "plan", "categories", "category_ids", "kept"} <= set(content)
+    assert norton_det.load_detector(run / "model_final.pth").categories == content["categories"]
+
+
+def test_options_may_stand_anywhere(capsys):
+    words = ["output_dir=run", "--resume", "train.max_iterations=1", *TINY, "data.workers=0"]
+    assert main(["train", *words, "--config", "quickstart.yaml"]) == 0
+
+
+def test_evaluation_alone_gives_the_same_numbers(tmp_path):
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=2", "output_dir=run", "test.score_threshold=0") == 0
+    assert (
+        train(
+            "faster_rcnn_norton.yaml",
+            "output_dir=again",
+            "model.weights=run/model_final.pth",
+            "--eval-only",
+            "test.score_threshold=0",
+        )
+        == 0
+    )
+    first, again = ((tmp_path / name / "evaluation/predictions.json").read_text() for name in ("run", "again"))
+    assert first == again
+    assert len(json.loads(first)) > 0
+    assert not (tmp_path / "again/model_final.pth").exists()
+
+
+def test_a_finished_run_resumes_to_the_same_weights(tmp_path):
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=3", "output_dir=whole") == 0
+    assert (
+        train(
+            "faster_rcnn_norton.yaml",
+            "train.max_iterations=3",
+            "output_dir=parts",
+            "train.checkpoint_period=1",
+        )
+        == 0
+    )
+    (tmp_path / "parts/checkpoints/iteration_0000003.pth").unlink()
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=3", "output_dir=parts", "--resume") == 0
+    whole, parts = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "parts")
+    )
+    for name, value in whole.items():
+        assert torch.equal(parts[name], value), name
+
+
+def test_dense_weights_are_compressed_then_fine_tuned(tmp_path, caplog):
+    assert train("faster_rcnn_dense.yaml", "train.max_iterations=1", "output_dir=dense") == 0
+    assert (
+        main(["compress", "--weights", "dense/model_final.pth", "--plan", "norton-59", "--output", "small.pth"]) == 0
+    )
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert len(report["layers"]) == 53
+    assert (
+        train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=tuned", "model.weights=small.pth") == 0
+    )
+    assert "its structure is taken, model.plan is not applied" in caplog.text
+    small, tuned = (norton_det.load_detector(path).state_dict() for path in ("small.pth", "tuned/model_final.pth"))
+    assert {name: value.shape for name, value in small.items()} == {
+        name: value.shape for name, value in tuned.items()
+    }
+    assert main(["compress", "--weights", "small.pth", "--plan", "norton-59", "--output", "again.pth"]) == 2
+
+
+def test_other_categories_replace_the_predictors(tmp_path, datasets, caplog):
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=first") == 0
+    data = json.loads((datasets / "shapes/annotations/instances_train.json").read_text())
+    dropped = data["categories"].pop()
+    data["categories"][0]["name"] = "somebody"
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != dropped["id"]]
+    (tmp_path / "own.json").write_text(json.dumps(data))
+    own = f"{{images: {datasets}/shapes/train, annotations: own.json}}"
+    assert (
+        train(
+            "faster_rcnn_norton.yaml",
+            "train.max_iterations=1",
+            "output_dir=second",
+            "model.weights=first/model_final.pth",
+            f"data.train={own}",
+            f"data.test={own}",
+        )
+        == 0
+    )
+    assert "the predictors start afresh" in caplog.text
+    detector = norton_det.load_detector("second/model_final.pth")
+    assert detector.categories == ["__background__", *(c["name"] for c in data["categories"])]
+    assert detector.category_ids == [0, *(c["id"] for c in data["categories"])]
+
+
+def test_analysis_gives_the_published_numbers(tmp_path, capsys):
+    assert main(["analyze", "--config", "faster_rcnn_norton.yaml", "--json", "counts.json"]) == 0
+    models = json.loads((tmp_path / "counts.json").read_text())["models"]
+    assert models["dense"]["parameters"] == 41_808_406
+    assert models["compressed"]["parameters"] == 22_012_182
+    assert models["dense"]["macs"] == pytest.approx(134.85e9, rel=0.01)
+    assert models["compressed"]["macs"] == pytest.approx(93.39e9, rel=0.01)
+    assert set(models["dense"]["parts"]) == {"body", "neck", "rpn", "box_head"}
+    assert "total" in capsys.readouterr().out
+
+
+def test_benchmark_writes_its_numbers_and_a_plot(tmp_path):
+    assert (
+        main(
+            [
+                "benchmark",
+                "--config",
+                "quickstart.yaml",
+                "--runs",
+                "2",
+                "--json",
+                "speed.json",
+                "--input-size",
+                "96",
+                "128",
+            ]
+        )
+        == 0
+    )
+    models = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert models["dense"]["runs"] == models["compressed"]["runs"] == 2
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_predictions_are_evaluated(tmp_path, datasets):
+    annotations = datasets / "shapes/annotations/instances_val.json"
+    truth = [a for a in json.loads(annotations.read_text())["annotations"] if not a["iscrowd"]]
+    perfect = [{**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0} for a in truth]
+    (tmp_path / "perfect.json").write_text(json.dumps(perfect))
+    words = ["--annotations", str(annotations), "--task", "bbox", "--json", "ap.json"]
+    assert main(["evaluate-predictions", *words, "--predictions", "perfect.json"]) == 0
+    assert json.loads((tmp_path / "ap.json").read_text())["AP"] == pytest.approx(100)
+
+
+def test_pictures_are_drawn(tmp_path, datasets):
+    assert train("mask_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=run") == 0
+    image = str(datasets / "shapes/val/000000000001.jpg")
+    assert (
+        main(
+            [
+                "image",
+                "--weights",
+                "run/model_final.pth",
+                "--input",
+                image,
+                "--output",
+                "pictures",
+                "--confidence",
+                "0",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "pictures/000000000001.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "--config", "nothing.yaml"], "no config 'nothing.yaml'"),
+        (["train", "--config", "faster_rcnn_norton.yaml"], "coco"),
+        (["train", "--config", "quickstart.yaml", "train.lrr=1"], "did you mean 'train.lr'"),
+        (["train", "--config", "quickstart.yaml", "device=cuda:9"], "'cuda:9' is not there"),
+        (
+            ["train", "--config", "quickstart.yaml", "model.weights=nothing.pth"],
+            "no weights file 'nothing.pth'",
+        ),
+        (["train", "--config", "quickstart.yaml", "--eval-only"], "model.weights=FILE"),
+        (["train", "--config", "quickstart.yaml", "data.train=shape_train"], "shapes_train"),
+        (
+            ["compress", "--weights", "nothing.pth", "--plan", "norton-77", "--output", "o.pth"],
+            "no weights file",
+        ),
+        (
+            ["compress", "--weights", "nothing.pth", "--plan", "norton-7", "--output", "o.pth"],
+            "did you mean 'norton-77'",
+        ),
+        (["analyze", "--config", "quickstart.yaml", "--input-size", "1", "1"], "at least 32 pixels"),
+        (["dance"], "no command 'dance'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, expected, capsys, tmp_path):
+    assert main(words) == 2
+    message = capsys.readouterr().err.strip()
+    assert expected in message
+    assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"norton-det {command}" in capsys.readouterr().out

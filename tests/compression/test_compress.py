@@ -1,0 +1,177 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet50
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from norton_det.compression.compress import compress
+from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.saliency import filter_scores, group_scores, kept_filters
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
+
+IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def perturb_batch_norms(model):
+    """Trained-looking statistics, so that a BatchNorm whose numbers were lost or shuffled shows."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if hasattr(module, "running_var"):
+            for tensor, low, high in (
+                (module.running_var, 0.5, 2),
+                (module.running_mean, -0.2, 0.2),
+                (module.weight, 0.3, 1),
+                (module.bias, -0.2, 0.2),
+            ):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return perturb_batch_norms(build_resnet50(ResNetSpec.dense(0.25), num_classes=10)).eval()
+
+
+def test_rate_zero_and_full_rank_is_the_identity(network):
+    compressed, report = compress(network, CompressionPlan(dict.fromkeys(SPATIAL_LAYERS, 9)))
+    expected = network(IMAGE)
+    torch.testing.assert_close(compressed(IMAGE), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert max(row.nmse for row in report.layers if row.rank) < 1e-10
+
+
+def test_an_empty_plan_changes_no_tensor(network):
+    compressed, report = compress(network, CompressionPlan())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(compressed.state_dict()[name], tensor), name
+    assert all(kept == list(range(len(kept))) for kept in report.kept.values())
+
+
+def masked(network, kept):
+    """The oracle of pruning: the whole network with every dropped channel silenced behind its BatchNorm."""
+    handles = []
+    for group in GROUPS.values():
+        mask = torch.zeros(len(network.get_submodule(group.producers[0][1]).weight))
+        mask[kept[group.name]] = 1
+        for _, norm in group.producers:
+            hook = network.get_submodule(norm).register_forward_hook(
+                lambda module, inputs, output, mask=mask: output * mask[:, None, None]
+            )
+            handles.append(hook)
+    with torch.no_grad():
+        output = network(IMAGE)
+    for handle in handles:
+        handle.remove()
+    return output
+
+
+@pytest.mark.parametrize("plan", ["norton-77", "[0.3]*20"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_pruning_equals_silencing_the_dropped_channels(network, plan, rank):
+    plan = load_plan(plan, rank)
+    decomposed, _ = compress(network, CompressionPlan(plan.ranks))
+    compressed, report = compress(network, plan)
+    expected = masked(decomposed, report.kept)
+    torch.testing.assert_close(compressed(IMAGE), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_structure_is_the_plans(network):
+    plan = load_plan("norton-77", 2)
+    compressed, report = compress(network, plan)
+    spec = plan.apply(ResNetSpec.dense(0.25))
+    assert ResNetSpec.from_state_dict(compressed.state_dict()) == spec
+    assert {name: len(kept) for name, kept in report.kept.items()} == spec.widths
+    for row in report.layers:
+        layer = compressed.get_submodule(row.name)
+        assert row.compressed_shape[:2] == (layer.out_channels, layer.in_channels)
+        assert row.compressed_parameters == sum(p.numel() for p in layer.parameters())
+
+
+def test_the_model_itself_is_left_alone(network):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    compress(network, load_plan("norton-77"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_detector_keeps_running_and_its_pyramid_follows():
+    torch.manual_seed(0)
+    dense = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=64, max_size=64).eval()
+    dense.categories = ["__background__", "a"]
+    compressed, report = compress(dense, load_plan("norton-77"))
+    laterals = compressed.backbone.fpn.inner_blocks
+    assert [block[0].in_channels for block in laterals] == [len(report.kept[f"layer{i}"]) for i in (1, 2, 3, 4)]
+    expected = dense.backbone.fpn.inner_blocks[2][0].weight[:, report.kept["layer3"]]
+    assert torch.equal(laterals[2][0].weight, expected)
+    assert compressed.categories == dense.categories
+    compressed([torch.rand(3, 64, 64)])
+
+
+def test_frozen_batch_norm_becomes_trainable_with_its_eps():
+    torch.manual_seed(0)
+    frozen = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, norm_layer=None, min_size=64)
+    from norton_det.models.norms import freeze_batch_norms
+
+    for module in frozen.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    perturb_batch_norms(frozen)
+    freeze_batch_norms(frozen)
+    compressed, _ = compress(frozen, CompressionPlan())
+    norm = compressed.backbone.body["layer1"][0].bn2
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.eps == 0.0
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(compressed.eval().backbone(x)["0"], frozen.eval().backbone(x)["0"])
+
+
+@pytest.mark.parametrize("criterion", ["pabs", "csa", "vbd"])
+def test_identical_filters_are_dropped_first(criterion):
+    torch.manual_seed(0)
+    layer = CPConv2d(8, 6, 3, rank=1, padding=1, bias=False)
+    for factor in (layer.channel, layer.vertical, layer.horizontal):
+        factor.data[:, 4] = factor.data[:, 1]
+    kept = kept_filters(filter_scores(layer, nn.BatchNorm2d(6), criterion), 5).tolist()
+    assert len({1, 4} & set(kept)) == 1
+
+
+def test_dense_filters_are_ranked_by_what_batch_norm_makes_of_them():
+    conv, norm = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, eps=0.0)
+    conv.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])[..., None, None]
+    norm.weight.data = torch.tensor([1.0, -8.0, 1.0])
+    norm.running_var.copy_(torch.tensor([25.0, 4.0, 1.0]))
+    assert filter_scores(conv, norm).tolist() == [1.0, 4.0, 2.0]
+    assert kept_filters(filter_scores(conv, norm), 2).tolist() == [1, 2]
+
+
+def test_tied_members_weigh_alike():
+    small, large = (nn.Conv2d(1, 2, 1, bias=False) for _ in range(2))
+    small.weight.data = torch.tensor([0.001, 0.003])[:, None, None, None]
+    large.weight.data = torch.tensor([2000.0, 1000.0])[:, None, None, None]
+    scores = group_scores([(small, nn.BatchNorm2d(2)), (large, nn.BatchNorm2d(2))])
+    expected = torch.tensor([(0.5 + 4 / 3) / 2, (1.5 + 2 / 3) / 2], dtype=torch.float64)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=0)
+
+
+def test_unknown_criterion_is_refused(network):
+    with pytest.raises(ValueError, match="'l1' is not one of"):
+        compress(network, load_plan("norton-77"), criterion="l1")
+
+
+def test_a_filter_that_is_not_finite_is_named(network):
+    network.get_submodule("layer2.1.conv2").weight.data[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"layer2\.1\.conv2.*3"):
+        compress(network, load_plan("norton-43"))
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), "compressed"])
+def test_other_models_are_refused(network, model):
+    if model == "compressed":
+        model, _ = compress(network, load_plan("norton-43"))
+    with pytest.raises(ValueError, match="cannot compress"):
+        compress(model, load_plan("norton-43"))
+
+
+def test_torchvisions_resnet_is_taken():
+    compressed, _ = compress(resnet50(num_classes=5), load_plan("norton-77"))
+    assert compressed.eval()(IMAGE).shape == (2, 5)

@@ -1,0 +1,177 @@
+import argparse
+import pickle
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torchvision.models import resnet50
+
+import norton_det
+from norton_det.compression.compress import compress
+from norton_det.compression.plan import load_plan
+from norton_det.engine.checkpoint import save_weights
+from norton_det.models.resnet import ResNetSpec, build_resnet50
+from norton_det.models.weights import imagenet_weights, read_weights
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return build_resnet50(ResNetSpec.dense(0.125), num_classes=7).eval()
+
+
+def published_names(state):
+    """A state_dict under the names and shapes of the published checkpoints."""
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "channel":
+            renamed[f"{layer}.feature.pointwise.weight"] = value.flatten(0, 1)[:, :, None, None]
+        elif kind == "vertical":
+            renamed[f"{layer}.feature.vertical.weight"] = value.flatten(0, 1)[:, None, :, None]
+        elif kind == "horizontal":
+            renamed[f"{layer}.feature.horizontal.weight"] = value.flatten(0, 1)[:, None, None, :]
+        else:
+            renamed[f"module.{name}" if layer.startswith("fc") else name] = value
+    return renamed
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_published_classifier_with_its_namespace(small, rank, tmp_path):
+    compressed, _ = compress(small, load_plan("norton-59", rank))
+    path = tmp_path / "published.pt"
+    torch.save(
+        {
+            "state_dict": published_names(compressed.state_dict()),
+            "args": argparse.Namespace(arch="resnet_50"),
+        },
+        path,
+    )
+    loaded = norton_det.load_resnet50(path).eval()
+    torch.testing.assert_close(loaded(IMAGE), compressed.eval()(IMAGE))
+
+
+def test_published_detector(tmp_path):
+    torch.manual_seed(0)
+    detector = norton_det.build_detector("faster_rcnn", plan="norton-77").eval()
+    path = tmp_path / "published.pth"
+    torch.save({"model": published_names(detector.state_dict()), "args": argparse.Namespace(lr=0.02)}, path)
+    loaded = norton_det.load_detector(path).eval()
+    for name, value in detector.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert loaded.categories[1] == "person"
+
+
+def test_torchvisions_classifier_file(tmp_path):
+    torch.manual_seed(0)
+    theirs = resnet50().eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
+    torch.testing.assert_close(norton_det.load_resnet50(tmp_path / "resnet50.pth").eval()(IMAGE), theirs(IMAGE))
+
+
+def test_torchvisions_coco_file_equals_its_builder(tmp_path):
+    """Frozen BatchNorm, no word of its eps: the builder of the *_COCO_V1 weights sets it to 0."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    from torchvision.models.detection._utils import overwrite_eps
+
+    from norton_det.models.norms import freeze_batch_norms
+
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(1e-4, 2)
+    freeze_batch_norms(theirs)
+    overwrite_eps(theirs, 0.0)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    ours = norton_det.load_detector(tmp_path / "coco.pth").eval()
+    torch.testing.assert_close(ours.backbone(IMAGE)["3"], theirs.backbone(IMAGE)["3"])
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
+    assert len(ours.categories) == 91
+
+
+def test_our_detector_brings_everything(tmp_path):
+    torch.manual_seed(0)
+    detector = norton_det.build_detector("keypoint_rcnn", num_classes=2).eval()
+    detector.categories, detector.category_ids = ["__background__", "dog"], [0, 17]
+    detector.transform.min_size = (320,)
+    detector.roi_heads.detections_per_img = 7
+    save_weights(tmp_path / "ours.pth", detector)
+    loaded = norton_det.load_detector(tmp_path / "ours.pth").eval()
+    assert (loaded.categories, loaded.category_ids) == (["__background__", "dog"], [0, 17])
+    assert loaded.transform.min_size == (320,)
+    assert loaded.roi_heads.detections_per_img == 7
+
+
+class Attack:
+    """A pickle that would leave a file behind, were it ever unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+@pytest.mark.parametrize("companion", [{}, {"args": argparse.Namespace(a=1)}])
+def test_a_pickle_payload_is_refused_and_does_not_run(tmp_path, writer, companion):
+    trace, path = tmp_path / "pwned", tmp_path / "attack.pth"
+    content = {"model": {"conv1.weight": torch.ones(1)}, "payload": Attack(trace), **companion}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"payload": Attack(trace)}))
+    with pytest.raises(ValueError, match=r"attack\.pth: not a weights file that can be read safely"):
+        read_weights(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.pth"):
+        read_weights(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no weights file .*nothing\.pth"):
+        read_weights(tmp_path / "nothing.pth")
+
+
+def test_a_partial_file_is_refused_unless_asked(small, tmp_path, caplog):
+    state = small.state_dict()
+    del state["layer3.1.conv2.weight"]
+    torch.save(state, tmp_path / "partial.pth")
+    with pytest.raises(ValueError, match=r"incomplete, missing layer3\.1\.conv2\.weight"):
+        norton_det.load_resnet50(tmp_path / "partial.pth")
+    loaded = norton_det.load_resnet50(tmp_path / "partial.pth", strict=False)
+    assert torch.equal(loaded.layer2[0].conv1.weight, small.layer2[0].conv1.weight)
+    assert "layer3.1.conv2.weight" in caplog.text
+
+
+def test_wrong_shapes_are_named(small, tmp_path):
+    state = small.state_dict()
+    state["layer1.0.conv2.weight"] = torch.zeros(8, 8, 5, 5)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match=r"do not fit: layer1\.0\.conv2\.weight \(8, 8, 5, 5\) for \(8, 8, 3, 3\)"):
+        norton_det.load_resnet50(tmp_path / "wrong.pth")
+
+
+def test_compressed_weights_are_recognised(small, tmp_path):
+    compressed, _ = compress(small, load_plan("[0.2]*20"))
+    for name, model in (("dense", small), ("compressed", compressed)):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+        assert read_weights(tmp_path / f"{name}.pth").is_compressed == (name == "compressed")
+
+
+def test_a_missing_network_is_one_line(monkeypatch, tmp_path):
+    def offline(*args, **kwargs):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"cannot be downloaded from https.*model\.backbone_weights=none"):
+        imagenet_weights()

@@ -1,0 +1,59 @@
+"""The import directions of the design: a layer sees only what stands above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "norton_det"
+ALLOWED = {
+    "files": set(),
+    "ops": set(),
+    "layers": {"ops"},
+    "analysis": set(),
+    "models": {"layers"},
+    "compression": {"ops", "layers", "analysis", "models"},
+    "data": {"files"},
+    "evaluation": {"data", "files"},
+    "engine": {"evaluation", "models", "files"},
+    "visualization": {"analysis", "data", "files"},
+    "config": set(),
+    "api": {"models", "compression"},
+    "build": {"models", "compression", "data", "evaluation", "engine", "config"},
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def own_imports(path: Path) -> set[str]:
+    """The parts of our package that a module imports, wherever in it the import stands."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("norton_det"):
+            names = node.module.split(".")
+            imported |= {names[1]} if len(names) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {a.name.split(".")[1] for a in node.names if a.name.startswith("norton_det.")}
+    return imported
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_what_stands_above_it(path):
+    name = part(path)
+    if name in ("cli", "__init__"):
+        return
+    assert own_imports(path) - {name} <= ALLOWED[name]
+
+
+def test_only_build_and_the_commands_see_the_configuration():
+    readers = {part(path) for path in MODULES if "config" in own_imports(path)}
+    assert readers == {"build", "cli", "__init__"}
+
+
+def test_nothing_evaluates_text():
+    for path in MODULES:
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in ("eval", "exec")], path

@@ -1,0 +1,88 @@
+import pytest
+import yaml
+
+from norton_det.config import Config, find_config, load_config, save_config
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 3}\nmodel: {min_size: [640, 800]}\n")
+    path = tmp_path / "child.yaml"
+    path.write_text("base: base.yaml\ntrain:\n  lr: 1e-3\n")
+    return path
+
+
+def test_a_file_inherits_and_replaces(config_file):
+    config = load_config(config_file)
+    assert (config.train.lr, config.train.epochs) == (0.001, 3)
+    assert config.model.min_size == [640, 800]
+
+
+def test_overrides_win(config_file):
+    config = load_config(
+        config_file, ["train.lr=5e-4", "model.min_size=320", "data.train={images: a, annotations: b}"]
+    )
+    assert config.train.lr == 5e-4
+    assert config.model.min_size == [320]
+    assert config.data.train.images == "a"
+
+
+def test_plan_given_as_a_mapping_replaces_the_inherited_one(config_file):
+    config = load_config(config_file, ["model.plan={notation: '[0.]*20', rank: 2}"])
+    assert config.model.plan == {"notation": "[0.]*20", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.lrr=1", "unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        ("lr=1", "unknown key 'lr'; did you mean 'train.lr'?"),
+        ("data.train={image: a, annotations: b}", "data.train"),
+        ("train.lr=-1", "train.lr: input should be greater than 0, got -1"),
+        ("model.detector=fast", "model.detector: input should be 'faster_rcnn'"),
+        ("train.lr", "not of the form key=value"),
+        ("train.lr=[1", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_named(config_file, override, expected):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        load_config(config_file, [override])
+    assert expected in str(error.value)
+
+
+def test_wrong_file_is_named(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("train:\n  epoch: 3\n")
+    with pytest.raises(ValueError, match=r"wrong\.yaml: unknown key 'train\.epoch'; did you mean 'train\.epochs'"):
+        load_config(path)
+
+
+def test_yaml_tags_are_refused(tmp_path):
+    path = tmp_path / "attack.yaml"
+    path.write_text("seed: !!python/object/apply:os.system ['touch pwned']\n")
+    with pytest.raises(ValueError, match="cannot be read as YAML"):
+        load_config(path)
+
+
+def test_a_circle_of_bases_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match="comes back"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"did you mean 'faster_rcnn_norton\.yaml'"):
+        find_config("faster_rcnn_nortn.yaml")
+
+
+def test_saved_config_reads_back(config_file, tmp_path):
+    config = load_config(config_file, ["data.test={images: a, annotations: b}"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_saved_config_is_complete(tmp_path):
+    save_config(Config(), tmp_path / "saved.yaml")
+    saved = yaml.safe_load((tmp_path / "saved.yaml").read_text())
+    assert set(saved["train"]) == set(type(Config().train).model_fields)
