@@ -1,6 +1,6 @@
-"""A training step of CPConv2d against the paper's three convolutions: time and memory, as ratios from one run.
+"""A training step of CPConv2d against the paper's three convolutions: ratios of time and of memory kept.
 
-python benchmarks/cp_training_step.py [--batch 8] [--rank 1]
+python benchmarks/cp_training_step.py [--batch 8] [--ranks 1 2 3]
 """
 
 import argparse
@@ -70,9 +70,9 @@ def main() -> None:
             ours, theirs = (statistics.median(record[2:]) for record in times)
             kept = [saved_bytes(run, x) for run in runs]
             print(
-                f"rank {rank}, {channels:3} channels, {size:2}x{size:<2}: {1000 * ours:6.1f} ms, three convolutions "
-                f"{1000 * theirs:6.1f} ms, {theirs / ours:.2f}x faster; kept {kept[0] / 2**20:5.1f} MiB against "
-                f"{kept[1] / 2**20:5.1f}, {kept[1] / kept[0]:.2f}x less"
+                f"rank {rank}, {channels:3} channels, {size:2}x{size:<2}: "
+                f"{1000 * ours:6.1f} ms, three convolutions {1000 * theirs:6.1f}, {theirs / ours:.2f}x faster; "
+                f"keeps {kept[0] / 2**20:5.1f} MiB, three {kept[1] / 2**20:5.1f}, {kept[1] / kept[0]:.2f}x less"
             )
 
 

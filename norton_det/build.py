@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
@@ -65,16 +66,7 @@ class BuiltDetector:
 
 def resolve_device(config: Config) -> torch.device:
     """The device that a configuration names. Raises ValueError for a GPU that is not there."""
-    if config.device == "auto":
-        name = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
-    try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        raise ValueError(f"device: {config.device!r} is not auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {config.device!r} is not there; {torch.cuda.device_count()} GPUs were found")
-    return device
+    return distributed.find_device(config.device)
 
 
 def resolve_dataset(config: Config, split: str) -> DatasetFiles:
@@ -130,8 +122,26 @@ def build_detector(config: Config, categories: Categories, weights: Weights | No
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
     freeze_stages(detector, config.model.trainable_stages)
-    {"frozen": freeze_batch_norms}.get(config.model.norm, unfreeze_batch_norms)(detector)
+    (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
+    detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
     return built
+
+
+def backbone_from_weights(
+    weights: Weights, plan: CompressionPlan | None, strict: bool = True
+) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]]]:
+    """A ResNet-50 classifier, the plan that it was built by (None: dense) and the dense channels that were kept.
+
+    Dense weights are compressed by `plan` on the spot; compressed ones bring their own structure. With `strict`
+    every tensor must be there. Raises ValueError where weights or plan do not fit.
+    """
+    network = resnet50_from_weights(weights, strict)
+    if weights.is_compressed:
+        return network, *_own_structure(weights)
+    if plan is None:
+        return network, None, {}
+    compressed = _compressed(network, plan)
+    return compressed.detector, plan, compressed.kept
 
 
 def build_training(
@@ -251,10 +261,7 @@ def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
             f"model.weights: {weights.source} is a {kind}, but model.detector is {config.model.detector}"
         )
     if weights.is_compressed:
-        log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
-        stored = weights.metadata.get("plan")
-        own = CompressionPlan.from_dict(stored) if isinstance(stored, Mapping) else None
-        return BuiltDetector(detector, own, weights.metadata.get("kept", {}))
+        return BuiltDetector(detector, *_own_structure(weights))
     return _compressed(detector, plan) if plan else BuiltDetector(detector, None)
 
 
@@ -265,12 +272,7 @@ def _from_backbone(config: Config, num_classes: int, weights: Weights | None) ->
     if weights is None:
         body = _body(config, plan)
     else:
-        network = resnet50_from_weights(weights, strict=False)
-        if weights.is_compressed:
-            log.info("%s is compressed already: its structure is taken", weights.source)
-        elif plan:
-            resnet = _compressed(network, plan)
-            network, kept = resnet.detector, resnet.kept
+        network, plan, kept = backbone_from_weights(weights, plan, strict=False)
         state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
         body = ResNetSpec.from_state_dict(network.state_dict())
     spec = _spec(config, num_classes, body)
@@ -296,6 +298,14 @@ def _spec(config: Config, num_classes: int, body: ResNetSpec) -> DetectorSpec:
         keypoint_channels=model.keypoint_channels,
         settings=detector_settings(config),
     )
+
+
+def _own_structure(weights: Weights) -> tuple[CompressionPlan | None, dict[str, list[int]]]:
+    """The plan and the kept channels that compressed weights tell of themselves, as far as they do."""
+    log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
+    stored = weights.metadata.get("plan")
+    plan = CompressionPlan.from_dict(stored) if isinstance(stored, Mapping) else None
+    return plan, weights.metadata.get("kept", {})
 
 
 def _compressed(model: nn.Module, plan: CompressionPlan) -> BuiltDetector:

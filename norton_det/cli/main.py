@@ -11,6 +11,8 @@ COMMANDS = {
     "compress": "compress trained weights by a plan",
     "analyze": "count parameters and MACs, dense beside compressed",
     "benchmark": "measure latency, dense beside compressed",
+    "compare-decompositions": "filter-wise CP beside layer-wise and reshape-based decompositions",
+    "finetune-backbone": "fine-tune a compressed ResNet-50 on classification",
     "evaluate-predictions": "AP of a COCO results file",
     "image": "draw detections on images",
     "video": "draw detections on a video or a webcam",
@@ -49,5 +51,5 @@ def launch(name: str) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:22}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:24}{text}" for name, text in COMMANDS.items()]
     return "usage: norton-det COMMAND [options]\n\n" + "\n".join(lines) + "\n\nnorton-det COMMAND --help tells more"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,17 +51,12 @@ def run(args: argparse.Namespace) -> None:
     folders = {name: output / name for name in ("dense", "compressed", "fine_tuned")}
     weights = {name: folder / "model_final.pth" for name, folder in folders.items()}
     config = load_config(CONFIG)
+    plan = config.model.plan
+    assert isinstance(plan, dict)
 
     _command("train", "--config", CONFIG, "model.plan=none", f"output_dir={folders['dense']}")
-    _command(
-        "compress",
-        "--weights",
-        weights["dense"],
-        "--plan",
-        config.model.plan,
-        "--output",
-        weights["compressed"],
-    )
+    source, target = ["--weights", weights["dense"]], ["--output", weights["compressed"]]
+    _command("compress", *source, "--plan", plan["notation"], "--rank", plan["rank"], *target)
     start = f"model.weights={weights['compressed']}"
     _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders['compressed']}")
     _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
@@ -130,6 +126,6 @@ def format_rows(rows: dict[str, Row]) -> str:
 def _command(*words: Any) -> None:
     """Run one of our commands as a user would type it."""
     arguments: Sequence[str] = [str(word) for word in words]
-    print(f"\n$ norton-det {' '.join(arguments)}", flush=True)
+    print(f"\n$ norton-det {shlex.join(arguments)}", flush=True)
     if main(arguments):
         raise ValueError(f"the step `norton-det {arguments[0]}` failed, see above")

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import to_image
 
 from norton_det.data.annotations import load_annotations
 from norton_det.data.catalog import Categories, DatasetFiles, Task
-from norton_det.data.transforms import Target, Transform
+from norton_det.data.images import read_image
+from norton_det.data.transforms import Target, Transform, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -87,20 +86,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         target = {"image_id": int(self.ids[index]), **self._read_objects(index)}
         if self._transforms is None:
             return image, target
-        seed = np.random.SeedSequence((self._seed, epoch, target["image_id"])).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed[0]))  # torch.manual_seed would seed the GPU's as well
+        with seeded(self._seed, epoch, target["image_id"]):
             return self._transforms(image, target)
 
     def _read_image(self, index: int) -> Tensor:
         path = self._folder / self._file_names[index].decode()
-        try:
-            with Image.open(path) as file:
-                pixels: Tensor = to_image(file.convert("RGB"))  # from grey, palette and CMYK too
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: not a readable image ({error})") from error
+        pixels = read_image(path)
         (height, width), expected = pixels.shape[1:], self.sizes[index].tolist()
         if [height, width] != expected:
             raise ValueError(

@@ -2,18 +2,19 @@
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from norton_det.data.coco import CocoDataset
 from norton_det.data.transforms import Target, to_model_targets
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Collate = Callable[[list[Any]], Any]
 
 
 class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -97,36 +98,47 @@ def training_loader(
     sampler = TrainingBatchSampler(
         landscape, batch_size * world_size, seed=seed, start=start, rank=rank, world_size=world_size
     )
-    return _loader(dataset, sampler, workers)
+    return batch_loader(dataset, sampler, workers, collate_detection)
+
+
+def collate_detection(samples: list[tuple[Tensor, Target]]) -> Batch:
+    """The batch of a detector: its images, which differ in size, and its targets, in two lists."""
+    images = [image.as_subclass(Tensor) for image, _ in samples]
+    return images, [to_model_targets(target) for _, target in samples]
 
 
 def evaluation_loader(
-    dataset: CocoDataset, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    collate: Collate = collate_detection,
 ) -> DataLoader[Any]:
     """Every image once, in order: batch i of (images, targets) is dealt to process i % world_size."""
-    batches = [list(range(len(dataset))[first : first + batch_size]) for first in range(0, len(dataset), batch_size)]
-    return _loader(dataset, batches[rank::world_size], workers)
+    count = len(dataset)  # type: ignore[arg-type]
+    batches = [list(range(count)[first : first + batch_size]) for first in range(0, count, batch_size)]
+    return batch_loader(dataset, batches[rank::world_size], workers, collate)
 
 
-def epoch_length(dataset: CocoDataset, images_per_step: int) -> int:
-    """Steps in an epoch: whole ones, at least one."""
+def epoch_length(dataset: Sized, images_per_step: int) -> int:
+    """Steps in an epoch: whole ones, at least one. Raises ValueError for a step without images."""
+    if images_per_step < 1:
+        raise ValueError(f"{images_per_step} images a step, expected at least one")
     return max(1, len(dataset) // images_per_step)
 
 
-def _loader(dataset: CocoDataset, batches: Any, workers: int) -> DataLoader[Any]:
+def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Collate) -> DataLoader[Any]:
+    """The samples of each of `batches`, an iterable of lists of keys, read by `workers` processes and collated."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         # fork: the dataset's arrays stay shared with the workers instead of being copied to each
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
         generator=torch.Generator(),
     )
-
-
-def _collate(samples: list[tuple[Tensor, Target]]) -> Batch:
-    images = [image.as_subclass(Tensor) for image, _ in samples]
-    return images, [to_model_targets(target) for _, target in samples]

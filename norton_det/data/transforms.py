@@ -4,9 +4,11 @@ Nothing here resizes, which is the model's task; only large-scale jitter sets it
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -56,6 +58,15 @@ def evaluation_transforms() -> Transform:
 def output_size(preset: str) -> int | None:
     """The side of the square images that a preset makes, or None where images keep their size."""
     return JITTER_SIZE if preset == "lsj" else None
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Torch's generator on the CPU, seeded from whole numbers for as long as it lasts, then as it was."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would seed the GPU's as well
+        yield
 
 
 def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:

@@ -13,12 +13,30 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 
+def find_device(name: str) -> torch.device:
+    """The device that `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N` names for this process.
+
+    Raises ValueError for another name and for a GPU that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
+    except RuntimeError:
+        raise ValueError(f"device: {name!r} is not auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {str(device)!r} is not there; {torch.cuda.device_count()} GPUs were found")
+    return device
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun started, if any, and leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL puts what `gather` exchanges
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -49,6 +67,13 @@ def local_rank() -> int:
 def parallel(model: nn.Module) -> nn.Module:
     """The model as the processes train it together: gradients are averaged over them."""
     return DistributedDataParallel(model) if world_size() > 1 else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers: BatchNorm's statistics, which each takes from its own images."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def gather(value: T) -> list[T]:

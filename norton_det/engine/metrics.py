@@ -1,21 +1,29 @@
 """Where numbers go while a run lasts: a JSON-lines file and the console's progress bar."""
 
 import json
+import os
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
 
+from norton_det.engine import distributed
+
 
 class MetricsWriter:
-    """Appends one JSON object a line to `path`, and shows a few numbers on a progress bar with the time left."""
+    """Appends one JSON object a line to `path`, and shows a few numbers on a progress bar with the time left.
+
+    Of several processes only the main one writes and shows anything.
+    """
 
     def __init__(self, path: Path, iterations: int, start: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_lines_from(path, start)
-        self._file = path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=iterations, initial=start, desc="train", dynamic_ncols=True)
+        writes = distributed.is_main()
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_lines_from(path, start)
+        self._file = (path if writes else Path(os.devnull)).open("a", encoding="utf-8")
+        self._bar = tqdm(total=iterations, initial=start, desc="train", dynamic_ncols=True, disable=not writes)
 
     def __enter__(self) -> "MetricsWriter":
         return self

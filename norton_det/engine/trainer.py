@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.metrics import Averages, MetricsWriter
 
@@ -37,16 +38,20 @@ class TrainingRun:
 def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, start: int) -> None:
     """Train from iteration `start` to the end, writing metrics and checkpoints on the way.
 
+    Several processes average their gradients, `batches` being each one's share of a step; the main one writes,
+    and all end with the same model.
+
     Raises FloatingPointError where the loss is not finite; the last checkpoint stays.
     """
     run.model.train()
+    model = distributed.parallel(run.model)
     averages = Averages()
     tick = time.perf_counter()
     for iteration in range(start + 1, run.iterations + 1):
         batch = next(batches)
         loaded = time.perf_counter()
         lr = run.schedule.get_last_lr()[0]
-        losses = run.losses(run.model, batch)
+        losses = run.losses(model, batch)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at iteration {iteration}")
@@ -63,9 +68,10 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
         tick = now
         metrics.step()
         if iteration % run.log_period == 0 or iteration == run.iterations:
-            metrics.write(iteration, {"lr": lr, **averages.read()})
-        if iteration % run.checkpoint_period == 0 or iteration == run.iterations:
+            metrics.write(iteration, {"lr": float(lr), **averages.read()})
+        if distributed.is_main() and (iteration % run.checkpoint_period == 0 or iteration == run.iterations):
             run.checkpoints.save(iteration, training_state(run, iteration))
+    distributed.share_buffers(run.model)
 
 
 def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:

@@ -19,6 +19,6 @@ def freeze_batch_norms(model: nn.Module) -> None:
 
 
 def _replace(model: nn.Module, name: str, old: nn.Module, new: nn.Module) -> None:
-    new.load_state_dict(old.state_dict(), strict=False)
-    device = next(iter(old.state_dict().values())).device
-    model.set_submodule(name, new.to(device).train(old.training))
+    weight = old.state_dict()["weight"]
+    new.to(weight.device, weight.dtype).load_state_dict(old.state_dict(), strict=False)
+    model.set_submodule(name, new.train(old.training))

@@ -15,7 +15,7 @@ from norton_det.ops.cp import CPFactors
 from norton_det.ops.threads import one_thread
 
 # Below this sum of squared sines, 1 - cos^2 has lost digits to cancellation and the pair is computed again.
-_CLOSE = 1e-3
+_CLOSE = 1e-6
 # Pairs that are computed again at a time, which bounds the memory.
 _CHUNK = 4096
 
@@ -132,12 +132,12 @@ def _squared_sines(factor: Tensor) -> Tensor:
     larger = torch.maximum(ranks[:, None], ranks[None, :])
     # q - ||Qa^T Qb||_F^2, the sum of the squared sines. Only equal ranks can come close to 0.
     sines = (larger - cosines.square().sum(dim=(1, 3))).clamp(min=0)
-    for pairs in (sines < _CLOSE).triu(diagonal=1).nonzero().split(_CHUNK):
+    both_full = (ranks[:, None] == rows) & (ranks[None, :] == rows)
+    sines = sines.where(~both_full, 0)
+    for pairs in ((sines < _CLOSE) & ~both_full).triu(diagonal=1).nonzero().split(_CHUNK):
         a, b = bases[pairs[:, 0]], bases[pairs[:, 1]]
         outside = b - a @ (a.mT @ b)  # what of b's subspace lies outside a's, (pairs, n, q)
         sines[pairs[:, 0], pairs[:, 1]] = outside.square().sum(dim=(1, 2))
-    both_full = (ranks[:, None] == rows) & (ranks[None, :] == rows)
-    sines = sines.where(~both_full, 0)
     return _symmetric((sines / larger.clamp(min=1)).clamp(max=1))
 
 

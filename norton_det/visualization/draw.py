@@ -71,7 +71,7 @@ def with_title(picture: Tensor, title: str) -> Tensor:
     """A picture, uint8 RGB (3, H, W), under a bar with a title; the height stays even, as video codecs want."""
     _, height, width = picture.shape
     scale = max(0.4, height / 700)
-    (_, text_height), baseline = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (_, text_height), baseline = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar_height = text_height + 2 * baseline
     bar = np.full((bar_height + (bar_height + height) % 2, width, 3), 245, np.uint8)
     cv2.putText(

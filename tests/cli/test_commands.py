@@ -33,7 +33,8 @@ def datasets(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(datasets, tmp_path, monkeypatch):
+def in_an_empty_folder(datasets, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setenv("NORTON_DATASETS", str(datasets))
     monkeypatch.chdir(tmp_path)
 

@@ -140,7 +140,7 @@ def test_dense_filters_are_ranked_by_what_batch_norm_makes_of_them():
     conv.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])[..., None, None]
     norm.weight.data = torch.tensor([1.0, -8.0, 1.0])
     norm.running_var.copy_(torch.tensor([25.0, 4.0, 1.0]))
-    assert filter_scores(conv, norm).tolist() == [1.0, 4.0, 2.0]
+    assert filter_scores(conv, norm).tolist() == pytest.approx([1.0, 4.0, 2.0], rel=1e-6)
     assert kept_filters(filter_scores(conv, norm), 2).tolist() == [1, 2]
 
 

@@ -109,12 +109,12 @@ def test_frozen_stages(stages, frozen):
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_freezing_and_unfreezing_keep_the_function(eps):
     torch.manual_seed(0)
-    detector = build_from_spec(small_spec("faster_rcnn"), eps=eps).eval()
+    detector = build_from_spec(small_spec("faster_rcnn"), eps=eps).double().eval()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    x = torch.rand(1, 3, 64, 64)
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     expected = detector.backbone(x)["0"]
     freeze_batch_norms(detector)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in detector.modules())

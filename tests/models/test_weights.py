@@ -101,7 +101,7 @@ def test_our_detector_brings_everything(tmp_path):
     save_weights(tmp_path / "ours.pth", detector)
     loaded = norton_det.load_detector(tmp_path / "ours.pth").eval()
     assert (loaded.categories, loaded.category_ids) == (["__background__", "dog"], [0, 17])
-    assert loaded.transform.min_size == (320,)
+    assert tuple(loaded.transform.min_size) == (320,)
     assert loaded.roi_heads.detections_per_img == 7
 
 

@@ -1,0 +1,148 @@
+"""Fine-tune a compressed ResNet-50 on classification: the paper's one stage, from which detectors then start."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from norton_det.build import backbone_from_weights
+from norton_det.compression.plan import load_plan
+from norton_det.data.imagefolder import LabelledImages, classification_batches, classification_evaluation_loader
+from norton_det.data.loaders import epoch_length
+from norton_det.engine import distributed
+from norton_det.engine.checkpoint import CheckpointFolder, save_weights
+from norton_det.engine.classification import ClassificationLosses, finetuning_run
+from norton_det.engine.metrics import MetricsWriter
+from norton_det.engine.trainer import restore, train
+from norton_det.evaluation.classification import Hits, evaluate_classifier
+from norton_det.files import write_json
+from norton_det.models.weights import read_weights, resnet50_from_weights
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    option = parser.add_argument
+    option("--weights", required=True, help="a ResNet-50: dense, compressed, or a published checkpoint")
+    option(
+        "--plan", help="compresses dense weights first: a preset (norton-77), a JSON file, or the paper's notation"
+    )
+    option("--data", required=True, type=Path, help="a folder with train/<class>/*.jpg and val/<class>/*.jpg")
+    option("--output-dir", type=Path, default=Path("output/backbone"))
+    option("--epochs", type=int, default=200)
+    option("--batch-size", type=int, default=256, help="images a step, of all processes together")
+    option("--lr", type=float, default=0.01, help="for the batch size as given")
+    option("--weight-decay", type=float, default=1e-4)
+    option("--warmup-epochs", type=float, default=1.0)
+    option("--label-smoothing", type=float, default=0.1)
+    option("--teacher", help="the dense network's weights, to learn from its logits as well")
+    option("--distill-weight", type=float, default=0.5, help="the teacher's share of the loss, 0 to 1")
+    option("--temperature", type=float, default=4.0, help="what distillation divides the logits by")
+    option("--image-size", type=int, default=224, help="pixels")
+    option("--workers", type=int, default=4)
+    option("--max-iterations", type=int, help="overrides the epochs; the warm-up shrinks with it")
+    option("--checkpoint-period", type=int, default=5000, help="iterations")
+    option("--precision", choices=["float32", "bfloat16"], default="float32", help="of the networks in training")
+    option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    option("--seed", type=int, default=0)
+    option("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
+    option("--eval-only", action="store_true", help="evaluate the weights, do not train")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune and evaluate; see the README for what is left in the output folder."""
+    device = distributed.find_device(args.device)
+    with distributed.process_group(device):
+        if not distributed.is_main():
+            logging.disable(logging.INFO)
+        test = LabelledImages(args.data / "val", training=False, size=args.image_size)
+        network, description = starting_network(args, test.classes)
+        network.to(device, memory_format=torch.channels_last)
+        if not args.eval_only:
+            finetune(args, network, description, device)
+        loader = classification_evaluation_loader(
+            test,
+            batch_size=max(1, args.batch_size // distributed.world_size()),
+            workers=args.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        hits = evaluate_classifier(network, loader, device, distributed.is_main())
+        metrics = sum(distributed.gather(hits), Hits()).percentages()
+        if distributed.is_main():
+            write_json(args.output_dir / "evaluation/metrics.json", metrics)
+            log.info("top-1 %.2f %%  top-5 %.2f %%  of %d images", metrics["top1"], metrics["top5"], len(test))
+
+
+def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResNet, dict[str, Any]]:
+    """The network of --weights, compressed where it is dense, for these classes; and what its files say of it."""
+    torch.manual_seed(args.seed)
+    weights = read_weights(args.weights)
+    plan = load_plan(args.plan) if args.plan else None
+    network, plan, kept = backbone_from_weights(weights, plan, strict=args.eval_only)
+    if network.fc.out_features != len(classes) or weights.metadata.get("categories", classes) != classes:
+        found = f"{args.weights} knows {network.fc.out_features} other classes than the {len(classes)} of {args.data}"
+        if args.eval_only:
+            raise ValueError(f"{found}: it cannot be evaluated on them")
+        log.info("%s: its classifier, fc, starts afresh", found)
+        network.fc = nn.Linear(network.fc.in_features, len(classes))
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    own_plan = plan.to_dict() if plan else None
+    return network, {"config": config, "plan": own_plan, "kept": kept, "categories": classes}
+
+
+def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, Any], device: torch.device) -> None:
+    """Train the network in place and write model_final.pth."""
+    data = LabelledImages(args.data / "train", training=True, size=args.image_size, seed=args.seed)
+    different = {*data.classes} ^ {*description["categories"]}
+    if different:
+        raise ValueError(f"{args.data}: train and val differ in classes: {', '.join(sorted(different)[:4])}")
+    losses = ClassificationLosses(
+        device=device,
+        mixed_precision=args.precision == "bfloat16",
+        label_smoothing=args.label_smoothing,
+        teacher=_teacher(args.teacher, len(data.classes), device) if args.teacher else None,
+        distill_weight=args.distill_weight,
+        temperature=args.temperature,
+    )
+    run = finetuning_run(
+        network,
+        losses,
+        epoch_length=epoch_length(data, args.batch_size),
+        epochs=args.epochs,
+        max_iterations=args.max_iterations,
+        warmup_epochs=args.warmup_epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        checkpoints=CheckpointFolder(args.output_dir / "checkpoints"),
+        checkpoint_period=args.checkpoint_period,
+        description=description,
+    )
+    state = run.checkpoints.load_newest() if args.resume else None
+    start = restore(run, state) if state else 0
+    batches = classification_batches(
+        data,
+        images_per_step=args.batch_size,
+        seed=args.seed,
+        workers=args.workers,
+        start=start,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    with MetricsWriter(args.output_dir / "metrics.jsonl", run.iterations, start) as metrics:
+        train(run, batches, metrics, start)
+    if distributed.is_main():
+        save_weights(args.output_dir / "model_final.pth", network, **description)
+        log.info("weights: %s", args.output_dir / "model_final.pth")
+
+
+def _teacher(path: str, classes: int, device: torch.device) -> ResNet:
+    teacher = resnet50_from_weights(read_weights(path))
+    if teacher.fc.out_features != classes:
+        raise ValueError(f"--teacher {path}: it knows {teacher.fc.out_features} classes, the data have {classes}")
+    return teacher.to(device, memory_format=torch.channels_last)

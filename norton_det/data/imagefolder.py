@@ -1,0 +1,104 @@
+"""Classification data in ImageNet's layout: a folder a class."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from norton_det.data.images import read_image
+from norton_det.data.loaders import TrainingBatchSampler, batch_loader, evaluation_loader
+from norton_det.data.transforms import seeded
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_EVALUATION_RESIZE = 256 / 224
+
+
+class LabelledImages(Dataset[tuple[Tensor, int]]):
+    """The images of `<folder>/<class>/*.jpg` and the like, ordered by class and name.
+
+    `dataset[index]`, or `dataset[epoch, index]`, is an image (3, size, size), float32, normalised as ImageNet
+    is, and its label, an index into `classes`. Training crops a random part (8 to 100 % of the area) and flips,
+    drawn from (seed, epoch, index); otherwise the shorter side is resized to 256/224 of `size` and the middle is cut.
+
+    Args:
+        folder: holds a folder a class.
+        training: see above.
+        size: of the square images, in pixels.
+        seed: of the augmentation.
+
+    Attributes:
+        classes: the names of the folders, sorted.
+
+    Raises:
+        ValueError: no such folder, none of a class, or one without images; a size below 1.
+    """
+
+    def __init__(self, folder: Path, training: bool, size: int = 224, seed: int = 0) -> None:
+        if size < 1:
+            raise ValueError(f"images of {size} pixels, expected at least 1")
+        if not folder.is_dir():
+            raise ValueError(f"no folder {str(folder)!r}, expected {folder}/<class>/*.jpg")
+        transform = _training_transform(size) if training else _evaluation_transform(size)
+        try:
+            self._images = ImageFolder(folder, transform, loader=read_image)
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder}: expected {folder}/<class>/*.jpg: {error}") from None
+        self.classes: list[str] = self._images.classes
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = index if isinstance(index, tuple) else (0, index)
+        with seeded(self._seed, epoch, index):
+            image, label = self._images[index]
+        return image, label
+
+
+def classification_batches(
+    dataset: LabelledImages,
+    *,
+    images_per_step: int,
+    seed: int,
+    workers: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Any]:
+    """An endless stream of batches, images (B, 3, size, size) and labels (B,) int64: this process's share of the
+    `images_per_step`, from step `start` on. See `TrainingBatchSampler`."""
+    one_group = np.zeros(len(dataset), dtype=np.int64)
+    sampler = TrainingBatchSampler(
+        one_group, images_per_step, seed=seed, start=start, rank=rank, world_size=world_size
+    )
+    return iter(batch_loader(dataset, sampler, workers, default_collate))
+
+
+def classification_evaluation_loader(
+    dataset: LabelledImages, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Every image once, in order, as (images, labels); batch i is dealt to process i % world_size."""
+    return evaluation_loader(
+        dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, collate=default_collate
+    )
+
+
+def _training_transform(size: int) -> v2.Compose:
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *_normalise()])
+
+
+def _evaluation_transform(size: int) -> v2.Compose:
+    shorter = round(size * _EVALUATION_RESIZE)
+    return v2.Compose([v2.Resize(shorter, antialias=True), v2.CenterCrop(size), *_normalise()])
+
+
+def _normalise() -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD), v2.ToPureTensor()]

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from norton_det.cli.main import main
+from norton_det.compression.comparison import METHODS, input_side, resnet_convolutions
+from norton_det.models.resnet import SPATIAL_LAYERS
+
+QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size", "32"]
+
+
+@pytest.fixture
+def small_weights(tmp_path):
+    """A file of one layer, 8 filters of 8 channels, in float16."""
+    weight = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0)).half()
+    torch.save({"layer1.1.conv2.weight": weight}, tmp_path / "small.pth")
+    return tmp_path / "small.pth"
+
+
+def test_table_json_and_plot(small_weights, tmp_path, capsys):
+    files = [tmp_path / "compare.json", tmp_path / "compare.png"]
+    words = ["--weights", str(small_weights), "--layers", "layer1.1.conv2", "--json", str(files[0])]
+    assert main([*QUICK, *words, "--plot", str(files[1])]) == 0
+    table = capsys.readouterr().out
+    assert "layer1.1.conv2: 8 x 8 x 3 x 3, stride 1, on 8 x 8" in table
+    assert all(method in table for method in METHODS)
+    content = json.loads(files[0].read_text())
+    layer = content["layers"]["layer1.1.conv2"]
+    assert (content["weights"], layer["input"]) == (str(small_weights), [1, 8, 8, 8])
+    assert [row["method"] for row in layer["measurements"]] == list(METHODS)
+    assert all(isinstance(row["macs"], int) for row in layer["measurements"])
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_random_weights_are_seeded(capsys):
+    def errors(seed):
+        assert main([*QUICK, "--layers", "layer1.0.conv2", "--seed", seed]) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(METHODS)]
+        return [row[:-9] for row in rows]  # without the latency
+
+    first, again, other = errors("0"), errors("0"), errors("1")
+    assert first == again != other
+
+
+@pytest.mark.parametrize("size", [224, 225, 97])
+def test_geometry_is_torchvisions(size):
+    network, sides = resnet50().eval().to("meta"), {}
+    for name in SPATIAL_LAYERS:
+        layer = network.get_submodule(name)
+        layer.register_forward_pre_hook(lambda _, x, name=name: sides.update({name: x[0].shape[-1]}))
+    network(torch.empty(1, 3, size, size, device="meta"))
+    assert {name: input_side(name, size) for name in SPATIAL_LAYERS} == sides
+    ours = resnet_convolutions(SPATIAL_LAYERS[::3], None, torch.Generator())
+    for name, conv in ours.items():
+        theirs = network.get_submodule(name)
+        assert (conv.weight.shape, conv.stride, conv.padding) == (theirs.weight.shape, theirs.stride, theirs.padding)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layers", "layer1.1.conv1"], "no 3x3 convolution layer1.1.conv1"),
+        (["--ranks", "0"], "--ranks: at least 1, got 0"),
+        (["--input-size", "16"], "--input-size: at least 32, got 16"),
+        (["--runs", "0"], "--runs: at least 1, got 0"),
+        (["--weights", "absent.pth"], "no weights file 'absent.pth'"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys):
+    assert main(["compare-decompositions", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_layer_that_the_file_lacks_is_named(small_weights, capsys):
+    assert main([*QUICK, "--weights", str(small_weights)]) == 2
+    error = capsys.readouterr().err
+    assert "no dense weights of layer2.1.conv2, layer3.1.conv2, layer4.1.conv2" in error
+    assert "it has layer1.1.conv2" in error
