@@ -4,7 +4,6 @@ Convolutions and linear layers are counted, nothing else: no BatchNorm, no activ
 convolution is counted twice: by the paper's formula for its separable stack, and in the form that runs.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +32,9 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
     """Counts by name of every submodule on the given inputs; the whole is under the name ""."""
     analysis = FlopCountAnalysis(module.eval(), inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # fvcore traces
-        by_operator = analysis.by_module_and_operator()
     as_run = {
         name: sum(int(operators[operation]) for operation in _COUNTED_OPERATIONS)
-        for name, operators in by_operator.items()
+        for name, operators in analysis.by_module_and_operator().items()
     }
     corrections = {name: macs - as_run[name] for name, macs in _separable_macs(module, inputs).items()}
     counts = {}

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"norton-det: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised where fvcore is imported
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__)
     command.add_arguments(parser)

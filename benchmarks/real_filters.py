@@ -1,0 +1,190 @@
+"""What decomposition and pruning do to a trained ResNet-50 before any fine-tuning, ours beside the published code.
+
+    python benchmarks/real_filters.py --weights resnet50.pth --images coco/val2017 [--json F.json] [--plot P.png]
+
+Measured from the stem to layer3, so a file that lacks layer4 will do. The weights must come from a network with
+the stride of a stage in its first 1x1 convolution, as the original ResNet-50 has it; torchvision's have it in the
+3x3 one. Nothing is adapted to the images, not even BatchNorm's statistics.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from published import published_angles, published_compress, published_distances, published_kept
+from torch import Tensor
+from torchvision.io import ImageReadMode, read_image
+from torchvision.models import ResNet, ResNet50_Weights
+
+from norton_det.compression.compress import compress
+from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.files import atomic_path, write_json
+from norton_det.models.resnet import SPATIAL_LAYERS, STAGES
+from norton_det.models.weights import read_weights, resnet50_from_weights
+from norton_det.ops.cp import decompose_filters, nmse
+from norton_det.ops.similarity import pabs_distances
+
+MEASURED = STAGES[:3]
+LAYERS = [layer for layer in SPATIAL_LAYERS if layer.startswith(MEASURED)]
+LAST_CONVOLUTIONS = {"layer1": "layer1.2.conv3", "layer2": "layer2.3.conv3", "layer3": "layer3.5.conv3"}
+RANKS = (1, 2, 3, 4, 5, 6)
+PLANS = ("norton-43", "norton-59", "norton-77")
+
+Table = dict[str, dict[str, float]]
+"""Numbers by row, then by column."""
+
+
+def load_network(path: str) -> ResNet:
+    network = resnet50_from_weights(read_weights(path), strict=False).eval()
+    for stage in STAGES[1:]:
+        block = network.get_submodule(f"{stage}.0")
+        block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+    return network
+
+
+def load_images(folder: Path, count: int) -> Tensor:
+    """The first images of a folder by name, each its central 224 of 256 pixels, normalised: (N, 3, 224, 224)."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
+    if len(paths) < count:
+        raise SystemExit(f"{folder} holds {len(paths)} images, {count} are needed")
+    transform = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    return torch.stack([transform(read_image(str(path), ImageReadMode.RGB)) for path in paths])
+
+
+@torch.inference_mode()
+def stage_outputs(network: ResNet, images: Tensor) -> dict[str, Tensor]:
+    """The outputs (N, channels, h, w) of layer1 to layer3."""
+    outputs: dict[str, list[Tensor]] = {stage: [] for stage in MEASURED}
+    for batch in images.split(8):
+        x = network.maxpool(network.relu(network.bn1(network.conv1(batch))))
+        for stage in MEASURED:
+            x = network.get_submodule(stage)(x)
+            outputs[stage].append(x)
+    return {stage: torch.cat(batches) for stage, batches in outputs.items()}
+
+
+def relative_errors(
+    network: ResNet, images: Tensor, dense: dict[str, Tensor], kept: dict[str, list[int]]
+) -> dict[str, float]:
+    """||y - y_dense|| / ||y_dense|| of each stage over all images, at the dense network's channels `kept`."""
+    errors = {}
+    for stage, y in stage_outputs(network, images).items():
+        reference = dense[stage][:, kept[stage]]
+        errors[stage] = ((y - reference).norm() / reference.norm()).item()
+    return errors
+
+
+def nmse_by_rank(network: ResNet) -> Table:
+    return {
+        layer: {str(rank): nmse(weight, decompose_filters(weight, rank)) for rank in RANKS}
+        for layer, weight in ((layer, network.get_submodule(layer).weight) for layer in LAYERS)
+    }
+
+
+def decomposition_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor]) -> Table:
+    """The stages' errors after decomposition alone, by rank."""
+    table = {}
+    for rank in RANKS[:3]:
+        decomposed, report = compress(network, CompressionPlan(dict.fromkeys(LAYERS, rank)))
+        table[f"rank {rank}"] = relative_errors(decomposed, images, dense, report.kept)
+    return table
+
+
+def pruning_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor]) -> Table:
+    """The stages' errors after decomposition and pruning, ours and the published code's."""
+    table = {}
+    for name in PLANS:
+        plan = load_plan(name)
+        ours, report = compress(network, plan)
+        table[f"{name}, ours"] = relative_errors(ours, images, dense, report.kept)
+        theirs = published_compress(network, plan)
+        # The members of its sums disagree; its channels are called what the last one, conv3, calls them.
+        kept = {
+            stage: published_kept(network.get_submodule(conv), theirs.get_submodule(conv).out_channels).tolist()
+            for stage, conv in LAST_CONVOLUTIONS.items()
+        }
+        table[f"{name}, published"] = relative_errors(theirs, images, dense, kept)
+    return table
+
+
+def lost_distances(network: ResNet) -> Table:
+    """Shares of all pairs of filters that the published formulas call identical (by the channel mode alone, by the
+    whole distance), and ours, by rank."""
+    table = {}
+    for rank in RANKS[:3]:
+        counts = torch.zeros(3, dtype=torch.float64)
+        pairs = 0
+        for layer in LAYERS:
+            factors = decompose_filters(network.get_submodule(layer).weight, rank)
+            upper = tuple(torch.triu_indices(factors.filters, factors.filters, offset=1))
+            distances = (published_angles(factors.channel), published_distances(factors), pabs_distances(factors))
+            counts += torch.stack([(values[upper] < 1e-6).sum() for values in distances])
+            pairs += upper[0].numel()
+        columns = ("published, channel angle", "published, distance", "ours, distance")
+        table[f"rank {rank}"] = dict(zip(columns, (counts / pairs).tolist(), strict=True))
+    return table
+
+
+def markdown(title: str, corner: str, table: Table) -> str:
+    columns = list(next(iter(table.values())))
+    lines = [f"{title}:", "", f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for row, values in table.items():
+        lines.append(f"| {row} | {' | '.join(f'{values[column]:.3f}' for column in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def save_plot(path: Path, table: Table) -> None:
+    """NMSE against rank: a thin line a layer, a colour a stage, its mean thick."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, stage in enumerate(MEASURED):
+        curves = torch.tensor([list(row.values()) for layer, row in table.items() if layer.startswith(stage)])
+        for curve in curves:
+            axes.plot(RANKS, curve, color=f"C{number}", linewidth=0.8, alpha=0.45)
+        label = f"{stage}: mean of its {len(curves)} layers"
+        axes.plot(RANKS, curves.mean(dim=0), color=f"C{number}", linewidth=2.2, marker="o", label=label)
+    axes.set_xlabel("CP rank of each filter")
+    axes.set_ylabel("NMSE of the 3x3 convolution")
+    axes.set_xticks(RANKS)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="a ResNet-50's weights, at least up to layer3")
+    parser.add_argument("--images", required=True, type=Path, help="a folder of images")
+    parser.add_argument("--count", type=int, default=32, help="how many of them")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--plot", type=Path, help="draw the NMSE by rank here (.png)")
+    arguments = parser.parse_args()
+    logging.getLogger("norton_det").setLevel(logging.ERROR)  # that layer4 is missing is no news
+    torch.manual_seed(0)  # what the file lacks, and what the published code does not copy, is random
+
+    network = load_network(arguments.weights)
+    images = load_images(arguments.images, arguments.count)
+    dense = stage_outputs(network, images)
+    tables = {
+        "nmse": nmse_by_rank(network),
+        "decomposition": decomposition_errors(network, images, dense),
+        "pruning": pruning_errors(network, images, dense),
+        "identical_pairs": lost_distances(network),
+    }
+    print(markdown("NMSE by rank", "layer", tables["nmse"]))
+    print(markdown("Relative error of a stage's output, decomposed", "", tables["decomposition"]))
+    print(markdown("Relative error of a stage's output, decomposed and pruned", "plan", tables["pruning"]))
+    print(markdown("Share of pairs of filters at distance 0", "", tables["identical_pairs"]))
+    if arguments.json:
+        write_json(arguments.json, {"images": len(images), **tables}, indent=2)
+    if arguments.plot:
+        save_plot(arguments.plot, tables["nmse"])
+
+
+if __name__ == "__main__":
+    main()
