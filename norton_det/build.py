@@ -137,6 +137,7 @@ def backbone_from_weights(
     """
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
+        log.info("%s is compressed already: its structure is taken", weights.source)
         return network, *_own_structure(weights)
     if plan is None:
         return network, None, {}
@@ -261,6 +262,7 @@ def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
             f"model.weights: {weights.source} is a {kind}, but model.detector is {config.model.detector}"
         )
     if weights.is_compressed:
+        log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltDetector(detector, *_own_structure(weights))
     return _compressed(detector, plan) if plan else BuiltDetector(detector, None)
 
@@ -302,7 +304,6 @@ def _spec(config: Config, num_classes: int, body: ResNetSpec) -> DetectorSpec:
 
 def _own_structure(weights: Weights) -> tuple[CompressionPlan | None, dict[str, list[int]]]:
     """The plan and the kept channels that compressed weights tell of themselves, as far as they do."""
-    log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
     stored = weights.metadata.get("plan")
     plan = CompressionPlan.from_dict(stored) if isinstance(stored, Mapping) else None
     return plan, weights.metadata.get("kept", {})

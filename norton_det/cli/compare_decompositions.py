@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--weights", type=Path, help="a dense ResNet-50 or detector (default: random weights)")
     parser.add_argument(
-        "--layers", nargs="+", default=_ONE_A_STAGE, metavar="LAYER", help="3x3 convolutions (default: one a stage)"
+        "--layers",
+        nargs="+",
+        default=_ONE_A_STAGE,
+        metavar="LAYER",
+        help="3x3 convolutions (default: one a stage); layer-wise CP takes long in stage 4, and gigabytes of memory",
     )
     parser.add_argument(
         "--ranks",

@@ -65,13 +65,8 @@ def run(args: argparse.Namespace) -> None:
         network.to(device, memory_format=torch.channels_last)
         if not args.eval_only:
             finetune(args, network, description, device)
-        loader = classification_evaluation_loader(
-            test,
-            batch_size=max(1, args.batch_size // distributed.world_size()),
-            workers=args.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        share = max(1, args.batch_size // distributed.world_size())
+        loader = classification_evaluation_loader(test, batch_size=share, workers=args.workers, **_process())
         hits = evaluate_classifier(network, loader, device, distributed.is_main())
         metrics = sum(distributed.gather(hits), Hits()).percentages()
         if distributed.is_main():
@@ -125,15 +120,8 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
     )
     state = run.checkpoints.load_newest() if args.resume else None
     start = restore(run, state) if state else 0
-    batches = classification_batches(
-        data,
-        images_per_step=args.batch_size,
-        seed=args.seed,
-        workers=args.workers,
-        start=start,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    loading = {"images_per_step": args.batch_size, "seed": args.seed, "workers": args.workers}
+    batches = classification_batches(data, **loading, start=start, **_process())
     with MetricsWriter(args.output_dir / "metrics.jsonl", run.iterations, start) as metrics:
         train(run, batches, metrics, start)
     if distributed.is_main():
@@ -146,3 +134,7 @@ def _teacher(path: str, classes: int, device: torch.device) -> ResNet:
     if teacher.fc.out_features != classes:
         raise ValueError(f"--teacher {path}: it knows {teacher.fc.out_features} classes, the data have {classes}")
     return teacher.to(device, memory_format=torch.channels_last)
+
+
+def _process() -> dict[str, int]:
+    return {"rank": distributed.rank(), "world_size": distributed.world_size()}

@@ -10,7 +10,7 @@ from norton_det import build
 from norton_det.config import Config, load_config, save_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.engine import distributed
-from norton_det.engine.checkpoint import save_weights
+from norton_det.engine.checkpoint import save, save_weights
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import restore, train
 from norton_det.evaluation.coco import CocoEvaluator
@@ -57,11 +57,21 @@ def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool 
         if distributed.is_main():
             with atomic_path(output / "config.yaml") as path:
                 save_config(config, path)
+            if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
+                save_backbone(output / "backbone_compressed.pth", built)
         with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
             train(run, build.build_batches(config, dataset, start), metrics, start)
         save_weights(output / "model_final.pth", built.detector, **built.description(config))
         log.info("weights: %s", output / "model_final.pth")
     evaluate(config, built.detector.to(device), test_files, categories, output / "evaluation")
+
+
+def save_backbone(path: Path, built: build.BuiltDetector) -> None:
+    """The body that was compressed at the start, as `model.backbone_weights` takes it."""
+    assert built.plan is not None
+    body = built.detector.backbone.body.state_dict()
+    save({"state_dict": body, "plan": built.plan.to_dict(), "kept": built.kept}, path)
+    log.info("compressed backbone: %s", path)
 
 
 def evaluate(

@@ -41,6 +41,9 @@ def layer_cp(conv: nn.Conv2d, rank: int, *, sweeps: int = 50, seed: int = 0) -> 
         sweeps: the most sweeps of alternating least squares (with line search, from the singular vectors).
         seed: seeds the starting columns beyond those singular vectors.
 
+    Time and memory: TensorLy forms Khatri-Rao products of up to K*C*max(kh, kw) * R entries in every sweep: with
+    512 filters of 512 channels a sweep takes seconds at R = 257, and four times as long at R = 1030.
+
     Raises:
         ValueError: as all functions here, on a rank below 1 and on a convolution that is grouped, has a bias,
             or pads with anything but zeros, in pixels.

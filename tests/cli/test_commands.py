@@ -8,6 +8,7 @@ import torch
 import norton_det
 from norton_det.cli.main import COMMANDS, main
 from norton_det.data.shapes import write_shapes
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 TINY = [
     "model.width=0.125",
@@ -138,6 +139,16 @@ def test_dense_weights_are_compressed_then_fine_tuned(tmp_path, caplog):
         name: value.shape for name, value in tuned.items()
     }
     assert main(["compress", "--weights", "small.pth", "--plan", "norton-59", "--output", "again.pth"]) == 2
+
+
+def test_a_compressed_backbone_is_kept_beside_the_run(tmp_path):
+    torch.save(build_resnet50(ResNetSpec.dense(0.125)).state_dict(), "resnet.pth")
+    words = ["train.max_iterations=1", "train.warmup_iterations=0"]
+    for run, weights in (("first", "resnet.pth"), ("second", "first/backbone_compressed.pth")):
+        assert train("faster_rcnn_norton.yaml", *words, f"output_dir={run}", f"model.backbone_weights={weights}") == 0
+    assert not (tmp_path / "second/backbone_compressed.pth").exists()
+    states = [norton_det.load_detector(f"{run}/model_final.pth").state_dict() for run in ("first", "second")]
+    assert [v.shape for v in states[0].values()] == [v.shape for v in states[1].values()]
 
 
 def test_other_categories_replace_the_predictors(tmp_path, datasets, caplog):
