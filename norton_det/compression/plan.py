@@ -12,7 +12,7 @@ from norton_det.models.resnet import BLOCK_NAMES, GROUPS, SPATIAL_LAYERS, STAGES
 
 PRESETS = {
     "norton-43": "[0.]+[0.1]*3+[0.02]*16",
-    "norton-47": "[0.]+[0.1]*3+[0.1]*16",
+    "norton-47": "[0.]+[0.115]*3+[0.1]*16",
     "norton-59": "[0.]+[0.28]*19",
     "norton-69": "[0.]+[0.45]*19",
     "norton-77": "[0.]+[0.1]*2+[0.4]*5+[0.75]*12",
