@@ -15,7 +15,7 @@ from norton_det.data.imagefolder import LabelledImages, classification_batches, 
 from norton_det.data.loaders import epoch_length
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder, save_weights
-from norton_det.engine.classification import ClassificationLosses, finetuning_run
+from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import restore, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier

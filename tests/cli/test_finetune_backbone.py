@@ -1,0 +1,191 @@
+"""`norton-det finetune-backbone` on a handful of drawn images of three classes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import norton_det
+from norton_det import build
+from norton_det.cli.main import main
+from norton_det.compression.plan import load_plan
+from norton_det.data.catalog import Categories
+from norton_det.data.imagefolder import LabelledImages
+from norton_det.models.resnet import ResNetSpec, build_resnet50
+
+SCRIPT = Path(__file__).parents[2] / "tools/finetune_backbone.py"
+CLASSES = ["bars", "blob", "plain"]
+
+
+def draw(kind, rng):
+    """A noisy 32 x 32 image: bright bars, a dark red blob, or plain green."""
+    y, x = np.mgrid[:32, :32]
+    picture = {
+        "bars": np.where((x // 4 % 2 == 0)[..., None], [220, 220, 60], [20, 20, 160]),
+        "blob": np.where(((x - 16) ** 2 + (y - 16) ** 2 < 120)[..., None], [200, 20, 20], [60, 60, 60]),
+        "plain": np.full((32, 32, 3), [40, 190, 60]),
+    }[kind]
+    return Image.fromarray((picture + rng.integers(-20, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """train/ with 8 and val/ with 4 images a class, and dense.pth: an eighth of a ResNet-50, untrained."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                draw(name, rng).save(root / split / name / f"{number}.png")
+    torch.manual_seed(0)
+    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=3).state_dict(), root / "dense.pth")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+
+
+def words(data, output, *more):
+    return [
+        *("finetune-backbone", "--data", str(data), "--output-dir", output, "--weights", str(data / "dense.pth")),
+        *("--image-size", "32", "--batch-size", "8", "--lr", "0.05", "--workers", "0", "--device", "cpu"),
+        *("--epochs", "20", *more),
+    ]
+
+
+def finetune(data, output, *more):
+    return main(words(data, output, *more))
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def metrics(folder):
+    return json.loads((folder / "evaluation/metrics.json").read_text())
+
+
+def test_dense_weights_are_compressed_and_learn(data, tmp_path):
+    assert finetune(data, "run", "--plan", "norton-59", "--max-iterations", "60") == 0
+    run = tmp_path / "run"
+    assert [line["iteration"] for line in lines(run)] == [20, 40, 60]
+    assert lines(run)[-1]["loss"] < 0.7 * lines(run)[0]["loss"]
+    assert metrics(run)["top1"] >= 90 and metrics(run)["top5"] == 100
+    assert (run / "checkpoints/iteration_0000060.pth").is_file()
+
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    assert content["plan"] == load_plan("norton-59").to_dict()
+    assert content["categories"] == CLASSES and content["config"]["lr"] == 0.05
+    assert len(content["kept"]["layer1.0.conv1"]) == int(8 * 0.72)
+    network = norton_det.load_resnet50(run / "model_final.pth").eval()
+    assert network.layer1[0].conv2.rank == 1
+
+    val = LabelledImages(data / "val", training=False, size=32)
+    right = sum(network(image[None]).argmax().item() == label for image, label in (val[i] for i in range(len(val))))
+    assert metrics(run)["top1"] == pytest.approx(100 * right / len(val))
+
+    # evaluated alone, and taken further without a plan
+    assert finetune(data, "again", "--weights", "run/model_final.pth", "--eval-only") == 0
+    assert metrics(tmp_path / "again") == metrics(run)
+    assert not (tmp_path / "again/model_final.pth").exists()
+    assert finetune(data, "further", "--weights", "run/model_final.pth", "--max-iterations", "1") == 0
+    further = torch.load(tmp_path / "further/model_final.pth", weights_only=True)
+    assert further["plan"] == content["plan"] and further["kept"] == content["kept"]
+
+
+def test_the_result_is_a_detectors_backbone(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORTON_DATASETS", str(tmp_path / "datasets"))
+    assert finetune(data, "run", "--plan", "norton-59", "--max-iterations", "1") == 0
+    config = norton_det.load_config("quickstart.yaml", ["model.backbone_weights=run/model_final.pth"])
+    built = build.build_detector(config, Categories(("__background__", "a"), (0, 1)), build.starting_weights(config))
+    body = norton_det.load_resnet50("run/model_final.pth").state_dict()
+    for name, value in built.detector.backbone.body.state_dict().items():
+        assert torch.equal(value, body[name]), name
+    assert built.plan == load_plan("norton-59")
+    assert len(built.kept["layer1.0.conv1"]) == int(8 * 0.72)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_that_was_killed_resumes_to_the_same_bits(data, tmp_path, precision):
+    more = ["--plan", "norton-59", "--max-iterations", "4", "--precision", precision, "--workers", "1"]
+    more += ["--teacher", str(data / "dense.pth")]
+    assert finetune(data, "whole", *more) == 0
+    assert finetune(data, "parts", *more, "--checkpoint-period", "1") == 0
+    (tmp_path / "parts/checkpoints/iteration_0000004.pth").unlink()
+    (tmp_path / "parts/model_final.pth").unlink()
+    assert finetune(data, "parts", *more, "--resume") == 0
+    whole, parts = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("whole", "parts")
+    )
+    for name, value in whole.items():
+        assert torch.equal(parts[name], value), name
+    assert {"classification", "distillation", "loss"} <= set(lines(tmp_path / "whole")[0])
+
+
+def test_another_number_of_classes_replaces_the_classifier(data, tmp_path, caplog):
+    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=7).state_dict(), "seven.pth")
+    assert finetune(data, "run", "--weights", "seven.pth", "--max-iterations", "1") == 0
+    assert "seven.pth knows 7 other classes than the 3" in caplog.text
+    assert norton_det.load_resnet50("run/model_final.pth").fc.out_features == 3
+
+
+def test_two_processes_train_and_evaluate_together(data, tmp_path):
+    more = ["--plan", "norton-59", "--max-iterations", "40", "--batch-size", "16"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*launcher, str(SCRIPT), *words(data, "two", *more)[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "two"
+    assert [line["iteration"] for line in lines(run)] == [20, 40]
+    assert lines(run)[-1]["loss"] < lines(run)[0]["loss"]
+    assert metrics(run)["top1"] >= 90
+    # evaluated by one process, the weights do the same
+    assert finetune(data, "again", "--weights", "two/model_final.pth", "--eval-only") == 0
+    assert metrics(tmp_path / "again") == metrics(run)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "nowhere"], "no folder 'nowhere/val', expected nowhere/val/<class>"),
+        (["--weights", "nothing.pth"], "no weights file"),
+        (["--plan", "norton-99"], "did you mean"),
+        (["--batch-size", "0"], "0 images a step"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--label-smoothing", "2"], "label_smoothing must lie in"),
+        (["--lr", "-1"], "Invalid learning rate"),
+        (["--device", "cuda:99"], "cuda:99' is not there"),
+        (["--workers", "-1"], "num_workers"),
+        (["--teacher", "seven.pth"], "it knows 7 classes, the data have 3"),
+        (["--weights", "seven.pth", "--eval-only"], "it cannot be evaluated"),
+    ],
+)
+def test_mistakes_are_one_clear_line(data, capsys, more, message):
+    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=7).state_dict(), "seven.pth")
+    assert finetune(data, "run", "--max-iterations", "1", *more) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("norton-det finetune-backbone: ") and message in error
+
+
+def test_train_and_val_have_the_same_classes(tmp_path, data, capsys):
+    for split, names in (("train", "ab"), ("val", "ac")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            draw("plain", np.random.default_rng(0)).save(tmp_path / split / name / "0.png")
+    assert finetune(data, "run", "--data", str(tmp_path)) == 2
+    assert "train and val differ in classes: b, c" in capsys.readouterr().err
