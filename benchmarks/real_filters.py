@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from published import published_angles, published_compress, published_distances, published_kept
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.io import ImageReadMode, read_image
 from torchvision.models import ResNet, ResNet50_Weights
 
 from norton_det.compression.compress import compress
-from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
+from norton_det.compression.prune import slice_channels
 from norton_det.files import atomic_path, write_json
-from norton_det.models.resnet import SPATIAL_LAYERS, STAGES
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
 from norton_det.models.weights import read_weights, resnet50_from_weights
 from norton_det.ops.cp import decompose_filters, nmse
 from norton_det.ops.similarity import pabs_distances
@@ -30,7 +31,7 @@ MEASURED = STAGES[:3]
 LAYERS = [layer for layer in SPATIAL_LAYERS if layer.startswith(MEASURED)]
 LAST_CONVOLUTIONS = {"layer1": "layer1.2.conv3", "layer2": "layer2.3.conv3", "layer3": "layer3.5.conv3"}
 RANKS = (1, 2, 3, 4, 5, 6)
-PLANS = ("norton-43", "norton-59", "norton-77")
+PLANS = {"rate 0": "[0.]*20"} | {name: name for name in ("norton-43", "norton-59", "norton-77")}
 
 Table = dict[str, dict[str, float]]
 """Numbers by row, then by column."""
@@ -44,11 +45,16 @@ def load_network(path: str) -> ResNet:
     return network
 
 
-def load_images(folder: Path, count: int) -> Tensor:
-    """The first images of a folder by name, each its central 224 of 256 pixels, normalised: (N, 3, 224, 224)."""
+def image_paths(folder: Path, count: int) -> list[Path]:
+    """The first images of a folder by name."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
     if len(paths) < count:
         raise SystemExit(f"{folder} holds {len(paths)} images, {count} are needed")
+    return paths
+
+
+def load_images(paths: list[Path]) -> Tensor:
+    """Of each image, its shorter side 256 pixels, the central 224, normalised: (N, 3, 224, 224)."""
     transform = ResNet50_Weights.IMAGENET1K_V1.transforms()
     return torch.stack([transform(read_image(str(path), ImageReadMode.RGB)) for path in paths])
 
@@ -65,15 +71,23 @@ def stage_outputs(network: ResNet, images: Tensor) -> dict[str, Tensor]:
     return {stage: torch.cat(batches) for stage, batches in outputs.items()}
 
 
-def relative_errors(
+def compare(
     network: ResNet, images: Tensor, dense: dict[str, Tensor], kept: dict[str, list[int]]
 ) -> dict[str, float]:
-    """||y - y_dense|| / ||y_dense|| of each stage over all images, at the dense network's channels `kept`."""
-    errors = {}
+    """How far the stages' outputs y are from the dense network's, at its channels `kept`, over all images.
+
+    By stage the relative error ||y - y_dense|| / ||y_dense||, and the share of y_dense's variance that no scale and
+    shift of y's channels explains (1 - correlation^2, the mean over channels that vary): 1 where they are unrelated.
+    """
+    errors, unexplained = {}, {}
     for stage, y in stage_outputs(network, images).items():
-        reference = dense[stage][:, kept[stage]]
+        y, reference = (t.transpose(0, 1).flatten(1).double() for t in (y, dense[stage][:, kept[stage]]))
         errors[stage] = ((y - reference).norm() / reference.norm()).item()
-    return errors
+        y, reference = (t - t.mean(dim=1, keepdim=True) for t in (y, reference))
+        variances = reference.square().sum(dim=1)
+        explained = (y * reference).sum(dim=1).square() / (y.square().sum(dim=1) * variances).clamp_min(1e-30)
+        unexplained[f"{stage}, unexplained"] = 1 - explained[variances > 0].mean().item()
+    return {**errors, **unexplained}
 
 
 def nmse_by_rank(network: ResNet) -> Table:
@@ -88,25 +102,40 @@ def decomposition_errors(network: ResNet, images: Tensor, dense: dict[str, Tenso
     table = {}
     for rank in RANKS[:3]:
         decomposed, report = compress(network, CompressionPlan(dict.fromkeys(LAYERS, rank)))
-        table[f"rank {rank}"] = relative_errors(decomposed, images, dense, report.kept)
+        table[f"rank {rank}"] = compare(decomposed, images, dense, report.kept)
     return table
 
 
-def pruning_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor]) -> Table:
-    """The stages' errors after decomposition and pruning, ours and the published code's."""
+def pruning_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor], rank: int) -> Table:
+    """The stages' errors after decomposition and pruning: ours, the published code's, and with tied channels that
+    are dropped at random."""
     table = {}
-    for name in PLANS:
-        plan = load_plan(name)
+    for name, notation in PLANS.items():
+        plan = load_plan(notation, rank)
         ours, report = compress(network, plan)
-        table[f"{name}, ours"] = relative_errors(ours, images, dense, report.kept)
+        table[f"{name}, ours"] = compare(ours, images, dense, report.kept)
+        control, kept = pruned_at_random(network, plan)
+        table[f"{name}, random"] = compare(control, images, dense, kept)
         theirs = published_compress(network, plan)
         # The members of its sums disagree; its channels are called what the last one, conv3, calls them.
         kept = {
             stage: published_kept(network.get_submodule(conv), theirs.get_submodule(conv).out_channels).tolist()
             for stage, conv in LAST_CONVOLUTIONS.items()
         }
-        table[f"{name}, published"] = relative_errors(theirs, images, dense, kept)
+        table[f"{name}, published"] = compare(theirs, images, dense, kept)
     return table
+
+
+def pruned_at_random(network: ResNet, plan: CompressionPlan) -> tuple[nn.Module, dict[str, list[int]]]:
+    """The control: ours, but for the choice of channels."""
+    decomposed, _ = compress(network, CompressionPlan(plan.ranks))
+    kept = {}
+    for name, group in GROUPS.items():
+        width = decomposed.get_submodule(group.producers[0][0]).out_channels
+        chosen = torch.randperm(width)[: kept_channels(width, plan.rates.get(name, 0.0))].sort().values
+        slice_channels(decomposed, group.producers, group.consumers, chosen)
+        kept[name] = chosen.tolist()
+    return decomposed, kept
 
 
 def lost_distances(network: ResNet) -> Table:
@@ -168,20 +197,23 @@ def main() -> None:
     torch.manual_seed(0)  # what the file lacks, and what the published code does not copy, is random
 
     network = load_network(arguments.weights)
-    images = load_images(arguments.images, arguments.count)
+    paths = image_paths(arguments.images, arguments.count)
+    images = load_images(paths)
     dense = stage_outputs(network, images)
     tables = {
         "nmse": nmse_by_rank(network),
         "decomposition": decomposition_errors(network, images, dense),
-        "pruning": pruning_errors(network, images, dense),
+        "pruning_rank_1": pruning_errors(network, images, dense, rank=1),
+        "pruning_rank_3": pruning_errors(network, images, dense, rank=3),
         "identical_pairs": lost_distances(network),
     }
     print(markdown("NMSE by rank", "layer", tables["nmse"]))
-    print(markdown("Relative error of a stage's output, decomposed", "", tables["decomposition"]))
-    print(markdown("Relative error of a stage's output, decomposed and pruned", "plan", tables["pruning"]))
+    print(markdown("Relative error, decomposed", "", tables["decomposition"]))
+    print(markdown("Relative error, decomposed and pruned at rank 1", "plan", tables["pruning_rank_1"]))
+    print(markdown("Relative error, decomposed and pruned at rank 3", "plan", tables["pruning_rank_3"]))
     print(markdown("Share of pairs of filters at distance 0", "", tables["identical_pairs"]))
     if arguments.json:
-        write_json(arguments.json, {"images": len(images), **tables}, indent=2)
+        write_json(arguments.json, {"images": [path.name for path in paths], **tables}, indent=2)
     if arguments.plot:
         save_plot(arguments.plot, tables["nmse"])
 

@@ -89,10 +89,10 @@ def test_published_angles_are_ours_at_rank_one(published):
     torch.testing.assert_close(published.published_distances(factors), pabs_distances(factors), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rank", "least"), [(2, 0.7), (3, 1.0)])
-def test_published_channel_angles_vanish_on_real_filters(published, real_filters, rank, least):
+@pytest.mark.parametrize("rank", [2, 3])
+def test_published_channel_angles_vanish_on_real_filters(published, real_filters, rank):
     factors = decompose_filters(real_filters["layer1.1.conv2.weight"], rank)
-    assert (pairs(published.published_angles(factors.channel)) == 0).double().mean() >= least
+    assert (pairs(published.published_angles(factors.channel)) == 0).double().mean() > 0.99
     assert (pairs(pabs_distances(factors)) > 1e-3).all()
 
 
