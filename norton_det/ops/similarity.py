@@ -1,7 +1,8 @@
 """Distances between the filters of a layer in the space of their CP factors, and the selection on them.
 
 Phase 2 of NORTON (Pham, Zniyed, Nguyen, "Enhanced network compression through tensor decompositions and
-pruning", IEEE TNNLS 2024). Letters: K filters, a factor (K, n, R) of n rows (C, kh or kw) and R components, q its numerical rank.
+pruning", IEEE TNNLS 2024). Letters: K filters, a factor (K, n, R) of n rows (C, kh or kw) and R components, q its
+numerical rank.
 """
 
 from __future__ import annotations
