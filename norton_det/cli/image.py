@@ -5,10 +5,11 @@ import logging
 from pathlib import Path
 
 import torch
-from torchvision.io import ImageReadMode, decode_image, write_png
+from torchvision.io import write_png
 from tqdm import tqdm
 
 from norton_det.api import load_detector
+from norton_det.data.images import read_image
 from norton_det.files import atomic_path
 from norton_det.visualization.draw import draw_predictions
 
@@ -28,10 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Write one picture an image."""
     detector = load_detector(args.weights).to(args.device).eval()
     for path in tqdm(args.input, desc="detect"):
-        try:
-            image = decode_image(str(path), ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: cannot be read as an image ({str(error).splitlines()[0]})") from None
+        image = read_image(path)
         with torch.inference_mode():
             prediction = detector([image.to(args.device) / 255])[0]
         picture = draw_predictions(

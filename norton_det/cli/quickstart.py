@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.io import ImageReadMode, decode_image, write_png
+from torchvision.io import write_png
 
 from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
@@ -19,6 +19,7 @@ from norton_det.api import load_detector
 from norton_det.cli.benchmark import benchmark_image, format_latencies
 from norton_det.cli.main import main
 from norton_det.config import Config, load_config
+from norton_det.data.images import read_image
 from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.plots import save_latency_plot
@@ -102,7 +103,7 @@ def draw_pictures(config: Config, weights: dict[str, Path], folder: Path, number
     detectors = {name: load_detector(path).eval() for name, path in weights.items()}
     files = build.resolve_dataset(config, "test")
     for path in sorted(files.images.iterdir())[:number]:
-        image = decode_image(str(path), ImageReadMode.RGB)
+        image = read_image(path)
         with torch.inference_mode():
             pictures = [
                 draw_predictions(image, detector([image / 255])[0], detector.categories)

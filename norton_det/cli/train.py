@@ -61,8 +61,9 @@ def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool 
                 save_backbone(output / "backbone_compressed.pth", built)
         with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
             train(run, build.build_batches(config, dataset, start), metrics, start)
-        save_weights(output / "model_final.pth", built.detector, **built.description(config))
-        log.info("weights: %s", output / "model_final.pth")
+        if distributed.is_main():
+            save_weights(output / "model_final.pth", built.detector, **built.description(config))
+            log.info("weights: %s", output / "model_final.pth")
     evaluate(config, built.detector.to(device), test_files, categories, output / "evaluation")
 
 
