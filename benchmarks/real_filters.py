@@ -24,13 +24,14 @@ from norton_det.compression.prune import slice_channels
 from norton_det.files import atomic_path, write_json
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
 from norton_det.models.weights import read_weights, resnet50_from_weights
-from norton_det.ops.cp import decompose_filters, nmse
+from norton_det.ops.cp import decompose_filters, nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
 
 MEASURED = STAGES[:3]
 LAYERS = [layer for layer in SPATIAL_LAYERS if layer.startswith(MEASURED)]
 LAST_CONVOLUTIONS = {"layer1": "layer1.2.conv3", "layer2": "layer2.3.conv3", "layer3": "layer3.5.conv3"}
 RANKS = (1, 2, 3, 4, 5, 6)
+RANDOM_DRAWS = 3
 PLANS = {"rate 0": "[0.]*20"} | {name: name for name in ("norton-43", "norton-59", "norton-77")}
 
 Table = dict[str, dict[str, float]]
@@ -92,7 +93,7 @@ def compare(
 
 def nmse_by_rank(network: ResNet) -> Table:
     return {
-        layer: {str(rank): nmse(weight, decompose_filters(weight, rank)) for rank in RANKS}
+        layer: {str(rank): nmse(weight, reconstruct(decompose_filters(weight, rank))) for rank in RANKS}
         for layer, weight in ((layer, network.get_submodule(layer).weight) for layer in LAYERS)
     }
 
@@ -107,15 +108,18 @@ def decomposition_errors(network: ResNet, images: Tensor, dense: dict[str, Tenso
 
 
 def pruning_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor], rank: int) -> Table:
-    """The stages' errors after decomposition and pruning: ours, the published code's, and with tied channels that
-    are dropped at random."""
+    """The stages' errors after decomposition and pruning: ours, ours with 3x3 filters ranked by deviation too, the
+    published code's, and with tied channels that are dropped at random, the mean of several draws."""
     table = {}
     for name, notation in PLANS.items():
         plan = load_plan(notation, rank)
         ours, report = compress(network, plan)
         table[f"{name}, ours"] = compare(ours, images, dense, report.kept)
-        control, kept = pruned_at_random(network, plan)
-        table[f"{name}, random"] = compare(control, images, dense, kept)
+        ours, report = compress(network, plan, criterion="deviation")
+        table[f"{name}, deviation"] = compare(ours, images, dense, report.kept)
+        draws = [pruned_at_random(network, plan) for _ in range(RANDOM_DRAWS)]
+        controls = [compare(control, images, dense, kept) for control, kept in draws]
+        table[f"{name}, random"] = {key: sum(c[key] for c in controls) / len(controls) for key in controls[0]}
         theirs = published_compress(network, plan)
         # The members of its sums disagree; its channels are called what the last one, conv3, calls them.
         kept = {

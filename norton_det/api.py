@@ -28,7 +28,7 @@ def compress(
 ) -> tuple[nn.Module, method.CompressionReport]:
     """A compressed copy of a torchvision ResNet-50 or of an R-CNN on one, trained or not, and the report.
 
-    `plan` is a preset's name (`norton-43` to `norton-77`), the paper's notation, a JSON file, or a
+    `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a JSON file, or a
     `CompressionPlan`; `rank` replaces the rank of every decomposed layer. Raises ValueError for a plan or a model
     that does not fit.
 
@@ -56,8 +56,9 @@ def build_detector(kind: DetectorKind, plan: Plan | None = None, num_classes: in
 
     `num_classes` counts the background. Raises ValueError for an unknown kind or plan.
     """
-    body = ResNetSpec.dense() if plan is None else load_plan(plan).apply(ResNetSpec.dense())
-    detector = build_from_spec(DetectorSpec(kind, num_classes, body))
+    chosen = CompressionPlan() if plan is None else load_plan(plan)
+    body = chosen.apply(ResNetSpec.dense())
+    detector = build_from_spec(DetectorSpec(kind, num_classes, body, part_ranks=chosen.parts))
     detector.categories, detector.category_ids = default_categories(num_classes)
     return detector
 

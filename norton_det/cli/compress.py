@@ -3,11 +3,13 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, compress
 from norton_det.compression.plan import load_plan
+from norton_det.compression.saliency import Criterion
 from norton_det.engine.checkpoint import save_weights
 from norton_det.files import write_json
 from norton_det.models.weights import detector_from_weights, read_weights, resnet50_from_weights
@@ -20,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="a dense ResNet-50 or detector: torchvision's file or ours")
     parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
-    parser.add_argument(
-        "--criterion", default="pabs", choices=["pabs", "csa", "vbd"], help="how filters are compared"
-    )
+    parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--output", required=True, type=Path, help="where the compressed weights go (.pth)")
 
 

@@ -15,6 +15,7 @@ from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.detectors import BODY
 from norton_det.models.resnet import SPATIAL_LAYERS
 from norton_det.models.weights import Weights
+from norton_det.ops.cp import nmse
 
 FILTER_WISE = "filter-wise CP"
 DENSE = "dense"
@@ -165,18 +166,13 @@ def _decompositions(conv: nn.Conv2d, filter_ranks: Sequence[int]) -> Iterator[_C
     shape = (filters, channels, height, width)
     for filter_rank in filter_ranks:
         ours = CPConv2d.from_conv(conv, filter_rank)
-        yield _Candidate(FILTER_WISE, filter_rank, (filter_rank,), ours, _nmse(conv.weight, ours.weight))
+        yield _Candidate(FILTER_WISE, filter_rank, (filter_rank,), ours, nmse(conv.weight, ours.weight))
         budget = sum(parameter.numel() for parameter in ours.parameters())
         for method, alternative in ALTERNATIVES.items():
             rank = alternative.nearest_rank(shape, budget)
             layers = alternative.decompose(conv, rank)
-            error = _nmse(conv.weight, reconstruct(layers))
+            error = nmse(conv.weight, reconstruct(layers))
             yield _Candidate(method, filter_rank, alternative.ranks(shape, rank), layers, error)
-
-
-def _nmse(weight: Tensor, rebuilt: Tensor) -> float:
-    weight, rebuilt = weight.detach().double(), rebuilt.detach().double()
-    return ((weight - rebuilt).square().sum() / weight.square().sum()).item()
 
 
 def _sub_layers(module: nn.Module) -> int:

@@ -15,7 +15,8 @@ from norton_det.compression.plan import CompressionPlan, kept_channels
 from norton_det.compression.prune import slice_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.detectors import BODY, LATERALS
+from norton_det.layers.low_rank_linear import LowRankLinear
+from norton_det.models.detectors import BODY, LATERALS, part_layers
 from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.resnet import GROUPS, STAGES, ChannelGroup
 from norton_det.ops.cp import nmse
@@ -23,7 +24,7 @@ from norton_det.ops.cp import nmse
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One convolution before and after: weight shape (K, C, kh, kw), rank, NMSE of its decomposition."""
+    """One layer before and after: weight shape (K, C, kh, kw) or (out, in), rank, NMSE of its decomposition."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +37,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What compression did: a row a convolution; by channel group, the dense model's indices that were kept."""
+    """What compression did: a row a convolution of the body and a factorised layer elsewhere; by channel
+    group, the dense model's indices that were kept."""
 
     layers: tuple[LayerReport, ...]
     kept: dict[str, list[int]]
@@ -54,6 +56,8 @@ def compress(
 ) -> tuple[nn.Module, CompressionReport]:
     """A compressed copy of a torchvision ResNet-50, or of an R-CNN with such a body, and the report.
 
+    Of an R-CNN the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
+
     Frozen BatchNorm becomes trainable BatchNorm with the same statistics and eps. `progress` is told each layer
     that has been decomposed. Raises ValueError for another model, an unknown criterion, a group left without
     filters, or filters that cannot be decomposed (layer and indices are named).
@@ -61,21 +65,23 @@ def compress(
     prefix = body_prefix(model)
     compressed = copy.deepcopy(model)
     unfreeze_batch_norms(compressed)
+    body = [prefix + conv for group in GROUPS.values() for conv, _ in group.producers]
+    ranks = {prefix + layer: rank for layer, rank in plan.ranks.items()} | {
+        layer: rank for part, rank in plan.parts.items() for layer in part_layers(compressed, part)
+    }
     dense_shapes = {
-        conv: tuple(compressed.get_parameter(f"{prefix}{conv}.weight").shape)
-        for group in GROUPS.values()
-        for conv, _ in group.producers
+        layer: tuple(compressed.get_parameter(f"{layer}.weight").shape) for layer in dict.fromkeys([*body, *ranks])
     }
     errors = {}
-    for layer, rank in plan.ranks.items():
-        errors[layer] = _decompose(compressed, prefix + layer, rank)
+    for layer, rank in ranks.items():
+        errors[layer] = _decompose(compressed, layer, rank)
         progress(layer)
     kept = {name: _choose(compressed, prefix, group, plan, criterion) for name, group in GROUPS.items()}
     for name, group in GROUPS.items():
         producers = [(prefix + conv, prefix + norm) for conv, norm in group.producers]
         slice_channels(compressed, producers, _consumers(group, prefix), kept[name])
     rows = [
-        _layer_report(layer, shape, compressed.get_submodule(prefix + layer), errors.get(layer))
+        _layer_report(layer.removeprefix(prefix), shape, compressed.get_submodule(layer), errors.get(layer))
         for layer, shape in dense_shapes.items()
     ]
     return compressed, CompressionReport(tuple(rows), {name: index.tolist() for name, index in kept.items()})
@@ -104,14 +110,18 @@ def body_prefix(model: nn.Module) -> str:
 
 
 def _decompose(model: nn.Module, name: str, rank: int) -> float:
-    conv = model.get_submodule(name)
-    assert isinstance(conv, nn.Conv2d)
+    """Put a factorised layer in a dense one's place; returns the NMSE."""
+    layer = model.get_submodule(name)
     try:
-        factorised = CPConv2d.from_conv(conv, rank)
+        if isinstance(layer, nn.Linear):
+            factorised: LowRankLinear | CPConv2d = LowRankLinear.from_linear(layer, rank)
+        else:
+            assert isinstance(layer, nn.Conv2d)
+            factorised = CPConv2d.from_conv(layer, rank)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     model.set_submodule(name, factorised)
-    return nmse(conv.weight.detach(), factorised.factors)
+    return nmse(layer.weight, factorised.weight)
 
 
 def _choose(
@@ -138,12 +148,12 @@ def _consumers(group: ChannelGroup, prefix: str) -> list[str]:
 
 
 def _layer_report(name: str, shape: tuple[int, ...], layer: nn.Module, error: float | None) -> LayerReport:
-    assert isinstance(layer, CPConv2d | nn.Conv2d)
+    assert isinstance(layer, CPConv2d | LowRankLinear | nn.Conv2d)
     return LayerReport(
         name=name,
         shape=shape,
-        compressed_shape=(layer.out_channels, layer.in_channels, *shape[2:]),
-        rank=layer.rank if isinstance(layer, CPConv2d) else None,
+        compressed_shape=tuple(layer.weight.shape),
+        rank=None if isinstance(layer, nn.Conv2d) else layer.rank,
         nmse=error,
         parameters=math.prod(shape),
         compressed_parameters=sum(p.numel() for p in layer.parameters()),

@@ -4,10 +4,11 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from norton_det.models.detectors import PARTS
 from norton_det.models.resnet import BLOCK_NAMES, GROUPS, SPATIAL_LAYERS, STAGES, ResNetSpec
 
 PRESETS = {
@@ -18,6 +19,8 @@ PRESETS = {
     "norton-77": "[0.]+[0.1]*2+[0.4]*5+[0.75]*12",
 }
 """The rank-1 plans for ResNet-50, named by the percentage of parameters that they remove."""
+WHOLE_DETECTOR = {"neck": 1, "rpn": 1, "box_head": 128, "mask_head": 1, "keypoint_head": 1}
+"""What a preset whose name ends in `-all` does to the other parts of a detector."""
 
 _NOTATION_GROUPS = ("stem", *STAGES[:3])
 _ENTRIES = len(_NOTATION_GROUPS) + len(BLOCK_NAMES)
@@ -29,24 +32,29 @@ class CompressionPlan:
     """A rank for each layer to decompose (others stay dense) and a pruning rate for each channel group.
 
     `ranks`: CP rank (at least 1) by layer name. `rates`: share of filters to drop, in [0, 1), by group name;
-    a group that is not named loses nothing. Raises ValueError for a rank, rate or name that is not valid.
+    a group that is not named loses nothing. `parts`: the rank of the layers of a detector's other parts, by part
+    (CP rank of convolutions, rank of the box head's linear layers); one that a model lacks is passed over.
+    Raises ValueError for a rank, rate or name that is not valid.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for layer, rank in self.ranks.items():
             _check_name(layer, SPATIAL_LAYERS, "layer to decompose")
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"plan: rank of {layer} must be a whole number from 1 on, got {rank!r}")
+            _check_rank(layer, rank)
+        for part, rank in self.parts.items():
+            _check_name(part, PARTS, "part of a detector")
+            _check_rank(part, rank)
         for group, rate in self.rates.items():
             _check_name(group, GROUPS, "channel group")
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ValueError(f"plan: rate of {group} must lie in [0, 1), got {rate!r}")
 
     @classmethod
-    def from_notation(cls, text: str, rank: int = 1) -> "CompressionPlan":
+    def from_notation(cls, text: str, rank: int = 1, parts: Mapping[str, int] | None = None) -> "CompressionPlan":
         """The paper's notation: a sum of repeated lists such as `[0.]+[0.1]*2+[0.4]*5+[0.75]*12`.
 
         Entry 0 is the stem, entries 1 to 3 the outputs of stages 1 to 3, the other sixteen the inner widths of
@@ -58,25 +66,28 @@ class CompressionPlan:
         rates = dict(zip(_NOTATION_GROUPS, entries, strict=False))
         for block, rate in zip(BLOCK_NAMES, entries[len(_NOTATION_GROUPS) :], strict=True):
             rates[f"{block}.conv1"] = rates[f"{block}.conv2"] = rate
-        return cls(dict.fromkeys(SPATIAL_LAYERS, rank), rates)
+        return cls(dict.fromkeys(SPATIAL_LAYERS, rank), rates, dict(parts or {}))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CompressionPlan":
-        """From `{"ranks": .., "rates": ..}` or `{"notation": .., "rank": ..}`; ValueError for anything else."""
+        """From `{"ranks": .., "rates": ..}` or `{"notation": .., "rank": ..}`, either with `"parts"` where wanted.
+
+        Raises ValueError for anything else.
+        """
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan is a mapping with ranks and rates, got {type(data).__name__}")
-        if "notation" in data and set(data) <= {"notation", "rank"}:
-            return cls.from_notation(data["notation"], data.get("rank", 1))
-        if not set(data) <= {"ranks", "rates"}:
-            raise ValueError(f"a plan has the keys ranks and rates, or notation and rank; got {sorted(data)}")
-        for key in ("ranks", "rates"):
+        for key in ("ranks", "rates", "parts"):
             if not isinstance(data.get(key, {}), Mapping):
                 raise ValueError(f"plan: {key} must be a mapping from names to numbers")
-        return cls(dict(data.get("ranks", {})), dict(data.get("rates", {})))
+        if "notation" in data and set(data) <= {"notation", "rank", "parts"}:
+            return cls.from_notation(data["notation"], data.get("rank", 1), data.get("parts"))
+        if not set(data) <= {"ranks", "rates", "parts"}:
+            raise ValueError(f"a plan has ranks and rates, or notation and rank, and parts; got {sorted(data)}")
+        return cls(*(dict(data.get(key, {})) for key in ("ranks", "rates", "parts")))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain types, ready for JSON; `from_dict` reads it back."""
-        return {"ranks": dict(self.ranks), "rates": dict(self.rates)}
+        return {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
 
     def apply(self, dense: ResNetSpec) -> ResNetSpec:
         """The structure that this plan gives to a network: widths are `int(width * (1 - rate))`.
@@ -120,12 +131,13 @@ def parse_notation(text: str) -> list[float]:
 
 
 def load_plan(plan: "str | Path | Mapping[str, Any] | CompressionPlan", rank: int | None = None) -> CompressionPlan:
-    """A plan from a preset's name, a JSON file, the paper's notation, a mapping or a plan.
+    """A plan from a preset's name, with or without `-all`, a JSON file, the paper's notation, a mapping or a plan.
 
-    `rank` replaces the rank of every decomposed layer. Raises ValueError for an unknown name or bad content.
+    `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name or bad
+    content.
     """
     loaded = _load(plan)
-    return loaded if rank is None else CompressionPlan(dict.fromkeys(loaded.ranks, rank), loaded.rates)
+    return loaded if rank is None else replace(loaded, ranks=dict.fromkeys(loaded.ranks, rank))
 
 
 def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> CompressionPlan:
@@ -134,8 +146,9 @@ def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> Compressi
     if isinstance(plan, Mapping):
         return CompressionPlan.from_dict(plan)
     text = str(plan)
-    if text in PRESETS:
-        return CompressionPlan.from_notation(PRESETS[text])
+    preset = text.removesuffix("-all")
+    if preset in PRESETS:
+        return CompressionPlan.from_notation(PRESETS[preset], parts=None if preset == text else WHOLE_DETECTOR)
     if text.lstrip().startswith("["):
         return CompressionPlan.from_notation(text)
     if Path(text).is_file():
@@ -144,7 +157,12 @@ def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> Compressi
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"plan file {text} is not JSON: {error}") from None
     hint = _nearest(text, PRESETS)
-    raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}), no file and no notation{hint}")
+    raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}, or with -all), no file, no notation{hint}")
+
+
+def _check_rank(name: str, rank: object) -> None:
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"plan: rank of {name} must be a whole number from 1 on, got {rank!r}")
 
 
 def _check_name(name: str, valid: Iterable[str], what: str) -> None:

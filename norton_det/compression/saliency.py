@@ -1,7 +1,8 @@
 """Which filters to keep: one score a filter, higher = keep."""
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from norton_det.layers.cp_conv import CPConv2d
 from norton_det.ops.cp import CPFactors
 from norton_det.ops.similarity import csa_distances, greedy_selection, pabs_distances, vbd_distances
 
-Criterion = Literal["pabs", "csa", "vbd"]
+Criterion = Literal["pabs", "csa", "vbd", "deviation"]
 DISTANCES: dict[str, Callable[[CPFactors], Tensor]] = {
     "pabs": pabs_distances,
     "csa": csa_distances,
@@ -19,34 +20,46 @@ DISTANCES: dict[str, Callable[[CPFactors], Tensor]] = {
 
 
 def group_scores(members: list[tuple[nn.Module, nn.Module]], criterion: Criterion = "pabs") -> Tensor:
-    """Scores (K,) of K channels that several (convolution, BatchNorm) pairs produce together.
-
-    Each member's scores are divided by their own mean before they are averaged, so that no member outweighs
-    another. Raises ValueError for an unknown criterion.
-    """
-    scores = torch.stack([filter_scores(conv, norm, criterion) for conv, norm in members])
-    return (scores / scores.mean(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)).mean(dim=0)
-
-
-def filter_scores(conv: nn.Module, norm: nn.Module, criterion: Criterion = "pabs") -> Tensor:
-    """Scores (K,) of the filters of one convolution.
+    """Scores (K,) of K channels that the (convolution, BatchNorm) pairs `members` produce, alone or as a sum.
 
     A CP convolution is ranked by similarity in factor space (paper, section III-B): the score of a filter is the
-    step at which greedy selection drops it. A dense one is ranked by the L2 norm of each filter times what its
-    BatchNorm makes of it, |gamma| / sqrt(running_var + eps).
+    step at which greedy selection drops it. All others have no factors, and are ranked by `rectified_deviation`;
+    `deviation` ranks CP convolutions by it too. Raises ValueError for an unknown criterion.
     """
-    if criterion not in DISTANCES:
-        raise ValueError(f"criterion {criterion!r} is not one of {', '.join(DISTANCES)}")
-    if isinstance(conv, CPConv2d):
+    if criterion not in get_args(Criterion):
+        raise ValueError(f"criterion {criterion!r} is not one of {', '.join(get_args(Criterion))}")
+    conv, _ = members[0]
+    if isinstance(conv, CPConv2d) and criterion in DISTANCES:
         removal_order = greedy_selection(DISTANCES[criterion](conv.factors))
         steps = torch.arange(len(removal_order), dtype=torch.float64, device=removal_order.device)
         return torch.empty_like(steps).scatter_(0, removal_order, steps)
-    weight, gamma = conv.weight, norm.weight
-    assert isinstance(weight, Tensor) and isinstance(gamma, Tensor)
-    assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)
-    scale = gamma.detach().abs() / torch.sqrt(norm.running_var + norm.eps)
-    scores: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1).double() * scale.double()
-    return scores
+    return rectified_deviation([norm for _, norm in members])
+
+
+def rectified_deviation(norms: list[nn.Module]) -> Tensor:
+    """The standard deviation (K,) that their parameters foretell for each channel of relu(sum of the norms' outputs).
+
+    BatchNorm gives channel k the mean beta_k and the standard deviation |gamma_k|. Taken as independent and normal,
+    the sum x has mean m = sum of beta and variance s^2 = sum of gamma^2, and with t = m / s, the standard normal's
+    density phi and distribution Phi
+
+        E[relu(x)]   = m Phi(t) + s phi(t)
+        E[relu(x)^2] = (m^2 + s^2) Phi(t) + m s phi(t)
+
+    A channel that hardly varies can be dropped: what is left of it is a constant.
+    """
+    mean = torch.stack([_parameter(norm, "bias") for norm in norms]).sum(dim=0)
+    deviation = torch.stack([_parameter(norm, "weight") for norm in norms]).square().sum(dim=0).sqrt()
+    t = mean / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
+    density, below = torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(t)
+    first = mean * below + deviation * density
+    second = (mean.square() + deviation.square()) * below + mean * deviation * density
+    spread: Tensor = (second - first.square()).clamp_min(0).sqrt()
+    return spread
+
+
+def _parameter(norm: nn.Module, name: str) -> Tensor:
+    return norm.get_parameter(name).detach().double()
 
 
 def kept_filters(scores: Tensor, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -14,6 +14,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.low_rank_linear import LowRankLinear
 from norton_det.models.resnet import STAGES, ResNetSpec, build_resnet50
 
 DetectorKind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn"]
@@ -21,6 +23,15 @@ KINDS: tuple[DetectorKind, ...] = get_args(DetectorKind)
 BODY = "backbone.body."
 LATERALS = tuple(f"backbone.fpn.inner_blocks.{i}.0" for i in range(len(STAGES)))
 """The pyramid's lateral 1x1 convolutions: each reads the output of one stage."""
+PARTS = {
+    "neck": tuple(f"backbone.fpn.layer_blocks.{i}.0" for i in range(len(STAGES))),
+    "rpn": ("rpn.head.conv.0.0",),
+    "box_head": ("roi_heads.box_head.fc6", "roi_heads.box_head.fc7"),
+    "mask_head": tuple(f"roi_heads.mask_head.{i}.0" for i in range(4)),
+    "keypoint_head": tuple(f"roi_heads.keypoint_head.{2 * i}" for i in range(8)),
+}
+"""The layers beside the body's that a plan may factorise, by part: 3x3 convolutions, and the box head's two linear
+layers. A detector has those of its heads."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,10 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """The structure of a detector. `num_classes` counts the background, as in torchvision."""
+    """The structure of a detector. `num_classes` counts the background, as in torchvision.
+
+    `part_ranks`: by name in PARTS, the rank of that part's layers; a part that is not named is dense.
+    """
 
     kind: DetectorKind
     num_classes: int
@@ -53,6 +67,7 @@ class DetectorSpec:
     mask_channels: int = 256
     keypoint_channels: int = 512
     num_keypoints: int = 17
+    part_ranks: Mapping[str, int] = field(default_factory=dict)
     settings: DetectorSettings = field(default_factory=DetectorSettings)
 
     @classmethod
@@ -64,22 +79,39 @@ class DetectorSpec:
         if "roi_heads.box_predictor.cls_score.weight" not in state:
             raise ValueError("not a Faster, Mask or Keypoint R-CNN: it has no box predictor")
         body = {key.removeprefix(BODY): value for key, value in state.items() if key.startswith(BODY)}
-        mask = state.get("roi_heads.mask_head.0.0.weight")
-        keypoint = state.get("roi_heads.keypoint_head.0.weight")
-        has_mask, has_keypoint = mask is not None, keypoint is not None
+        mask = _outputs(state, PARTS["mask_head"][0])
+        keypoint = _outputs(state, PARTS["keypoint_head"][0])
         defaults = cls("faster_rcnn", 2, ResNetSpec.dense())
         predictor = state.get("roi_heads.keypoint_predictor.kps_score_lowres.bias")
         return cls(
-            kind="mask_rcnn" if has_mask else "keypoint_rcnn" if has_keypoint else "faster_rcnn",
+            kind="mask_rcnn" if mask else "keypoint_rcnn" if keypoint else "faster_rcnn",
             num_classes=len(state["roi_heads.box_predictor.cls_score.weight"]),
             body=ResNetSpec.from_state_dict(body),
             fpn_channels=len(state[f"{LATERALS[0]}.weight"]),
-            box_channels=len(state["roi_heads.box_head.fc7.weight"]),
-            mask_channels=len(mask) if mask is not None else defaults.mask_channels,
-            keypoint_channels=len(keypoint) if keypoint is not None else defaults.keypoint_channels,
+            box_channels=_outputs(state, PARTS["box_head"][1]) or defaults.box_channels,
+            mask_channels=mask or defaults.mask_channels,
+            keypoint_channels=keypoint or defaults.keypoint_channels,
             num_keypoints=len(predictor) if predictor is not None else defaults.num_keypoints,
+            part_ranks=_part_ranks(state),
             settings=settings or defaults.settings,
         )
+
+
+def _outputs(state: Mapping[str, Tensor], layer: str) -> int:
+    """Output channels of a layer, dense or factorised; 0 where it is not there."""
+    for name, dim in ((f"{layer}.weight", 0), (f"{layer}.channel", 1), (f"{layer}.up.weight", 0)):
+        if name in state:
+            return state[name].shape[dim]
+    return 0
+
+
+def _part_ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
+    ranks = {}
+    for part, (first, *_) in PARTS.items():
+        for name in (f"{first}.channel", f"{first}.down.weight"):
+            if name in state:
+                ranks[part] = len(state[name])
+    return ranks
 
 
 def build_from_spec(spec: DetectorSpec, eps: float = 1e-5) -> GeneralizedRCNN:
@@ -91,7 +123,32 @@ def build_from_spec(spec: DetectorSpec, eps: float = 1e-5) -> GeneralizedRCNN:
         raise ValueError(f"detector {spec.kind!r} is not one of {', '.join(KINDS)}")
     body = build_resnet50(spec.body, num_classes=1, eps=eps)
     builder = {"faster_rcnn": _faster_rcnn, "mask_rcnn": _mask_rcnn, "keypoint_rcnn": _keypoint_rcnn}[spec.kind]
-    return builder(_with_pyramid(body, spec), spec)
+    detector = builder(_with_pyramid(body, spec), spec)
+    for part, rank in spec.part_ranks.items():
+        for name in part_layers(detector, part):
+            detector.set_submodule(name, _factorised(detector.get_submodule(name), rank))
+    return detector
+
+
+def part_layers(model: nn.Module, part: str) -> list[str]:
+    """The names of a part's layers that a model has: none in a classifier, or without that head."""
+    modules = dict(model.named_modules())
+    return [name for name in PARTS[part] if name in modules]
+
+
+def _factorised(layer: nn.Module, rank: int) -> nn.Module:
+    """What stands at a dense layer's place, with random weights."""
+    if isinstance(layer, nn.Linear):
+        return LowRankLinear(layer.in_features, layer.out_features, min(rank, layer.in_features, layer.out_features))
+    assert isinstance(layer, nn.Conv2d)
+    return CPConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        rank,
+        padding=layer.padding,  # type: ignore[arg-type]
+        bias=layer.bias is not None,
+    )
 
 
 def replace_predictors(detector: GeneralizedRCNN, num_classes: int) -> None:

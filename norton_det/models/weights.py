@@ -40,11 +40,14 @@ class Weights:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether the body differs from an ordinary ResNet-50 of its width: CP layers or pruned channels."""
-        prefix = BODY if self.is_detector else ""
-        body = {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
-        spec = ResNetSpec.from_state_dict(body)
-        return bool(spec.ranks) or spec.widths != ResNetSpec.dense(spec.widths["layer4"] / 2048).widths
+        """Whether the structure differs from an ordinary one: factorised layers or pruned channels."""
+        if self.is_detector:
+            detector = DetectorSpec.from_state_dict(self.state)
+            spec, parts = detector.body, detector.part_ranks
+        else:
+            spec, parts = ResNetSpec.from_state_dict(self.state), {}
+        dense_widths = ResNetSpec.dense(spec.widths["layer4"] / 2048).widths
+        return bool(spec.ranks or parts) or spec.widths != dense_widths
 
 
 def read_weights(path: str | Path) -> Weights:

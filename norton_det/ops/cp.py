@@ -144,24 +144,21 @@ def reconstruct(factors: CPFactors) -> Tensor:
 
 
 def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
-    """Return ||W - What||^2 / ||W||^2 for each filter, (K,) float64; 0 where both are zero."""
-    lost, total = _squared_norms(weight, factors)
-    return torch.where(lost > 0, lost / total, 0.0)
-
-
-def nmse(weight: Tensor, factors: CPFactors) -> float:
-    """Return ||W - What||^2 / ||W||^2 of the whole layer."""
-    lost, total = (part.sum().item() for part in _squared_norms(weight, factors))
-    return lost / total if lost > 0 else 0.0
-
-
-def _squared_norms(weight: Tensor, factors: CPFactors) -> tuple[Tensor, Tensor]:
-    """Return ||W - What||^2 and ||W||^2 for each filter."""
+    """Return ||w - what||^2 / ||w||^2 of each filter, (K,) float64; 0 for a filter of zeros."""
     filters = weight.detach().double()
     rebuilt = reconstruct(CPFactors(*(factor.detach().double() for factor in factors.modes)))
     if filters.shape != rebuilt.shape:
         raise ValueError(f"factors of filters {tuple(rebuilt.shape)} do not fit a weight {tuple(filters.shape)}")
-    return (filters - rebuilt).square().sum(dim=(1, 2, 3)), filters.square().sum(dim=(1, 2, 3))
+    lost = (filters - rebuilt).square().sum(dim=(1, 2, 3))
+    total = filters.square().sum(dim=(1, 2, 3))
+    return torch.where(lost > 0, lost / total, 0.0)
+
+
+def nmse(weight: Tensor, approximation: Tensor) -> float:
+    """Return ||W - What||^2 / ||W||^2 of two weights of any one shape; 0 where they are equal."""
+    filters = weight.detach().double()
+    lost = (filters - approximation.detach().double()).square().sum().item()
+    return lost / filters.square().sum().item() if lost > 0 else 0.0
 
 
 def _one_position_a_component(filters: Tensor, rank: int) -> CPFactors:

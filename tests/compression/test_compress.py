@@ -6,8 +6,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.saliency import filter_scores, group_scores, kept_filters
+from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -107,6 +108,42 @@ def test_a_detector_keeps_running_and_its_pyramid_follows():
     compressed([torch.rand(3, 64, 64)])
 
 
+SMALL = {"fpn_channels": 16, "box_channels": 24, "mask_channels": 8, "keypoint_channels": 12}
+SETTINGS = DetectorSettings(min_size=(64,), max_size=64)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
+def test_the_other_parts_of_a_detector_are_factorised(kind):
+    torch.manual_seed(0)
+    dense = build_from_spec(DetectorSpec(kind, 5, ResNetSpec.dense(0.25), **SMALL, settings=SETTINGS)).eval()
+    plan = CompressionPlan(parts={"neck": 1, "rpn": 2, "box_head": 10, "mask_head": 1, "keypoint_head": 3})
+    compressed, report = compress(dense, plan)
+    rows = {row.name: row for row in report.layers}
+    assert rows["rpn.head.conv.0.0"].rank == 2
+    assert 0 < rows["roi_heads.box_head.fc6"].nmse < 1
+    expected = DetectorSpec.from_state_dict(compressed.state_dict(), SETTINGS)
+    heads = {"faster_rcnn": [], "mask_rcnn": ["mask_head"], "keypoint_rcnn": ["keypoint_head"]}[kind]
+    assert expected.part_ranks == {part: plan.parts[part] for part in ("neck", "rpn", "box_head", *heads)}
+    again = build_from_spec(expected).eval()
+    again.load_state_dict(compressed.state_dict())
+    image = [torch.rand(3, 64, 64)]
+    torch.testing.assert_close(again(image), compressed(image))
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn"])
+def test_parts_at_full_rank_are_what_they_were(kind):
+    torch.manual_seed(0)
+    dense = build_from_spec(DetectorSpec(kind, 5, ResNetSpec.dense(0.25), **SMALL, settings=SETTINGS)).eval()
+    full = {"neck": 9, "rpn": 9, "box_head": 24, "mask_head": 9, "keypoint_head": 9}
+    image = [torch.rand(3, 64, 64)]
+    torch.testing.assert_close(compress(dense, CompressionPlan(parts=full))[0](image), dense(image), rtol=1e-4, atol=1e-3)
+
+
+def test_a_classifier_has_no_other_parts(network):
+    _, report = compress(network, load_plan("norton-77-all"))
+    assert {row.name for row in report.layers} == {conv for group in GROUPS.values() for conv, _ in group.producers}
+
+
 def test_frozen_batch_norm_becomes_trainable_with_its_eps():
     torch.manual_seed(0)
     frozen = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, norm_layer=None, min_size=64)
@@ -131,26 +168,30 @@ def test_identical_filters_are_dropped_first(criterion):
     layer = CPConv2d(8, 6, 3, rank=1, padding=1, bias=False)
     for factor in (layer.channel, layer.vertical, layer.horizontal):
         factor.data[:, 4] = factor.data[:, 1]
-    kept = kept_filters(filter_scores(layer, nn.BatchNorm2d(6), criterion), 5).tolist()
+    kept = kept_filters(group_scores([(layer, nn.BatchNorm2d(6))], criterion), 5).tolist()
     assert len({1, 4} & set(kept)) == 1
 
 
-def test_dense_filters_are_ranked_by_what_batch_norm_makes_of_them():
-    conv, norm = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, eps=0.0)
-    conv.weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])[..., None, None]
-    norm.weight.data = torch.tensor([1.0, -8.0, 1.0])
-    norm.running_var.copy_(torch.tensor([25.0, 4.0, 1.0]))
-    assert filter_scores(conv, norm).tolist() == pytest.approx([1.0, 4.0, 2.0], rel=1e-6)
-    assert kept_filters(filter_scores(conv, norm), 2).tolist() == [1, 2]
+@pytest.mark.parametrize("members", [1, 3])
+def test_dense_filters_are_ranked_by_how_much_their_channel_varies_behind_the_relu(members):
+    """Against draws: BatchNorm gives each channel the mean beta and the standard deviation |gamma|."""
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(6) for _ in range(members)]
+    for norm in norms:
+        norm.weight.data = torch.tensor([0.0, 0.1, -1.0, 1.0, 2.0, 1.0])
+        norm.bias.data = torch.tensor([3.0, 0.5, 0.0, -2.0, 1.0, 5.0]) * torch.rand(6)
+    draws = sum(norm.bias + norm.weight * torch.randn(400_000, 6) for norm in norms)
+    scores = group_scores([(nn.Conv2d(1, 6, 1), norm) for norm in norms])
+    torch.testing.assert_close(scores.float(), draws.relu().std(dim=0), rtol=0.01, atol=1e-4)
+    assert scores[0] == 0
 
 
-def test_tied_members_weigh_alike():
-    small, large = (nn.Conv2d(1, 2, 1, bias=False) for _ in range(2))
-    small.weight.data = torch.tensor([0.001, 0.003])[:, None, None, None]
-    large.weight.data = torch.tensor([2000.0, 1000.0])[:, None, None, None]
-    scores = group_scores([(small, nn.BatchNorm2d(2)), (large, nn.BatchNorm2d(2))])
-    expected = torch.tensor([(0.5 + 4 / 3) / 2, (1.5 + 2 / 3) / 2], dtype=torch.float64)
-    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=0)
+def test_the_deviation_criterion_ranks_cp_convolutions_by_it_too():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    nn.init.uniform_(norm.weight)
+    cp, dense = CPConv2d(8, 6, 3, rank=1, bias=False), nn.Conv2d(8, 6, 3)
+    assert torch.equal(group_scores([(cp, norm)], "deviation"), group_scores([(dense, norm)]))
 
 
 def test_unknown_criterion_is_refused(network):

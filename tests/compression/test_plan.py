@@ -66,6 +66,19 @@ def test_json_round_trip(name, tmp_path):
     assert load_plan(path) == plan
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_all_adds_the_other_parts_of_a_detector(name, tmp_path):
+    plan = load_plan(f"{name}-all")
+    body = load_plan(name)
+    assert (plan.ranks, plan.rates) == (body.ranks, body.rates)
+    assert plan.parts == {"neck": 1, "rpn": 1, "box_head": 128, "mask_head": 1, "keypoint_head": 1}
+    assert load_plan({"notation": PRESETS[name], "parts": plan.parts}) == plan
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.to_dict()))
+    assert load_plan(path) == plan
+    assert load_plan(f"{name}-all", rank=2).parts == plan.parts
+
+
 def test_rank_replaces_every_rank():
     plan = load_plan(PAPER, rank=3)
     assert set(plan.ranks.values()) == {3}
@@ -88,6 +101,8 @@ def test_notation_and_rank_as_a_mapping():
         ({"ranks": {"layer1.0.conv2": 1.5}}, "whole number"),
         ({"ranks": {"layer1.0.conv3": 1}}, "no layer to decompose; did you mean"),
         ({"rates": {"layer5": 0.1}}, "no channel group; did you mean"),
+        ({"parts": {"nec": 1}}, "no part of a detector; did you mean 'neck'"),
+        ({"parts": {"neck": 0}}, "rank of neck must be a whole number"),
         ({"rank": {}}, "ranks and rates"),
         ({"ranks": [1]}, "must be a mapping"),
     ],

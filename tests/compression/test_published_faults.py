@@ -19,7 +19,7 @@ from torch import nn
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.saliency import filter_scores, kept_filters
+from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.engine.checkpoint import save_weights
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
@@ -99,7 +99,7 @@ def test_published_channel_angles_vanish_on_real_filters(published, real_filters
 def test_the_filters_removed_last_are_the_ones_kept(published):
     layer = layer_in_the_plane(EIGHT)
     assert greedy_selection(pabs_distances(layer.factors)).tolist()[:5] == [4, 7, 1, 2, 0]
-    assert kept_filters(filter_scores(layer, nn.BatchNorm2d(8)), 5).tolist() == [0, 2, 3, 5, 6]
+    assert kept_filters(group_scores([(layer, nn.BatchNorm2d(8))]), 5).tolist() == [0, 2, 3, 5, 6]
     assert published.published_kept(layer, 5).tolist() == [0, 1, 5, 6, 7]
 
 
