@@ -14,7 +14,7 @@ RUNNABLE = [path for path in FILES if path.parent.name != "base"]
 def test_there_are_configs_for_every_detector():
     names = {path.name for path in FILES}
     assert {
-        f"{kind}_rcnn_{form}.yaml" for kind in ("faster", "mask", "keypoint") for form in ("dense", "norton")
+        f"{kind}_rcnn_{form}.yaml" for kind in ("faster", "mask", "keypoint") for form in ("dense", "norton", "norton_all")
     } <= names
 
 
