@@ -9,7 +9,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

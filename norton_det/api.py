@@ -11,6 +11,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from norton_det.compression import compress as method
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.saliency import Criterion
+from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.models.detectors import DetectorKind, DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import (
@@ -28,9 +29,9 @@ def compress(
 ) -> tuple[nn.Module, method.CompressionReport]:
     """A compressed copy of a torchvision ResNet-50 or of an R-CNN on one, trained or not, and the report.
 
-    `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a JSON file, or a
-    `CompressionPlan`; `rank` replaces the rank of every decomposed layer. Raises ValueError for a plan or a model
-    that does not fit.
+    `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
+    JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. Raises
+    ValueError for a plan or a model that does not fit.
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 
@@ -63,10 +64,12 @@ def build_detector(kind: DetectorKind, plan: Plan | None = None, num_classes: in
     return detector
 
 
-def load_detector(path: str | Path) -> GeneralizedRCNN:
-    """A detector from a weights file: our own, torchvision's, or a published NORTON checkpoint.
+def load_detector(path: str | Path) -> GeneralizedRCNN | ExportedDetector:
+    """A detector from a weights file, our own, torchvision's, or a published NORTON checkpoint, or an exported file.
 
-    Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. Raises
-    ValueError naming the file and what does not fit.
+    Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. An exported
+    file (.onnx, .xml) gives a detector for inference only. Raises ValueError naming the file and what does not fit.
     """
+    if Path(path).suffix in EXPORTED:
+        return load_exported(path)
     return detector_from_weights(read_weights(path))

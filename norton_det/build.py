@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
@@ -19,9 +20,11 @@ from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
 from norton_det.data.coco import CocoDataset
 from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
-from norton_det.data.transforms import evaluation_transforms, training_transforms
+from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
 from norton_det.engine import distributed
+from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder, describe
+from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
 from norton_det.models.detectors import (
@@ -32,7 +35,8 @@ from norton_det.models.detectors import (
     freeze_stages,
     replace_predictors,
 )
-from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
+from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms, warn_of_small_batches
+from norton_det.models.precision import PRECISIONS
 from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import (
     Weights,
@@ -151,6 +155,8 @@ def build_training(
     """The training run of a configuration, its model on `device`, and the dataset that it reads."""
     train = config.train
     task = TASKS[config.model.detector]
+    processes = distributed.world_size()
+    images = images_per_pass(config)
     dataset = CocoDataset(
         files,
         categories,
@@ -160,8 +166,10 @@ def build_training(
         transforms=training_transforms(config.data.augmentation, task),
     )
     model: nn.Module = built.detector.to(device)
-    if config.model.norm == "sync" and distributed.world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    built.detector.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
+    if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
     log.info("learning rate %g for %d images a step", lr, train.batch_size)
     optimizer = build_optimizer(
@@ -176,37 +184,51 @@ def build_training(
         warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
         milestones=[milestone / train.epochs for milestone in train.milestones],
     )
+    precision = PRECISIONS[train.precision]
     run = TrainingRun(
         model=model,
-        losses=partial(detection_losses, device=device),
+        losses=partial(detection_losses, device=device, precision=precision),
         optimizer=optimizer,
         schedule=schedule,
         iterations=iterations,
+        images_per_step=train.batch_size,
         checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
         description=lambda: built.description(config),
         checkpoint_period=train.checkpoint_period,
         log_period=train.log_period,
+        seed=config.seed,
         clip_norm=train.clip_norm,
+        accumulation=train.accumulation,
+        average=WeightAverage(model, train.ema) if train.ema else None,
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        image_ids=image_ids,
     )
     return run, dataset
 
 
-def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
-    """The endless stream of training batches of this process, from iteration `start` on."""
-    processes = distributed.world_size()
-    if config.train.batch_size % processes:
+def images_per_pass(config: Config) -> int:
+    """Images in one forward pass of one process. Raises ValueError where a step does not divide into passes."""
+    images, processes, passes = config.train.batch_size, distributed.world_size(), config.train.accumulation
+    if images % (processes * passes):
         raise ValueError(
-            f"train.batch_size: {config.train.batch_size} images do not divide among {processes} processes"
+            f"train.batch_size: {images} images do not divide among {processes} processes"
+            f" with {passes} passes each (train.accumulation)"
         )
+    return images // (processes * passes)
+
+
+def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
+    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on."""
     return iter(
         training_loader(
             dataset,
-            batch_size=config.train.batch_size // processes,
+            batch_size=images_per_pass(config),
             seed=config.seed,
             workers=config.data.workers,
             start=start,
             rank=distributed.rank(),
-            world_size=processes,
+            world_size=distributed.world_size(),
+            accumulation=config.train.accumulation,
         )
     )
 
@@ -223,18 +245,6 @@ def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Cat
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-
-
-def detection_losses(
-    model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Tensor]]], device: torch.device
-) -> dict[str, Tensor]:
-    """torchvision's losses of a batch of images and targets."""
-    images, targets = batch
-    losses: dict[str, Tensor] = model(
-        [image.to(device) for image in images],
-        [{name: value.to(device) for name, value in target.items()} for target in targets],
-    )
-    return losses
 
 
 def detector_settings(config: Config) -> DetectorSettings:
@@ -269,7 +279,7 @@ def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
 
 def _from_backbone(config: Config, num_classes: int, weights: Weights | None) -> BuiltDetector:
     plan = resolve_plan(config)
-    state: dict[str, Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     kept: dict[str, list[int]] = {}
     if weights is None:
         body = _body(config, plan)
@@ -277,8 +287,7 @@ def _from_backbone(config: Config, num_classes: int, weights: Weights | None) ->
         network, plan, kept = backbone_from_weights(weights, plan, strict=False)
         state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
         body = ResNetSpec.from_state_dict(network.state_dict())
-    spec = _spec(config, num_classes, body)
-    detector = build_from_spec(spec)
+    detector = build_from_spec(_spec(config, num_classes, body, resolve_plan(config)))
     detector.load_state_dict({**detector.state_dict(), **state})
     return BuiltDetector(detector, plan, kept)
 
@@ -288,7 +297,7 @@ def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
     return plan.apply(dense) if plan else dense
 
 
-def _spec(config: Config, num_classes: int, body: ResNetSpec) -> DetectorSpec:
+def _spec(config: Config, num_classes: int, body: ResNetSpec, plan: CompressionPlan | None) -> DetectorSpec:
     model = config.model
     return DetectorSpec(
         kind=model.detector,
@@ -298,6 +307,7 @@ def _spec(config: Config, num_classes: int, body: ResNetSpec) -> DetectorSpec:
         box_channels=model.box_channels,
         mask_channels=model.mask_channels,
         keypoint_channels=model.keypoint_channels,
+        part_ranks=plan.parts if plan else {},
         settings=detector_settings(config),
     )
 
@@ -326,5 +336,6 @@ def random_pair(config: Config) -> dict[str, BuiltDetector]:
     plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
     torch.manual_seed(config.seed)
     return {
-        name: BuiltDetector(build_from_spec(_spec(config, names, _body(config, p))), p) for name, p in plans.items()
+        name: BuiltDetector(build_from_spec(_spec(config, names, _body(config, p), p)), p)
+        for name, p in plans.items()
     }

@@ -23,6 +23,7 @@ class CustomDataset(_Section):
 
 Positive = Annotated[int, Field(gt=0)]
 Dataset = str | CustomDataset
+NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
 
 
@@ -39,7 +40,9 @@ class ModelConfig(_Section):
     weights: str = "none"
     """A detector's weights to fine-tune or evaluate, or `none`."""
     norm: Literal["batch", "frozen", "sync"] = "batch"
+    """BatchNorm that is trained (`batch`), also over several processes with a GPU each (`sync`), or `frozen`."""
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
+    """The last so many of the body's five: stem, layer1 .. layer4."""
     min_size: Annotated[list[Positive], Field(min_length=1), OneOrMore] = [800]
     """Length of the shorter side; several are multi-scale training, the last one is used in evaluation."""
     max_size: Positive = 1333
@@ -60,6 +63,7 @@ class DataConfig(_Section):
     train: Dataset = "coco_2017_train"
     test: Dataset = "coco_2017_val"
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
+    """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
     workers: Annotated[int, Field(ge=0)] = 4
 
 
@@ -67,6 +71,10 @@ class TrainConfig(_Section):
     """The schedule. `lr` is for 16 images a step and scaled to `batch_size`, which counts all processes."""
 
     batch_size: Positive = 16
+    accumulation: Positive = 1
+    """Forward passes that a process takes over its share of a step: less memory, the same step."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of convolutions and linear layers in training; all else, and evaluation, is float32."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -76,9 +84,12 @@ class TrainConfig(_Section):
     milestones: list[float] = [16, 22]
     """Epochs after which the rate is divided by ten (`multistep`)."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 1000
-    max_iterations: Positive | None = None
+    max_iterations: Annotated[Positive | None, NoneByName] = None
     """Overrides the epochs; milestones and warm-up shrink with it."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, NoneByName] = None
+    """The largest norm of a step's gradient, or `none`."""
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, NoneByName] = None
+    """Decay of an exponential moving average of the weights, which is evaluated and saved then; or `none`."""
     checkpoint_period: Positive = 5000
     """Iterations between checkpoints."""
     log_period: Positive = 20
@@ -96,7 +107,7 @@ class Config(_Section):
     """Everything a run needs."""
 
     output_dir: str = "output/run"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
     model: ModelConfig = ModelConfig()

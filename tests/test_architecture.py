@@ -16,9 +16,10 @@ ALLOWED = {
     "data": {"files"},
     "evaluation": {"data", "files"},
     "engine": {"evaluation", "models", "files"},
+    "deploy": {"layers", "models", "files"},
     "visualization": {"analysis", "data", "files"},
     "config": set(),
-    "api": {"models", "compression"},
+    "api": {"models", "compression", "deploy"},
     "build": {"models", "compression", "data", "evaluation", "engine", "config"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)

@@ -27,6 +27,12 @@ def test_overrides_win(config_file):
     assert config.data.train.images == "a"
 
 
+def test_what_can_be_left_out_is_none(config_file):
+    train = load_config(config_file, ["train.ema=none", "train.clip_norm=none", "train.max_iterations=null"]).train
+    assert (train.ema, train.clip_norm, train.max_iterations) == (None, None, None)
+    assert load_config(config_file, ["train.ema=0.999"]).train.ema == 0.999
+
+
 def test_plan_given_as_a_mapping_replaces_the_inherited_one(config_file):
     config = load_config(config_file, ["model.plan={notation: '[0.]*20', rank: 2}"])
     assert config.model.plan == {"notation": "[0.]*20", "rank": 2}
@@ -40,6 +46,9 @@ def test_plan_given_as_a_mapping_replaces_the_inherited_one(config_file):
         ("data.train={image: a, annotations: b}", "data.train"),
         ("train.lr=-1", "train.lr: input should be greater than 0, got -1"),
         ("model.detector=fast", "model.detector: input should be 'faster_rcnn'"),
+        ("train.ema=1.5", "train.ema: input should be less than 1, got 1.5"),
+        ("train.precision=half", "train.precision: input should be 'float32'"),
+        ("seed=-1", "seed: input should be greater than or equal to 0"),
         ("train.lr", "not of the form key=value"),
         ("train.lr=[1", "not valid YAML"),
     ],

@@ -13,9 +13,8 @@ RUNNABLE = [path for path in FILES if path.parent.name != "base"]
 
 def test_there_are_configs_for_every_detector():
     names = {path.name for path in FILES}
-    assert {
-        f"{kind}_rcnn_{form}.yaml" for kind in ("faster", "mask", "keypoint") for form in ("dense", "norton", "norton_all")
-    } <= names
+    forms = ("dense", "norton", "norton_all")
+    assert {f"{kind}_rcnn_{form}.yaml" for kind in ("faster", "mask", "keypoint") for form in forms} <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -37,7 +37,9 @@ def interleaved_latency(
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-def detector_latency(detectors: Mapping[str, nn.Module], image: Tensor, *, runs: int) -> dict[str, Latency]:
+def detector_latency(
+    detectors: Mapping[str, Callable[[list[Tensor]], object]], image: Tensor, *, runs: int
+) -> dict[str, Latency]:
     """Latency of detectors on one image, float32 RGB (3, H, W), in turn."""
     with torch.inference_mode():
         return interleaved_latency(

@@ -17,9 +17,11 @@ from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder, save_weights
 from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
 from norton_det.engine.metrics import MetricsWriter
-from norton_det.engine.trainer import restore, train
+from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier
 from norton_det.files import write_json
+from norton_det.models.norms import warn_of_small_batches
+from norton_det.models.precision import PRECISIONS
 from norton_det.models.weights import read_weights, resnet50_from_weights
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--workers", type=int, default=4)
     option("--max-iterations", type=int, help="overrides the epochs; the warm-up shrinks with it")
     option("--checkpoint-period", type=int, default=5000, help="iterations")
-    option("--precision", choices=["float32", "bfloat16"], default="float32", help="of the networks in training")
+    option("--precision", choices=list(PRECISIONS), default="float32", help="of the networks in training")
     option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     option("--seed", type=int, default=0)
     option("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     device = distributed.find_device(args.device)
     with distributed.process_group(device):
         if not distributed.is_main():
-            logging.disable(logging.INFO)
+            logging.disable(logging.WARNING)
         test = LabelledImages(args.data / "val", training=False, size=args.image_size)
         network, description = starting_network(args, test.classes)
         network.to(device, memory_format=torch.channels_last)
@@ -99,15 +101,18 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
         raise ValueError(f"{args.data}: train and val differ in classes: {', '.join(sorted(different)[:4])}")
     losses = ClassificationLosses(
         device=device,
-        mixed_precision=args.precision == "bfloat16",
+        precision=PRECISIONS[args.precision],
         label_smoothing=args.label_smoothing,
         teacher=_teacher(args.teacher, len(data.classes), device) if args.teacher else None,
         distill_weight=args.distill_weight,
         temperature=args.temperature,
     )
+    warn_of_small_batches(network, args.batch_size // distributed.world_size(), distributed.world_size())
     run = finetuning_run(
         network,
         losses,
+        images_per_step=args.batch_size,
+        seed=args.seed,
         epoch_length=epoch_length(data, args.batch_size),
         epochs=args.epochs,
         max_iterations=args.max_iterations,
@@ -118,8 +123,7 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
         checkpoint_period=args.checkpoint_period,
         description=description,
     )
-    state = run.checkpoints.load_newest() if args.resume else None
-    start = restore(run, state) if state else 0
+    start = resume(run) if args.resume else 0
     loading = {"images_per_step": args.batch_size, "seed": args.seed, "workers": args.workers}
     batches = classification_batches(data, **loading, start=start, **_process())
     with MetricsWriter(args.output_dir / "metrics.jsonl", run.iterations, start) as metrics:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate-predictions": "AP of a COCO results file",
     "image": "draw detections on images",
     "video": "draw detections on a video or a webcam",
+    "visualize-data": "draw training images with their annotations, augmented",
     "quickstart": "the whole story on drawn data, in minutes",
 }
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised where fvcore is imported
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # float16 may skip the first step
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__)
     command.add_arguments(parser)

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import nn
 
 from norton_det import build
 from norton_det.config import Config, load_config, save_config
@@ -12,7 +12,7 @@ from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import save, save_weights
 from norton_det.engine.metrics import MetricsWriter
-from norton_det.engine.trainer import restore, train
+from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
 from norton_det.files import atomic_path, write_json
@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
     device = build.resolve_device(config)
     with distributed.process_group(device):
         if not distributed.is_main():
-            logging.disable(logging.INFO)
-        train_and_evaluate(config, resume=args.resume, eval_only=args.eval_only)
+            logging.disable(logging.WARNING)
+        train_and_evaluate(config, from_checkpoint=args.resume, eval_only=args.eval_only)
 
 
-def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool = False) -> None:
+def train_and_evaluate(config: Config, *, from_checkpoint: bool = False, eval_only: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
     device = build.resolve_device(config)
     test_files = build.resolve_dataset(config, "test")
@@ -50,10 +50,10 @@ def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool 
     built = build.build_detector(config, categories, weights)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    detector: nn.Module = built.detector.to(device)
     if not eval_only:
         run, dataset = build.build_training(config, built, files, categories, device)
-        state = run.checkpoints.load_newest() if resume else None
-        start = restore(run, state) if state else 0
+        start = resume(run) if from_checkpoint else 0
         if distributed.is_main():
             with atomic_path(output / "config.yaml") as path:
                 save_config(config, path)
@@ -61,10 +61,11 @@ def train_and_evaluate(config: Config, *, resume: bool = False, eval_only: bool 
                 save_backbone(output / "backbone_compressed.pth", built)
         with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
             train(run, build.build_batches(config, dataset, start), metrics, start)
+        detector = run.result
         if distributed.is_main():
-            save_weights(output / "model_final.pth", built.detector, **built.description(config))
+            save_weights(output / "model_final.pth", detector, **built.description(config))
             log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, built.detector.to(device), test_files, categories, output / "evaluation")
+    evaluate(config, detector, test_files, categories, output / "evaluation")
 
 
 def save_backbone(path: Path, built: build.BuiltDetector) -> None:
@@ -75,9 +76,7 @@ def save_backbone(path: Path, built: build.BuiltDetector) -> None:
     log.info("compressed backbone: %s", path)
 
 
-def evaluate(
-    config: Config, detector: GeneralizedRCNN, files: DatasetFiles, categories: Categories, folder: Path
-) -> None:
+def evaluate(config: Config, detector: nn.Module, files: DatasetFiles, categories: Categories, folder: Path) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = build.resolve_device(config)
     evaluator = CocoEvaluator(files.annotations, categories, build.TASKS[config.model.detector])
@@ -88,8 +87,10 @@ def evaluate(
     if not distributed.is_main():
         return
     evaluator.results = sorted(results, key=lambda result: result["image_id"])
-    metrics = evaluator.evaluate(image_ids)
+    metrics, by_category = evaluator.evaluate_by_category(image_ids)
     write_json(folder / "predictions.json", evaluator.results)
     write_json(folder / "metrics.json", metrics)
-    for task, values in metrics.items():
-        log.info("%s: %s", task, "  ".join(f"{name} {value:.1f}" for name, value in values.items()))
+    write_json(folder / "per_category.json", by_category)
+    for title, table in (("", metrics), (" AP by category", by_category)):
+        for task, values in table.items():
+            log.info("%s%s: %s", task, title, "  ".join(f"{name} {value:.1f}" for name, value in values.items()))

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
         ValueError: no JSON in COCO's format, an id twice, or keypoints other than COCO's 17.
     """
     found: dict[int, str] = {}
-    for category in read_annotations(files.annotations)["categories"]:
+    for category in _declared_categories(files.annotations):
         if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             raise ValueError(f"{files.annotations}: category {category} needs an integer id and a name")
         if category["id"] in found:
@@ -143,6 +144,20 @@ def read_annotations(path: Path) -> dict[str, Any]:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{path}: not in COCO's format, expected a list of objects under {key!r}")
     return dict(content)
+
+
+def _declared_categories(path: Path) -> list[dict[str, Any]]:
+    """The list under `categories`; where the word stands once, nothing else of the file is decoded."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    places = list(re.finditer(r'"categories"\s*:\s*', text))
+    if len(places) == 1:
+        try:
+            categories, _ = json.JSONDecoder().raw_decode(text, places[0].end())
+        except ValueError:
+            categories = None
+        if isinstance(categories, list) and all(isinstance(category, dict) for category in categories):
+            return categories
+    return list(read_annotations(path)["categories"])
 
 
 def _find_custom(dataset: Mapping[str, str]) -> DatasetFiles:

@@ -1,6 +1,7 @@
 """Which images form a batch, in which order and on which process; a resumed training sees the same."""
 
 import itertools
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
@@ -31,7 +32,9 @@ class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: of the permutations.
         start: steps already taken.
         rank: this process's number.
-        world_size: number of processes; a divisor of `images_per_step`.
+        world_size: number of processes.
+        accumulation: batches that a process's share of a step comes in; times `world_size`, a divisor of
+            `images_per_step`.
     """
 
     def __init__(
@@ -43,21 +46,24 @@ class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulation: int = 1,
     ) -> None:
         if len(groups) == 0:
             raise ValueError("no images to train on, expected at least one")
-        if images_per_step < 1 or images_per_step % world_size:
-            raise ValueError(f"{images_per_step} images a step, expected a positive multiple of {world_size}")
+        parts = world_size * accumulation
+        if images_per_step < 1 or images_per_step % parts:
+            raise ValueError(f"{images_per_step} images a step, expected a positive multiple of {parts}")
         self.groups = groups.tolist()
         self.images_per_step = images_per_step
         self.seed = seed
         self.start = start
-        share = images_per_step // world_size
-        self.share = slice(rank * share, (rank + 1) * share)
+        size = images_per_step // parts
+        firsts = range(rank * accumulation * size, (rank + 1) * accumulation * size, size)
+        self.batches = [slice(first, first + size) for first in firsts]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in itertools.islice(self._steps(), self.start, None):
-            yield step[self.share]
+            yield from (step[batch] for batch in self.batches)
 
     def _steps(self) -> Iterator[list[tuple[int, int]]]:
         bins: dict[int, list[tuple[int, int]]] = {group: [] for group in self.groups}
@@ -79,24 +85,32 @@ def training_loader(
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    accumulation: int = 1,
     group_by_aspect_ratio: bool = True,
 ) -> DataLoader[Any]:
     """An endless stream of training batches, (list of (3, H, W) images, list of targets).
 
     Args:
         dataset: what to train on.
-        batch_size: images a process and step.
+        batch_size: images a batch.
         seed: of the order. The augmentation has the dataset's seed.
         workers: loading processes; 0 loads in this one.
         start: steps already taken: skipped without loading an image.
         rank: this process's number, of `world_size` processes.
         world_size: number of processes that share each step.
+        accumulation: batches that a process's share of a step comes in.
         group_by_aspect_ratio: landscape and portrait images do not share a step, which saves padding.
     """
     height, width = dataset.sizes.T
     landscape = (width > height) & group_by_aspect_ratio
     sampler = TrainingBatchSampler(
-        landscape, batch_size * world_size, seed=seed, start=start, rank=rank, world_size=world_size
+        landscape,
+        batch_size * world_size * accumulation,
+        seed=seed,
+        start=start,
+        rank=rank,
+        world_size=world_size,
+        accumulation=accumulation,
     )
     return batch_loader(dataset, sampler, workers, collate_detection)
 
@@ -136,9 +150,16 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         # fork: the dataset's arrays stay shared with the workers instead of being copied to each
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
         generator=torch.Generator(),
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole group of processes is the main one's to answer; it stops its workers by itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -33,20 +33,36 @@ def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written one ever stands at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    """Write a file under a temporary name and rename it, so that no half-written one ever stands at `path`.
+
+    Raises OSError, which names the path, where it cannot be written, as on a full disk.
+    """
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the file's error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
 
 
 class CheckpointFolder:
-    """The newest few training checkpoints of a run, `iteration_0001000.pth` and so on."""
+    """The newest few training checkpoints of a run, `iteration_0001000.pth` and so on.
+
+    The newest is the one written last: a folder may still hold later iterations of an earlier run.
+    """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def save(self, iteration: int, content: dict[str, Any]) -> None:
-        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`."""
+        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`.
+
+        What a process that was killed left half-written is removed first.
+        """
+        for unfinished in self.folder.glob(".*-iteration_*.pth"):
+            unfinished.unlink()
         save(content, self.folder / f"iteration_{iteration:07d}.pth")
         for old in self._paths()[: -self.keep]:
             old.unlink()
@@ -64,4 +80,4 @@ class CheckpointFolder:
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("iteration_*.pth"))
+        return sorted(self.folder.glob("iteration_*.pth"), key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -69,6 +69,16 @@ def parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model) if world_size() > 1 else model
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, of what `parallel` gave."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def gradients(model: nn.Module, *, shared: bool) -> AbstractContextManager[None]:
+    """Forward and backward passes whose gradients are averaged over the processes, or stay with each for now."""
+    return nullcontext() if shared or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the main one's buffers: BatchNorm's statistics, which each takes from its own images."""
     if world_size() > 1:
@@ -85,7 +95,16 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
+def largest(*values: int) -> list[int]:
+    """The largest of each value over the processes, on every process."""
+    if world_size() == 1:
+        return list(values)
+    shared = torch.tensor(values, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return [int(value) for value in shared]
+
+
+def mean(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over the processes, on every process; all have the same names."""
+    parts = gather(values)
+    return {name: sum(part[name] for part in parts) / len(parts) for name in values}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.optim import build_optimizer, build_schedule
@@ -35,7 +36,7 @@ class ClassificationLosses:
 
     Args:
         device: where the networks are.
-        mixed_precision: networks run under bfloat16 autocast; losses are float32 always.
+        precision: networks run under autocast to it; losses are float32 always.
         label_smoothing: share of the target that is spread over all classes, 0 to 1.
         teacher: a network with the same classes, left as it is.
         distill_weight: a, 0 to 1.
@@ -46,7 +47,7 @@ class ClassificationLosses:
     """
 
     device: torch.device
-    mixed_precision: bool = False
+    precision: torch.dtype = torch.float32
     label_smoothing: float = 0.0
     teacher: nn.Module | None = None
     distill_weight: float = 0.5
@@ -76,7 +77,7 @@ class ClassificationLosses:
         }
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision):
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             logits: Tensor = network(images)
         return logits.float()
 
@@ -85,6 +86,8 @@ def finetuning_run(
     network: nn.Module,
     losses: ClassificationLosses,
     *,
+    images_per_step: int,
+    seed: int,
     epoch_length: int,
     epochs: int,
     max_iterations: int | None,
@@ -119,9 +122,11 @@ def finetuning_run(
         optimizer=optimizer,
         schedule=build_schedule(optimizer, "cosine", iterations=iterations, warmup=warmup),
         iterations=iterations,
+        images_per_step=images_per_step,
         checkpoints=checkpoints,
         description=lambda: description,
         checkpoint_period=checkpoint_period,
         log_period=LOG_PERIOD,
-        clip_norm=None,
+        seed=seed,
+        scaler=GradScaler(losses.device.type, enabled=losses.precision == torch.float16),
     )

@@ -1,11 +1,13 @@
-"""Where numbers go while a run lasts: a JSON-lines file and the console's progress bar."""
+"""Where numbers go while a run lasts: a JSON-lines file, TensorBoard, and the console's progress bar."""
 
 import json
 import os
 from collections import deque
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from norton_det.engine import distributed
@@ -14,7 +16,8 @@ from norton_det.engine import distributed
 class MetricsWriter:
     """Appends one JSON object a line to `path`, and shows a few numbers on a progress bar with the time left.
 
-    Of several processes only the main one writes and shows anything.
+    Where TensorBoard is installed, the same numbers go into the folder `tensorboard` beside `path`. Of several
+    processes only the main one writes and shows anything.
     """
 
     def __init__(self, path: Path, iterations: int, start: int = 0) -> None:
@@ -22,6 +25,7 @@ class MetricsWriter:
         if writes:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_lines_from(path, start)
+        self._board = _tensorboard(path.parent / "tensorboard", start) if writes else None
         self._file = (path if writes else Path(os.devnull)).open("a", encoding="utf-8")
         self._bar = tqdm(total=iterations, initial=start, desc="train", dynamic_ncols=True, disable=not writes)
 
@@ -32,6 +36,8 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        if self._board:
+            self._board.close()
         self._file.close()
 
     def step(self) -> None:
@@ -42,6 +48,9 @@ class MetricsWriter:
         """Write the numbers of an iteration and show the loss and the learning rate."""
         self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{values['lr']:.1e}")
 
     @staticmethod
@@ -56,6 +65,21 @@ class MetricsWriter:
                 except (ValueError, KeyError):
                     continue
         path.write_text("".join(lines), encoding="utf-8")
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    """A writer of events, those after iteration `start` being written anew; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def gpu_memory() -> dict[str, float]:
+    """The most memory that tensors took on this process's GPU so far, in MiB; nothing without a GPU."""
+    used = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return {"gpu_memory": used} if used else {}
 
 
 class Averages:

@@ -1,90 +1,213 @@
 """The training loop."""
 
+import itertools
+import logging
+import math
+import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from norton_det.engine import distributed
+from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
-from norton_det.engine.metrics import Averages, MetricsWriter
+from norton_det.engine.interruption import StopSignals
+from norton_det.engine.metrics import Averages, MetricsWriter, gpu_memory
 
+log = logging.getLogger(__name__)
 Batch = Any
 Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What one run trains and how. `losses` maps the model and a batch to named scalar losses, which are summed."""
+    """What one run trains and how.
+
+    Args:
+        model: what is trained; it is on its device.
+        losses: maps the model and a batch to named scalar losses, which are summed.
+        optimizer: of the model's parameters.
+        schedule: of the learning rate, a step an iteration.
+        iterations: in all.
+        images_per_step: of all processes together.
+        checkpoints: where they go.
+        description: what a checkpoint says beside its tensors, plain types.
+        checkpoint_period: iterations between checkpoints.
+        log_period: iterations between lines of metrics.
+        seed: of what the model draws.
+        clip_norm: the largest norm of a step's gradient; None leaves it.
+        accumulation: batches whose gradients make up one step of this process.
+        average: follows the weights; its model is the result then.
+        scaler: of the loss, for float16.
+        image_ids: names the images of a batch where its loss is not finite.
+    """
 
     model: nn.Module
     losses: Losses
     optimizer: Optimizer
     schedule: LRScheduler
     iterations: int
+    images_per_step: int
     checkpoints: CheckpointFolder
     description: Callable[[], dict[str, Any]]
     checkpoint_period: int
     log_period: int
-    clip_norm: float | None
+    seed: int = 0
+    clip_norm: float | None = None
+    accumulation: int = 1
+    average: WeightAverage[Any] | None = None
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    image_ids: Callable[[Batch], list[int]] = lambda batch: []
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and kept: the averaged weights where there are any."""
+        return self.average.model if self.average else self.model
 
 
 def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, start: int) -> None:
     """Train from iteration `start` to the end, writing metrics and checkpoints on the way.
 
-    Several processes average their gradients, `batches` being each one's share of a step; the main one writes,
-    and all end with the same model.
+    Several processes average their gradients, `batches` being each one's share, `run.accumulation` of them a
+    step; the main one writes, and all end with the same model.
 
-    Raises FloatingPointError where the loss is not finite; the last checkpoint stays.
+    Raises:
+        FloatingPointError: a loss or a gradient is not finite, in whichever process; the last checkpoint stays.
+        SystemExit: SIGTERM or Ctrl-C, with 128 + the signal's number, after the iteration's end and a checkpoint.
     """
     run.model.train()
     model = distributed.parallel(run.model)
     averages = Averages()
     tick = time.perf_counter()
-    for iteration in range(start + 1, run.iterations + 1):
-        batch = next(batches)
-        loaded = time.perf_counter()
-        lr = run.schedule.get_last_lr()[0]
-        losses = run.losses(model, batch)
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at iteration {iteration}")
-        run.optimizer.zero_grad()
-        loss.backward()
-        if run.clip_norm is not None:
-            clip_grad_norm_(run.model.parameters(), run.clip_norm)
-        run.optimizer.step()
-        run.schedule.step()
+    with StopSignals() as signals:
+        for iteration in range(start + 1, run.iterations + 1):
+            step = list(itertools.islice(batches, run.accumulation))
+            loaded = time.perf_counter()
+            lr = run.schedule.get_last_lr()[0]
+            losses = add_up_gradients(run, model, step, iteration)
+            norm = clip_gradients(run)
+            suspects = suspect_batches(run, losses, norm)
+            failed, stop = distributed.largest(len(suspects), signals.received)
+            if failed:
+                raise FloatingPointError(_failure(run, iteration, [step[number] for number in suspects]))
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.schedule.step()
+            if run.average:
+                run.average.update(run.model, iteration)
 
-        now = time.perf_counter()
-        averages.add({"loss": loss.item(), **{name: value.item() for name, value in losses.items()}})
-        averages.add({"seconds": now - tick, "data_seconds": loaded - tick})
-        tick = now
-        metrics.step()
-        if iteration % run.log_period == 0 or iteration == run.iterations:
-            metrics.write(iteration, {"lr": float(lr), **averages.read()})
-        if distributed.is_main() and (iteration % run.checkpoint_period == 0 or iteration == run.iterations):
+            now = time.perf_counter()
+            for values in losses:
+                averages.add(values)
+            averages.add({"gradient_norm": norm, "seconds": now - tick, "data_seconds": loaded - tick})
+            tick = now
+            metrics.step()
+            if iteration % run.log_period == 0 or iteration == run.iterations:
+                means = distributed.mean(averages.read())
+                speed = {"images_per_second": run.images_per_step / means["seconds"]}
+                metrics.write(iteration, {"lr": float(lr), **means, **speed, **gpu_memory()})
+            if iteration % run.checkpoint_period == 0 or iteration == run.iterations or stop:
+                save_checkpoint(run, iteration)
+            if stop:
+                log.info(
+                    "stopped by %s at iteration %d: --resume goes on there", signal.Signals(stop).name, iteration
+                )
+                raise SystemExit(128 + stop)
+    distributed.share_buffers(run.result)
+
+
+def add_up_gradients(
+    run: TrainingRun, model: nn.Module, batches: list[Batch], iteration: int
+) -> list[dict[str, float]]:
+    """Leave the mean gradient of a step's batches in the parameters; returns the losses of each batch."""
+    run.optimizer.zero_grad()
+    found, names = [], ["loss"]
+    for number, batch in enumerate(batches):
+        seed_generators(run.seed, iteration, distributed.rank() * len(batches) + number)
+        with distributed.gradients(model, shared=number == len(batches) - 1):
+            losses = run.losses(model, batch)
+            values = torch.stack(list(losses.values()))
+            loss = values.sum()
+            run.scaler.scale(loss / len(batches)).backward()
+        found.append(torch.cat([loss[None], values]).detach())
+        names = ["loss", *losses]
+    return [dict(zip(names, row, strict=True)) for row in torch.stack(found).tolist()]
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed what a forward pass draws from: (seed, iteration, number of the batch in its step) say all.
+
+    So a resumed run, and one whose batches are spread over other processes, draws the same.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def clip_gradients(run: TrainingRun) -> float:
+    """Bring the gradient's norm down to `clip_norm`, if one is set; returns the norm before."""
+    run.scaler.unscale_(run.optimizer)
+    return float(clip_grad_norm_(run.model.parameters(), run.clip_norm or math.inf))
+
+
+def suspect_batches(run: TrainingRun, losses: list[dict[str, float]], norm: float) -> list[int]:
+    """Which of a step's batches have a loss that is not finite: all of them where only their gradient is not.
+
+    Under a scaler gradients may overflow: it leaves out such a step by itself and scales less.
+    """
+    suspects = [number for number, values in enumerate(losses) if not math.isfinite(values["loss"])]
+    if not suspects and not math.isfinite(norm) and not run.scaler.is_enabled():
+        return list(range(len(losses)))
+    return suspects
+
+
+def save_checkpoint(run: TrainingRun, iteration: int) -> None:
+    """The main process writes, and the others wait for it. Raises OSError in all where it cannot."""
+    problem = ""
+    if distributed.is_main():
+        try:
             run.checkpoints.save(iteration, training_state(run, iteration))
-    distributed.share_buffers(run.model)
+        except OSError as error:
+            problem = str(error)
+    if problem := "".join(distributed.gather(problem)):
+        raise OSError(problem)
 
 
 def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:
-    """Everything that a resumed run needs, tensors and plain types only."""
+    """Everything that a resumed run needs, tensors and plain types only; no generator, see `seed_generators`."""
     return {
         "model": run.model.state_dict(),
+        "average": run.average.model.state_dict() if run.average else None,
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "iteration": iteration,
-        "generator": torch.get_rng_state(),
-        "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         **run.description(),
     }
+
+
+def resume(run: TrainingRun) -> int:
+    """Put a run back where its newest readable checkpoint left it; returns the iteration, 0 without a checkpoint.
+
+    Raises ValueError where the processes do not find the same one.
+    """
+    state = run.checkpoints.load_newest()
+    start = restore(run, state) if state else 0
+    starts = distributed.gather(start)
+    if len(set(starts)) > 1:
+        found = ", ".join(map(str, sorted(set(starts))))
+        raise ValueError(
+            f"--resume: the processes find checkpoints of iterations {found} (0: none) in"
+            f" {run.checkpoints.folder}; expected a folder that all machines share"
+        )
+    return start
 
 
 def restore(run: TrainingRun, state: dict[str, Any]) -> int:
@@ -92,7 +215,16 @@ def restore(run: TrainingRun, state: dict[str, Any]) -> int:
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["generator"])
-    if torch.cuda.is_available() and state["cuda_generators"]:
-        torch.cuda.set_rng_state_all(state["cuda_generators"])
+    if run.average:
+        run.average.model.load_state_dict(state["average"] or state["model"])
+    if state["scaler"]:
+        run.scaler.load_state_dict(state["scaler"])
     return int(state["iteration"])
+
+
+def _failure(run: TrainingRun, iteration: int, suspects: list[Batch]) -> str:
+    """One line on a step that is not finite; every process must ask for it."""
+    mine = [image_id for batch in suspects for image_id in run.image_ids(batch)]
+    ids = [image_id for part in distributed.gather(mine) for image_id in part]
+    images = f", images {', '.join(map(str, ids))}" if ids else ""
+    return f"loss or gradient is not finite at iteration {iteration}{images}; see {run.checkpoints.folder}"

@@ -66,13 +66,21 @@ class CocoEvaluator:
         A metric that is undefined, such as APs without small objects, is NaN (`write_json`: null).
         `image_ids` are the images that count, by default all.
         """
-        comparisons = self._compare(image_ids)
-        return {kind: _summarize(comparison) for kind, comparison in comparisons.items()}
+        return self.evaluate_by_category(image_ids)[0]
 
     def per_category(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """The AP of each category in points, by kind as in `evaluate`, then by name; NaN without objects."""
+        return self.evaluate_by_category(image_ids)[1]
+
+    def evaluate_by_category(
+        self, image_ids: Sequence[int] | None = None
+    ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """What `evaluate` and `per_category` say, of one comparison with the truth."""
         comparisons = self._compare(image_ids)
-        return {kind: _average_precisions(comparison) for kind, comparison in comparisons.items()}
+        return (
+            {kind: _summarize(comparison) for kind, comparison in comparisons.items()},
+            {kind: _average_precisions(comparison) for kind, comparison in comparisons.items()},
+        )
 
     def _compare(self, image_ids: Sequence[int] | None) -> dict[Task, Any]:
         truth = _ground_truth(self.annotations, self.task)

@@ -1,7 +1,32 @@
 """BatchNorm, trainable or frozen: the same statistics and eps in another module."""
 
+import logging
+
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
+
+log = logging.getLogger(__name__)
+ENOUGH_IMAGES = 8
+
+
+def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None:
+    """Log a warning where fewer than 8 images stand behind one BatchNorm: its statistics are noise then.
+
+    Args:
+        model: as it is trained.
+        images: in a forward pass of one process.
+        processes: over which a SyncBatchNorm takes its statistics.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    behind = images * (processes if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else 1)
+    if norms and behind < ENOUGH_IMAGES:
+        log.warning(
+            "only %d images stand behind each BatchNorm, expected at least %d: more images a forward pass,"
+            " synchronised statistics or frozen ones train better",
+            behind,
+            ENOUGH_IMAGES,
+        )
 
 
 def unfreeze_batch_norms(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Drawing predictions on images: boxes with names and scores, masks, skeletons."""
+"""Drawing predictions and annotations on images: boxes with names, masks, skeletons."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +13,7 @@ from norton_det.data.shapes import SKELETON
 
 Picture = npt.NDArray[np.uint8]
 _GOLDEN_ANGLE = 0.61803398875
+_DRAWN = ("boxes", "labels", "masks", "keypoints")
 
 
 def category_colour(label: int) -> tuple[int, int, int]:
@@ -32,33 +33,54 @@ def draw_predictions(
     masks (N, 1, H, W) and keypoints (N, 17, 3). Returns uint8 (3, H, W).
     """
     shown = prediction["scores"] >= confidence
-    labels = prediction["labels"][shown].tolist()
-    colours = [category_colour(label) for label in labels]
-    picture = image
-    if not labels:
-        return picture
+    objects = {key: value[shown] for key, value in prediction.items() if key in _DRAWN}
+    if "masks" in objects:
+        objects["masks"] = objects["masks"][:, 0] >= 0.5
+    names = [
+        f"{categories[label]} {score:.0%}"
+        for label, score in zip(objects["labels"].tolist(), prediction["scores"][shown].tolist(), strict=True)
+    ]
+    return _draw_objects(image, objects, names)
+
+
+def draw_targets(image: Tensor, target: Mapping[str, Tensor], categories: Sequence[str]) -> Tensor:
+    """A copy of an image, uint8 RGB (3, H, W), with the objects that a detector is trained on drawn on it.
+
+    `target` is a torchvision detector's: boxes (N, 4) xyxy pixels, labels, and optionally masks (N, H, W) and
+    keypoints (N, 17, 3), those of visibility 0 not drawn. Returns uint8 (3, H, W).
+    """
+    objects = {key: value for key, value in target.items() if key in _DRAWN}
+    if "masks" in objects:
+        objects["masks"] = objects["masks"] > 0
+    names = [categories[label] for label in objects["labels"].tolist()]
+    visible = target["keypoints"][..., 2] > 0 if "keypoints" in target else None
+    return _draw_objects(image, objects, names, visible)
+
+
+def _draw_objects(
+    image: Tensor, objects: Mapping[str, Tensor], names: Sequence[str], visible: Tensor | None = None
+) -> Tensor:
+    """Objects with boxes, labels and optionally masks (N, H, W) bool and keypoints; `visible`: (N, 17) bool."""
+    if not names:
+        return image.clone()
+    colours = [category_colour(label) for label in objects["labels"].tolist()]
     thickness = max(1, round(min(image.shape[1:]) / 300))
-    if "masks" in prediction:
-        for mask, colour in zip(prediction["masks"][shown], colours, strict=True):
-            picture = draw_segmentation_masks(picture, mask[0] >= 0.5, alpha=0.45, colors=colour)
-    if "keypoints" in prediction:
-        points = prediction["keypoints"][shown]
-        bones = [(start - 1, end - 1) for start, end in SKELETON]
+    picture = image
+    if "masks" in objects:
+        for mask, colour in zip(objects["masks"], colours, strict=True):
+            picture = draw_segmentation_masks(picture, mask, alpha=0.45, colors=colour)
+    if "keypoints" in objects:
         picture = draw_keypoints(
             picture,
-            points[..., :2],
-            connectivity=bones,
+            objects["keypoints"][..., :2],
+            connectivity=[(start - 1, end - 1) for start, end in SKELETON],
             colors="yellow",
             radius=thickness + 1,
             width=thickness + 1,
+            visibility=visible,
         )
-    boxes = prediction["boxes"][shown]
-    picture = draw_bounding_boxes(picture, boxes, colors=colours, width=thickness)
-    names = [
-        f"{categories[label]} {score:.0%}"
-        for label, score in zip(labels, prediction["scores"][shown].tolist(), strict=True)
-    ]
-    return _with_labels(picture, boxes, names, colours)
+    picture = draw_bounding_boxes(picture, objects["boxes"], colors=colours, width=thickness)
+    return _with_labels(picture, objects["boxes"], names, colours)
 
 
 def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:

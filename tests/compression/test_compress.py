@@ -136,7 +136,9 @@ def test_parts_at_full_rank_are_what_they_were(kind):
     dense = build_from_spec(DetectorSpec(kind, 5, ResNetSpec.dense(0.25), **SMALL, settings=SETTINGS)).eval()
     full = {"neck": 9, "rpn": 9, "box_head": 24, "mask_head": 9, "keypoint_head": 9}
     image = [torch.rand(3, 64, 64)]
-    torch.testing.assert_close(compress(dense, CompressionPlan(parts=full))[0](image), dense(image), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        compress(dense, CompressionPlan(parts=full))[0](image), dense(image), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_a_classifier_has_no_other_parts(network):

@@ -121,6 +121,16 @@ def test_keypoints_count_only_categories_that_have_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "info", [{}, {"about": 'the "categories": []'}, {"categories": [{"id": 3, "name": "wrong"}]}]
+)
+def test_categories_are_those_of_the_whole_whatever_else_has_the_word(tmp_path: Path, info: dict[str, Any]) -> None:
+    content = {"info": info, "categories": [{"id": 1, "name": "größer"}], "images": [], "annotations": []}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    assert read_categories(DatasetFiles("own", tmp_path, path, False), "bbox").names == ("__background__", "größer")
+
+
+@pytest.mark.parametrize(
     ("categories", "task", "message"),
     [
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "bbox", "id 1"),

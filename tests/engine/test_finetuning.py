@@ -43,7 +43,7 @@ def test_distillation_equals_its_formula(temperature):
 def test_losses_are_smoothed_cross_entropy_and_the_teachers_share():
     (student, teacher), batch = networks()
     smoothing, weight = 0.1, 0.3
-    losses = ClassificationLosses(CPU, False, smoothing, teacher, weight, 2.0)(student, batch)
+    losses = ClassificationLosses(CPU, torch.float32, smoothing, teacher, weight, 2.0)(student, batch)
     logits = student(batch[0])
     cross_entropy = 0.0
     for row, label in zip(logits.tolist(), batch[1].tolist(), strict=True):
@@ -62,7 +62,9 @@ def test_losses_are_smoothed_cross_entropy_and_the_teachers_share():
 
 def test_mixed_precision_keeps_the_losses_in_float32():
     (student, teacher), batch = networks()
-    exact, mixed = (ClassificationLosses(CPU, on, teacher=teacher)(student, batch) for on in (False, True))
+    exact, mixed = (
+        ClassificationLosses(CPU, dtype, teacher=teacher)(student, batch) for dtype in (torch.float32, torch.bfloat16)
+    )
     for name, value in mixed.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
@@ -79,7 +81,15 @@ def test_losses_refuse_numbers_out_of_range(name, value):
 
 def run(tmp_path, **changes):
     model = nn.Linear(1, 1)
-    options = {"epoch_length": 10, "epochs": 4, "max_iterations": None, "warmup_epochs": 1, "lr": 0.5}
+    options = {
+        "images_per_step": 8,
+        "seed": 0,
+        "epoch_length": 10,
+        "epochs": 4,
+        "max_iterations": None,
+        "warmup_epochs": 1,
+        "lr": 0.5,
+    }
     more = {"weight_decay": 0, "checkpoints": CheckpointFolder(tmp_path), "checkpoint_period": 5, "description": {}}
     return finetuning_run(model, ClassificationLosses(CPU), **options | more | changes)
 

@@ -1,32 +1,61 @@
 import json
 import math
+import os
+import signal
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
-from norton_det.engine.checkpoint import CheckpointFolder, save
+from norton_det.engine.averaging import WeightAverage
+from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.optim import build_optimizer, build_schedule
-from norton_det.engine.trainer import TrainingRun, restore, train
+from norton_det.engine.trainer import TrainingRun, restore, resume, train
 
 
-def make_run(folder, iterations=12, period=4):
+def make_run(folder, iterations=12, period=4, **changes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     optimizer = build_optimizer(model, "sgd", lr=0.05, momentum=0.9, weight_decay=0.01)
-    return TrainingRun(
+    run = TrainingRun(
         model=model,
         losses=lambda model, batch: {"fit": (model(batch[0]) - batch[1]).square().mean()},
         optimizer=optimizer,
         schedule=build_schedule(optimizer, "cosine", iterations=iterations, warmup=2),
         iterations=iterations,
+        images_per_step=16,
         checkpoints=CheckpointFolder(folder / "checkpoints"),
         description=lambda: {"plan": None},
         checkpoint_period=period,
         log_period=3,
         clip_norm=1.0,
     )
+    return replace(run, **changes)
+
+
+def with_average(run):
+    return replace(run, average=WeightAverage(run.model, 0.9))
+
+
+def with_float16(run):
+    def losses(model, batch):
+        with torch.autocast("cpu", torch.float16):
+            fit = model(batch[0])
+        return {"fit": (fit.float() - batch[1]).square().mean()}
+
+    return replace(run, losses=losses, scaler=GradScaler("cpu", init_scale=2.0**24, growth_interval=3))
+
+
+def interrupted(source, step, number):
+    """A signal arrives while a step's batch is read."""
+    for count, batch in enumerate(source, start=1):
+        if count == step:
+            os.kill(os.getpid(), number)
+        yield batch
 
 
 def batches(start):
@@ -46,19 +75,25 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def same_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_training_lowers_the_loss(tmp_path):
     run_to_end(make_run(tmp_path, iterations=60), tmp_path)
     found = lines(tmp_path)
     assert [line["iteration"] for line in found] == list(range(3, 61, 3))
     assert found[-1]["loss"] < 0.5 * found[0]["loss"]
-    assert {"lr", "loss", "fit", "seconds", "data_seconds"} <= set(found[0])
+    assert {"lr", "loss", "fit", "gradient_norm", "seconds", "data_seconds", "images_per_second"} <= set(found[0])
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
-    whole = make_run(tmp_path / "whole")
+@pytest.mark.parametrize("change", [lambda run: run, with_average, with_float16])
+def test_a_resumed_run_ends_with_the_same_bits(change, tmp_path):
+    whole = change(make_run(tmp_path / "whole"))
     run_to_end(whole, tmp_path / "whole")
 
-    broken = make_run(tmp_path / "broken")
+    broken = change(make_run(tmp_path / "broken"))
 
     def fails_at_ten():
         for step, batch in enumerate(batches(0), start=1):
@@ -68,29 +103,155 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 
     with pytest.raises(OSError, match="power cut"):
         run_to_end(broken, tmp_path / "broken", data=fails_at_ten())
-    resumed = make_run(tmp_path / "broken")
+    resumed = change(make_run(tmp_path / "broken"))
     start = restore(resumed, resumed.checkpoints.load_newest())
     assert start == 8
     run_to_end(resumed, tmp_path / "broken", start)
 
-    for name, expected in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], expected), name
+    assert same_weights(resumed.model, whole.model)
+    assert same_weights(resumed.result, whole.result)
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
     without_times = [
-        [{k: v for k, v in line.items() if "seconds" not in k} for line in lines(tmp_path / which)]
+        [{k: v for k, v in line.items() if "second" not in k} for line in lines(tmp_path / which)]
         for which in ("whole", "broken")
     ]
     assert without_times[1][-1] == without_times[0][-1]
     assert [line["iteration"] for line in without_times[1]] == [3, 6, 9, 12]
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path):
-    run = make_run(tmp_path, period=1)
-    poisoned = iter(
-        [*(b for b, _ in zip(batches(0), range(2), strict=False)), (torch.full((4, 3), math.inf), torch.ones(4, 1))]
-    )
-    with pytest.raises(FloatingPointError, match="iteration 3"):
-        run_to_end(run, tmp_path, data=poisoned)
+def test_accumulated_batches_are_one_step(tmp_path):
+    runs = []
+    for passes in (1, 4):
+        run = make_run(tmp_path / str(passes), accumulation=passes, clip_norm=None)
+        run.model[1].p = 0.0  # what is dropped depends on the batch
+        source = batches(0)
+        if passes > 1:
+            source = (part for x, y in source for part in zip(x.chunk(passes), y.chunk(passes), strict=True))
+        run_to_end(run, tmp_path / str(passes), data=source)
+        runs.append(run)
+    whole, parts = ([p.detach() for p in run.model.parameters()] for run in runs)
+    torch.testing.assert_close(parts, whole)
+    assert lines(tmp_path / "4")[-1]["loss"] == pytest.approx(lines(tmp_path / "1")[-1]["loss"], rel=1e-4)
+
+
+def test_what_the_model_draws_depends_on_seed_iteration_and_batch(tmp_path):
+    drawn = []
+
+    def losses(model, batch):
+        drawn.append(torch.rand(()).item())
+        return {"fit": model(batch[0]).square().mean()}
+
+    for seed in (1, 2):
+        run_to_end(make_run(tmp_path, iterations=3, losses=losses, accumulation=2, seed=seed), tmp_path)
+    assert len(set(drawn)) == 12
+    run_to_end(make_run(tmp_path, iterations=3, losses=losses, accumulation=2, seed=1), tmp_path)
+    assert drawn[12:] == drawn[:6]
+
+
+def test_averaged_weights_follow_their_formula(tmp_path):
+    run = with_average(make_run(tmp_path, iterations=3, period=1))
+    run.checkpoints.keep = 3
+    expected = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run_to_end(run, tmp_path)
+    for iteration in (1, 2, 3):
+        state = torch.load(tmp_path / f"checkpoints/iteration_{iteration:07d}.pth", weights_only=True)
+        decay = min(0.9, (1 + iteration) / (10 + iteration))
+        for name, value in expected.items():
+            expected[name] = decay * value + (1 - decay) * state["model"][name]
+        torch.testing.assert_close(dict(state["average"]), expected)
+    torch.testing.assert_close(dict(run.result.state_dict()), expected)
+
+
+def test_statistics_are_averaged_and_counts_copied():
+    trained = nn.BatchNorm1d(2)
+    average = WeightAverage(trained, 0.5)
+    trained(torch.randn(4, 2) + 3)
+    average.update(trained, 100)
+    torch.testing.assert_close(average.model.running_mean, trained.running_mean / 2)
+    assert average.model.num_batches_tracked == 1
+
+
+def test_averaging_can_begin_at_a_resume(tmp_path):
+    first = make_run(tmp_path)
+    run_to_end(first, tmp_path)
+    second = with_average(make_run(tmp_path))
+    resume(second)
+    assert same_weights(second.result, first.model)
+
+
+def test_float16_leaves_out_steps_that_overflow(tmp_path):
+    run = with_float16(make_run(tmp_path, iterations=40))
+    run_to_end(run, tmp_path)
+    assert run.scaler.get_scale() < 2.0**24
+    assert lines(tmp_path)[-1]["loss"] < lines(tmp_path)[0]["loss"]
+
+
+def named_batch(value, *ids):
+    return torch.full((2, 3), value), torch.ones(2, 1), ids
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_images_of_its_batch(tmp_path):
+    run = make_run(tmp_path, period=1, accumulation=2, image_ids=lambda batch: list(batch[2]))
+    good = [named_batch(1.0, n, n + 1) for n in range(5)]
+    with pytest.raises(FloatingPointError, match=r"at iteration 3, images 71, 72; see .*checkpoints"):
+        run_to_end(run, tmp_path, data=iter([*good, named_batch(math.inf, 71, 72)]))
     assert run.checkpoints.load_newest()["iteration"] == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
+    def losses(model, batch):
+        return {"fit": (0 * model(batch[0])).abs().sqrt().mean()}  # 0, with an infinite slope
+
+    run = make_run(tmp_path, period=1, losses=losses, image_ids=lambda batch: list(batch[2]))
+    with pytest.raises(FloatingPointError, match="gradient is not finite at iteration 1, images 5, 6"):
+        run_to_end(run, tmp_path, data=iter([named_batch(1.0, 5, 6)]))
+    assert run.checkpoints.load_newest() is None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
+    caplog.set_level("INFO")
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    whole = make_run(tmp_path / "whole")
+    run_to_end(whole, tmp_path / "whole")
+    with pytest.raises(SystemExit) as ended:
+        run_to_end(make_run(tmp_path), tmp_path, data=interrupted(batches(0), 6, number))
+    assert ended.value.code == code
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    stops = [r.message for r in caplog.records if "--resume" in r.message]
+    assert stops == [f"stopped by {number.name} at iteration 6: --resume goes on there"]
+    resumed = make_run(tmp_path)
+    assert resume(resumed) == 6
+    run_to_end(resumed, tmp_path, 6)
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    events, made = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            made.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            events.append((step, name, value))
+
+        def close(self):
+            made.append("closed")
+
+    module = type(os)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run_to_end(make_run(tmp_path), tmp_path)
+    assert made == [(str(tmp_path / "tensorboard"), 1), "closed"]
+    expected = [(line["iteration"], k, v) for line in lines(tmp_path) for k, v in line.items() if k != "iteration"]
+    assert events == expected
+
+
+def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run_to_end(make_run(tmp_path), tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
@@ -98,28 +259,3 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     run_to_end(run, tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["iteration_0000008.pth", "iteration_0000012.pth"]
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
-    folder = CheckpointFolder(tmp_path)
-    folder.save(1, {"iteration": 1, "model": {"w": torch.ones(1000)}})
-    folder.save(2, {"iteration": 2, "model": {"w": torch.ones(1000)}})
-    newest = tmp_path / "iteration_0000002.pth"
-    newest.write_bytes(newest.read_bytes()[:2000])
-    assert folder.load_newest()["iteration"] == 1
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "weights.pth"
-    save({"w": torch.ones(1)}, path)
-    before = path.read_bytes()
-
-    def full_disk(content, target):
-        target.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save({"w": torch.zeros(1)}, path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

@@ -210,6 +210,18 @@ def test_per_category_averages_to_the_whole(tmp_path: Path) -> None:
     assert math.isnan(evaluator(path, "bbox").per_category()["bbox"]["c2"])
 
 
+def test_the_whole_and_the_categories_come_of_one_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = truth(tmp_path)
+    subject = evaluator(path, "segm")
+    subject.process(IMAGES, outputs(path, "segm"))
+    expected = subject.evaluate([4, 9]), subject.per_category([4, 9])
+    runs = []
+    accumulate = COCOeval.accumulate
+    monkeypatch.setattr(COCOeval, "accumulate", lambda self: runs.append(self) or accumulate(self))
+    assert repr(subject.evaluate_by_category([4, 9])) == repr(expected)  # as NaN equals nothing
+    assert len(runs) == 2  # boxes and masks
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_annotations_may_be_numbered_from_zero(tmp_path: Path, first: int) -> None:
     path = truth(tmp_path)

@@ -1,0 +1,57 @@
+"""Draw training images with their annotations after augmentation, as the first steps of training see them."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_dtype
+from tqdm import tqdm
+
+from norton_det import build
+from norton_det.config import Config, load_config
+from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.data.coco import CocoDataset
+from norton_det.data.transforms import training_transforms
+from norton_det.files import atomic_path
+from norton_det.visualization.draw import draw_targets
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--count", type=int, default=16, help="how many images (default: %(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="a folder for the pictures")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write a picture an image, numbered in the order of training."""
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}, expected at least 1")
+    config = load_config(args.config, [*args.overrides, "data.workers=0"])  # which would read far ahead
+    files = build.resolve_dataset(config, "train")
+    categories = read_categories(files, build.TASKS[config.model.detector])
+    samples = islice(training_samples(config, files, categories), args.count)
+    for number, (image, target) in enumerate(tqdm(samples, desc="draw", total=args.count), start=1):
+        picture = draw_targets(to_dtype(image, torch.uint8, scale=True), target, categories.names)
+        with atomic_path(args.output / f"{number:04}_image_{target['image_id']}.png") as temporary:
+            write_png(picture, str(temporary))
+    log.info("pictures: %s", args.output)
+
+
+def training_samples(
+    config: Config, files: DatasetFiles, categories: Categories
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """The endless stream of images (3, H, W) float32 and targets that a training run takes in."""
+    task = build.TASKS[config.model.detector]
+    transforms = training_transforms(config.data.augmentation, task)
+    dataset = CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
+    batches = build.build_batches(config, dataset, start=0)
+    return chain.from_iterable(zip(images, targets, strict=True) for images, targets in batches)

@@ -1,0 +1,127 @@
+"""From a detector to an ONNX file that says of itself what it needs."""
+
+import copy
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from norton_det.files import atomic_path
+from norton_det.models.detectors import settings_of
+
+OPSET = 17
+METADATA_KEY = "norton_det"
+OUTPUTS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported file says beside its tensors: how images are resized, what comes out, names by label."""
+
+    min_size: int
+    max_size: int
+    outputs: tuple[str, ...]
+    categories: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """Text for a file's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "Description":
+        """The reverse; ValueError naming the file where it was not written by `to_json`."""
+        try:
+            values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"{source}: its description of the detector cannot be read") from None
+
+
+class ResizedInput(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's transform for one image that has its final size already: normalised and padded only.
+
+    A resize that is traced rounds some sizes differently from the one that runs in Python, so it stays outside.
+    """
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """The image as it is."""
+        return image, target
+
+    def postprocess(self, result: list[dict[str, Tensor]], *_: Any) -> list[dict[str, Tensor]]:
+        """Detections as they are: boxes in the pixels of the resized image, masks not pasted."""
+        return result
+
+
+class ExportedGraph(nn.Module):
+    """What is exported: a resized image (3, H, W), RGB in 0 to 1, to the tensors of its detections."""
+
+    def __init__(self, detector: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.detector = copy.deepcopy(detector).eval()
+        transform = detector.transform
+        self.detector.transform = ResizedInput(
+            transform.min_size, transform.max_size, transform.image_mean, transform.image_std
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of `output_names`, N detections first."""
+        detections = self.detector([image])
+        found = detections[1][0] if isinstance(detections, tuple) else detections[0]
+        return tuple(found[name] for name in OUTPUTS if name in found)
+
+
+def describe_export(detector: GeneralizedRCNN) -> Description:
+    """What the file of this detector says."""
+    settings, heads = settings_of(detector), detector.roi_heads
+    return Description(
+        min_size=settings.min_size[-1],
+        max_size=settings.max_size,
+        outputs=tuple(
+            name
+            for name in OUTPUTS
+            if (name != "masks" or heads.has_mask()) and (not name.startswith("keypoints") or heads.has_keypoint())
+        ),
+        categories=tuple(detector.categories),
+        category_ids=tuple(detector.category_ids),
+    )
+
+
+@torch.inference_mode()
+def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Description:
+    """Write an ONNX file of the detector for images of any size, one at a time; float32.
+
+    `example` is an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced with it.
+    """
+    description = describe_export(detector)
+    graph = ExportedGraph(detector)
+    resized, _ = detector.eval().transform.resize(example, None)
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
+        torch.onnx.export(
+            graph,
+            (resized,),
+            str(temporary),
+            input_names=["image"],
+            output_names=list(description.outputs),
+            dynamic_axes={"image": {1: "height", 2: "width"}, **{n: {0: "detections"} for n in description.outputs}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        _add_metadata(temporary, description)
+    return description
+
+
+def _add_metadata(path: Path, description: Description) -> None:
+    import onnx
+
+    model = onnx.load(str(path))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, description.to_json()
+    onnx.save(model, str(path))

@@ -1,0 +1,97 @@
+"""Which form each CP convolution runs fastest in, measured on this machine for the shapes that it meets."""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
+
+Shape = tuple[int, ...]
+Timer = Callable[["CPShape", Form, Shape], float]
+"""Seconds that a layer takes in a form for an input of a shape."""
+
+
+CPShape = tuple[int, int, tuple[int, int], int, tuple[int, int], tuple[int, int], tuple[int, int]]
+"""in and out channels, kernel, rank, stride, padding, dilation: what a layer's time depends on."""
+
+
+@torch.no_grad()
+def choose_forms(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> None:
+    """Give every CP convolution, in place, the form that `timer` finds fastest; a dense one becomes an nn.Conv2d.
+
+    A layer that runs on several sizes (the RPN's: five) takes the form with the smallest sum. `image` is a float
+    RGB image (3, H, W) of the size to be fast at.
+    """
+    for name, shapes in _input_shapes(detector, image).items():
+        layer = detector.get_submodule(name)
+        assert isinstance(layer, CPConv2d)
+        seconds = {form: sum(timer(cp_shape(layer), form, shape) for shape in shapes) for form in FORMS}
+        if seconds["dense"] < seconds["depthwise"]:
+            detector.set_submodule(name, layer.to_conv())
+
+
+def _input_shapes(detector: GeneralizedRCNN, image: Tensor) -> dict[str, list[Shape]]:
+    """The shapes that each CP convolution is called with on an image, by the layer's name."""
+    names: dict[nn.Module, str] = {
+        layer: name for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)
+    }
+    met: dict[str, list[Shape]] = {}
+
+    def record(layer: CPConv2d, inputs: tuple[Tensor, ...]) -> None:
+        met.setdefault(names[layer], []).append(tuple(inputs[0].shape))
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in names]
+    try:
+        detector([image])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return met
+
+
+def cp_shape(layer: CPConv2d) -> CPShape:
+    """What `build_layer` rebuilds, with random factors."""
+    return (
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.rank,
+        layer.stride, layer.padding, layer.dilation,
+    )  # fmt: skip
+
+
+def build_layer(shape: CPShape, form: Form) -> nn.Module:
+    """A layer to be timed: in its dense form the convolution itself, whose weight needs no reconstruction."""
+    inputs, outputs, kernel, rank, stride, padding, dilation = shape
+    layer = CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation, form="depthwise")
+    return (layer if form == "depthwise" else layer.to_conv()).eval()
+
+
+def torch_timer(device: torch.device, dtype: torch.dtype) -> Timer:
+    """Times layers in torch, channels_last; each shape once for a device, dtype and number of threads."""
+
+    def seconds(shape: CPShape, form: Form, inputs: Shape) -> float:
+        return _torch_seconds(shape, form, inputs, str(device), dtype, torch.get_num_threads())
+
+    return seconds
+
+
+@cache
+def _torch_seconds(shape: CPShape, form: Form, inputs: Shape, device: str, dtype: torch.dtype, threads: int) -> float:
+    layer = build_layer(shape, form).to(device, dtype).to(memory_format=torch.channels_last)
+    x = torch.rand(inputs, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    return median_seconds(lambda: layer(x))
+
+
+def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
+    """The median of a few calls, after one that is not counted."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])

@@ -1,0 +1,72 @@
+"""OpenVINO models of a detector: from its ONNX file, and quantised to int8."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.deploy.export import METADATA_KEY, export_onnx
+from norton_det.deploy.forms import CPShape, Shape, build_layer, median_seconds
+from norton_det.deploy.runtimes import openvino_core
+from norton_det.layers.cp_conv import Form
+
+
+def to_openvino(detector: GeneralizedRCNN, example: Tensor) -> Any:
+    """The detector as an OpenVINO model for images of any size; `example` as for `export_onnx`."""
+    core = openvino_core()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        description = export_onnx(detector, path, example)
+        model = core.read_model(path)
+        model.set_rt_info(description.to_json(), [METADATA_KEY])
+        # Written and read again, its nodes have names of their own, which quantisation asks for.
+        save_openvino(model, path.with_suffix(".xml"))
+        return core.read_model(path.with_suffix(".xml"))
+
+
+def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) -> Any:
+    """The model with int8 convolutions and linear layers, their ranges taken from the given images.
+
+    Raises ValueError where nncf is not installed or there are no images.
+    """
+    if not images:
+        raise ValueError("int8 needs images to calibrate on")
+    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    try:
+        import nncf
+    except ImportError:
+        raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
+    with torch.inference_mode():
+        resized = [detector.transform.resize(image, None)[0].contiguous().numpy() for image in images]
+    description = model.get_rt_info([METADATA_KEY]).astype(str)
+    quantized = nncf.quantize(model, nncf.Dataset(resized), subset_size=len(resized))
+    quantized.set_rt_info(description, [METADATA_KEY])
+    return quantized
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write `path` (.xml) and its weights beside it (.bin), the .xml last."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        openvino.save_model(model, temporary, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):
+            temporary.with_suffix(suffix).replace(path.with_suffix(suffix))
+
+
+@cache
+def openvino_timer(shape: CPShape, form: Form, inputs: Shape) -> float:
+    """Seconds of one layer in OpenVINO, float32, on all cores."""
+    import openvino
+
+    model = openvino.convert_model(build_layer(shape, form), example_input=torch.rand(inputs), input=[inputs])
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    x = torch.rand(inputs).numpy()
+    return median_seconds(lambda: compiled(x))

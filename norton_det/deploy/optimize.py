@@ -1,0 +1,129 @@
+"""A detector for inference only: BatchNorm folded, each layer in its fastest form, in the fastest runtime."""
+
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.deploy.export import export_onnx
+from norton_det.deploy.fold import fold_batch_norms
+from norton_det.deploy.forms import choose_forms, torch_timer
+from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
+from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
+from norton_det.models.precision import PRECISIONS, networks_in
+
+Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
+Builder = Callable[[GeneralizedRCNN, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
+SUPPORTED: dict[str, tuple[Precision, ...]] = {
+    "torch": ("float32", "bfloat16", "float16"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "onnxruntime": ("float32",),
+}
+
+
+class TorchDetector:
+    """A detector for inference in torch, its networks in a precision.
+
+    Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries.
+
+    Attributes:
+        categories: names by label, `__background__` first.
+        category_ids: the dataset's ids in the same order.
+    """
+
+    def __init__(self, detector: GeneralizedRCNN, precision: torch.dtype) -> None:
+        self._detector, self._precision = detector, precision
+        self.categories, self.category_ids = list(detector.categories), list(detector.category_ids)
+
+    def eval(self) -> "TorchDetector":
+        """Itself: there is no training mode."""
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections of each image."""
+        with networks_in(self._detector, self._precision):
+            found: list[dict[str, Tensor]] = self._detector(list(images))
+        return found
+
+
+def optimize(
+    detector: GeneralizedRCNN,
+    images: Sequence[Tensor],
+    runtime: Runtime = "auto",
+    precision: Precision = "float32",
+) -> TorchDetector | ExportedDetector:
+    """A detector for inference only, called like the one that it came from, which is left as it is.
+
+    BatchNorm is folded into the convolutions, and every CP convolution runs in the form that is fastest in the
+    runtime for the size of the first image, by measuring. `float32` gives equal detections; `bfloat16`, `float16`
+    (torch) and `int8` (openvino) give almost equal ones.
+
+    Args:
+        detector: ours or torchvision's, on the device where it is to run.
+        images: float RGB (3, H, W) in 0 to 1, at least one of the size to be fast at; int8 takes the ranges of its
+            numbers from all of them, a few hundred at best.
+        runtime: `torch`, `openvino` or `onnxruntime`; `auto`: on a CPU the first of openvino, onnxruntime and torch
+            that is installed and knows the precision, on a GPU torch.
+        precision: see above.
+
+    Raises:
+        ValueError: no image, a runtime that is not installed, or one that does not know the precision.
+    """
+    if not images:
+        raise ValueError("optimize needs at least one image of the size to be fast at")
+    chosen = _choose_runtime(runtime, precision, next(detector.parameters()).device)
+    folded = copy.deepcopy(detector).eval()
+    fold_batch_norms(folded)
+    builders: dict[str, Builder] = {"torch": _torch, "openvino": _openvino, "onnxruntime": _onnxruntime}
+    return builders[chosen](folded, images, precision)
+
+
+def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device) -> str:
+    if runtime == "auto":
+        known = [name for name, precisions in SUPPORTED.items() if precision in precisions]
+        order = ["torch"] if device.type == "cuda" else ["openvino", "onnxruntime", "torch"]
+        usable = [name for name in order if name in known and importlib.util.find_spec(name)]
+        if not usable:
+            raise ValueError(
+                f"precision {precision!r} needs one of {', '.join(known)}, none of which can be used here"
+            )
+        return usable[0]
+    if runtime not in SUPPORTED:
+        raise ValueError(f"runtime {runtime!r} is not one of auto, {', '.join(SUPPORTED)}")
+    if precision not in SUPPORTED[runtime]:
+        raise ValueError(f"{runtime} runs {', '.join(SUPPORTED[runtime])}, not {precision!r}")
+    if not importlib.util.find_spec(runtime):
+        raise ValueError(f"{runtime} is not installed: pip install norton_det[deploy]")
+    return runtime
+
+
+def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
+    dtype, device = PRECISIONS[precision], next(detector.parameters()).device
+    detector.to(memory_format=torch.channels_last)
+    choose_forms(detector, images[0].to(device), torch_timer(device, dtype))
+    return TorchDetector(detector, dtype)
+
+
+def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
+    detector.cpu()
+    choose_forms(detector, images[0].cpu(), openvino_timer)
+    model = to_openvino(detector, images[0].cpu())
+    if precision == "int8":
+        model = quantize(model, detector, [image.cpu() for image in images])
+    return compile_openvino(model, precision, "the optimised detector")
+
+
+def _onnxruntime(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
+    detector.cpu()
+    choose_forms(detector, images[0].cpu(), torch_timer(torch.device("cpu"), torch.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(detector, path, images[0].cpu())
+        return load_exported(path)

@@ -1,0 +1,125 @@
+"""An exported file as a detector: called like the one that it came from, run by onnxruntime or OpenVINO."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from norton_det.deploy.export import METADATA_KEY, Description
+
+EXPORTED = (".onnx", ".xml")
+"""How the names of exported files end."""
+Session = Callable[[np.ndarray[Any, Any]], Sequence[np.ndarray[Any, Any]]]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+
+
+class ExportedDetector:
+    """A detector for inference, from an exported file.
+
+    Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries. Images are
+    resized, and detections scaled back and masks pasted, by torchvision; what lies between is the file's.
+
+    Attributes:
+        categories: names by label, `__background__` first.
+        category_ids: the dataset's ids in the same order.
+    """
+
+    def __init__(self, session: Session, description: Description) -> None:
+        self._session = session
+        self._outputs = description.outputs
+        self._transform = GeneralizedRCNNTransform(
+            description.min_size, description.max_size, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+        ).eval()
+        self.categories, self.category_ids = list(description.categories), list(description.category_ids)
+
+    def eval(self) -> "ExportedDetector":
+        """Itself: there is no training mode."""
+        return self
+
+    def to(self, device: torch.device | str) -> "ExportedDetector":
+        """Itself: the runtime has chosen where it runs."""
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections of each image, one at a time."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: Tensor) -> dict[str, Tensor]:
+        resized, _ = self._transform.resize(image.cpu(), None)
+        arrays = self._session(resized.contiguous().numpy())
+        found = {name: torch.from_numpy(np.array(array)) for name, array in zip(self._outputs, arrays, strict=True)}
+        sizes = [(int(side[1]), int(side[2])) for side in (resized.shape, image.shape)]
+        detections: dict[str, Tensor] = self._transform.postprocess([found], sizes[:1], sizes[1:])[0]
+        return detections
+
+
+def load_exported(path: str | Path, precision: Precision = "float32") -> ExportedDetector:
+    """The detector of an exported .onnx file (onnxruntime) or .xml file (OpenVINO, in float32 or bfloat16).
+
+    Raises ValueError naming the file where it is missing, damaged or not written by this package, or where the
+    runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no file {str(path)!r}")
+    if path.suffix == ".onnx":
+        return _load_onnx(path)
+    if path.suffix == ".xml":
+        return compile_openvino(_read_openvino(path), precision, str(path))
+    raise ValueError(f"{path}: an exported detector is an .onnx or an .xml file")
+
+
+def _load_onnx(path: Path) -> ExportedDetector:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError(f"{path}: needs onnxruntime: pip install norton_det[deploy]") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    except Exception as error:  # its errors share no other base
+        raise ValueError(f"{path}: not an ONNX file that onnxruntime can read: {_first_line(error)}") from None
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+    return ExportedDetector(lambda image: session.run(None, {"image": image}), Description.from_json(text, str(path)))
+
+
+def _read_openvino(path: Path) -> Any:
+    core = openvino_core()
+    try:
+        return core.read_model(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not an OpenVINO file that can be read: {_first_line(error)}") from None
+
+
+def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedDetector:
+    """An OpenVINO model of ours as a detector; `bfloat16` lets it run in that where the machine has it."""
+    text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
+    description = Description.from_json(text, source)
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    compiled = openvino_core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    )
+    outputs = list(compiled.outputs)
+
+    def run(image: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        results = compiled({"image": image})
+        return [results[output] for output in outputs]
+
+    return ExportedDetector(run, description)
+
+
+def openvino_core() -> Any:
+    """OpenVINO's entrance. Raises ValueError where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        raise ValueError("OpenVINO is not installed: pip install norton_det[deploy]") from None
+    return openvino.Core()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

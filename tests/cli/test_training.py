@@ -1,0 +1,232 @@
+"""Training as a user runs it: on several processes, stopped in every way and gone on with."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from norton_det import build
+from norton_det.cli.main import main
+from norton_det.config import load_config
+from norton_det.data.catalog import read_categories
+from norton_det.data.shapes import write_shapes
+
+SCRIPT = Path(__file__).parents[2] / "tools/train_net.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+WORDS = [
+    *("--config", "quickstart.yaml", "model.width=0.125", "model.min_size=[64, 96]", "model.max_size=128"),
+    *("model.fpn_channels=16", "model.box_channels=32", "model.train_proposals=50", "model.test_proposals=50"),
+    *("train.batch_size=4", "train.max_iterations=16", "train.log_period=1", "train.warmup_iterations=0"),
+    *("test.batch_size=2", "test.score_threshold=0", "train.checkpoint_period=3", "device=cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_shapes(root / "shapes", train_images=12, val_images=7)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(datasets, tmp_path, monkeypatch, caplog):
+    """Processes that are started compute with one thread, and so does this one: their bits are compared."""
+    caplog.set_level("INFO")
+    monkeypatch.setenv("NORTON_DATASETS", str(datasets))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(datasets, tmp_path_factory):
+    """A run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORTON_DATASETS", str(datasets))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert main(["train", *WORDS, "train.ema=0.9", f"output_dir={output}"]) == 0
+        torch.set_num_threads(threads)
+    return output
+
+
+def train(output, *words):
+    return main(["train", *WORDS, *words, f"output_dir={output}"])
+
+
+def start(output, *words, launcher=()):
+    command = [sys.executable, *launcher, str(SCRIPT), *WORDS, *words, f"output_dir={output}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_iteration(process, output, iteration):
+    metrics = Path(output) / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= iteration):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+
+
+def weights(folder, name="model_final.pth"):
+    return torch.load(Path(folder) / name, weights_only=True)["model"]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole):
+    moments = random.Random(0)
+    for attempt, iteration in enumerate((2, moments.randint(4, 6))):
+        process = start("killed", "train.ema=0.9", *(["--resume"] if attempt else []))
+        wait_for_iteration(process, "killed", iteration)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+    assert not Path("killed/model_final.pth").exists()
+    assert train("killed", "train.ema=0.9", "--resume") == 0
+    assert_same_weights(weights(whole), weights("killed"))
+    for name in ("evaluation/metrics.json", "evaluation/predictions.json"):
+        assert (whole / name).read_bytes() == Path("killed", name).read_bytes()
+
+
+def test_sigterm_saves_then_ends_and_the_run_goes_on_from_there(whole, monkeypatch, caplog):
+    losses, passes = build.detection_losses, []
+
+    def interrupted(*args, **more):
+        passes.append(None)
+        if len(passes) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses(*args, **more)
+
+    monkeypatch.setattr(build, "detection_losses", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train("stopped", "train.ema=0.9", "train.checkpoint_period=100")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at iteration 5: --resume goes on there" in caplog.messages
+    assert [path.name for path in Path("stopped/checkpoints").iterdir()] == ["iteration_0000005.pth"]
+    assert train("stopped", "train.ema=0.9", "--resume") == 0
+    assert_same_weights(weights(whole), weights("stopped"))
+
+
+def test_a_truncated_newest_checkpoint_is_noticed(whole, caplog):
+    assert train("parts", "train.ema=0.9") == 0
+    newest = Path("parts/checkpoints/iteration_0000016.pth")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert train("parts", "train.ema=0.9", "--resume") == 0
+    assert "iteration_0000016.pth is damaged" in caplog.text
+    assert "resuming from parts/checkpoints/iteration_0000015.pth" in caplog.text
+    assert_same_weights(weights(whole), weights("parts"))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(monkeypatch, capsys):
+    save, saved = torch.save, []
+
+    def save_some(content, file):
+        saved.append(file)
+        if len(saved) == 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", save_some)
+    assert train("full") == 2
+    message = "cannot write full/checkpoints/iteration_0000006.pth: No space left on device"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"norton-det train: {message}"
+    assert [path.name for path in Path("full/checkpoints").iterdir()] == ["iteration_0000003.pth"]
+    assert train("full", "--resume", "train.max_iterations=16") == 0
+
+
+def test_a_loss_that_is_not_finite_names_its_images(monkeypatch, capsys):
+    losses = build.detection_losses
+    monkeypatch.setattr(
+        build, "detection_losses", lambda *args, **more: {k: v * torch.inf for k, v in losses(*args, **more).items()}
+    )
+    assert train("broken") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("norton-det train: loss or gradient is not finite at iteration 1, images ")
+    assert len(message.split("images ")[1].split(";")[0].split(", ")) == 4
+
+
+def test_two_processes_do_what_one_does_that_accumulates(capfd):
+    # in float32, over 16 steps of SGD, the weights agree to 1e-6: only sums of gradients may differ in their order
+    words = ["model.norm=frozen", "train.ema=0.9", "train.optimizer=sgd", "data.augmentation=photometric"]
+    process = start("two", *words, launcher=TORCHRUN)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert train("one", *words, "train.accumulation=2") == 0
+    torch.testing.assert_close(weights("two"), weights("one"), rtol=0, atol=1e-6)
+    two, one = (
+        [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("two", "one")
+    )
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+
+    # evaluated by two processes, images dealt in batches, and by one
+    assert train("again", "--eval-only", "model.weights=two/model_final.pth") == 0
+    for name in ("evaluation/metrics.json", "evaluation/predictions.json"):
+        assert Path("two", name).read_bytes() == Path("again", name).read_bytes()
+    assert len({result["image_id"] for result in json.loads(Path(f"two/{name}").read_text())}) == 7
+
+
+def test_two_processes_save_once_on_sigterm():
+    process = start("stopped", "train.max_iterations=200", "data.workers=1", "model.norm=sync", launcher=TORCHRUN)
+    wait_for_iteration(process, "stopped", 2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert errors.count("stopped by SIGTERM at iteration ") == 1
+    newest = max(Path("stopped/checkpoints").iterdir())
+    stopped_at = torch.load(newest, weights_only=True)["iteration"]
+    assert stopped_at >= 2 and f"stopped by SIGTERM at iteration {stopped_at}:" in errors
+
+
+def test_averaged_weights_are_what_is_kept(whole):
+    checkpoint = torch.load(whole / "checkpoints/iteration_0000016.pth", weights_only=True)
+    assert_same_weights(weights(whole), checkpoint["average"])
+    assert not torch.equal(
+        checkpoint["model"]["rpn.head.cls_logits.weight"], weights(whole)["rpn.head.cls_logits.weight"]
+    )
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_trains(precision, caplog):
+    assert train("low", f"train.precision={precision}", "train.max_iterations=2") == 0
+    assert all(v.dtype != torch.bfloat16 and v.isfinite().all() for v in weights("low").values())
+    assert "only 4 images stand behind each BatchNorm" in caplog.text
+    scaler = torch.load("low/checkpoints/iteration_0000002.pth", weights_only=True)["scaler"]
+    assert bool(scaler) == (precision == "float16")
+
+
+def test_frozen_statistics_are_not_warned_about(caplog):
+    assert train("frozen", "model.norm=frozen", "train.max_iterations=1") == 0
+    assert "BatchNorm" not in caplog.text
+
+
+def test_a_step_divides_among_the_passes(capsys):
+    assert train("uneven", "train.accumulation=3") == 2
+    expected = "train.batch_size: 4 images do not divide among 1 processes with 3 passes each (train.accumulation)"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("augmentation", "training_size"), [("lsj", (1024, 1024)), ("none", (72, 96))])
+def test_images_are_resized_once(augmentation, training_size):
+    config = load_config("quickstart.yaml", [*WORDS[2:], "model.min_size=72", f"data.augmentation={augmentation}"])
+    files = build.resolve_dataset(config, "train")
+    categories = read_categories(files, "bbox")
+    built = build.build_detector(config, categories, None)
+    _, dataset = build.build_training(config, built, files, categories, torch.device("cpu"))
+    resize = built.detector.transform
+    assert resize.train()([dataset[0][0]])[0].image_sizes == [training_size]
+    assert resize.eval()([torch.zeros(3, 96, 128)])[0].image_sizes == [(72, 96)]

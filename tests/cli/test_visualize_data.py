@@ -1,0 +1,60 @@
+"""Pictures of what training takes in."""
+
+import pytest
+import torch
+from torchvision.io import read_image
+
+from norton_det.cli.main import main
+from norton_det.data.shapes import write_shapes
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_shapes(root / "shapes", train_images=12, val_images=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(datasets, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORTON_DATASETS", str(datasets))
+    monkeypatch.chdir(tmp_path)
+
+
+def draw(config, output, *words):
+    words = ["--config", config, "--count", "3", "--output", output, "data.train=shapes_train", *words]
+    return main(["visualize-data", *words, "train.batch_size=2"])
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
+def test_pictures_are_those_of_the_seed(detector, tmp_path):
+    config = f"{detector}_norton.yaml"
+    assert draw(config, "first") == draw(config, "again") == draw(config, "other", "seed=1") == 0
+    first, again, other = (sorted((tmp_path / name).iterdir()) for name in ("first", "again", "other"))
+    assert len(first) == 3
+    assert [path.name for path in first] == [path.name for path in again] != [path.name for path in other]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_pictures_show_the_augmentation_and_the_objects(tmp_path, datasets):
+    assert draw("mask_rcnn_norton.yaml", "plain", "data.augmentation=none") == 0
+    for path in (tmp_path / "plain").iterdir():
+        image_id = int(path.stem.split("_")[-1])
+        original = read_image(str(datasets / f"shapes/train/{image_id:012}.jpg"))
+        changed = (read_image(str(path)) != original).any(dim=0)
+        assert 0.001 < changed.float().mean() < 0.9
+    assert draw("mask_rcnn_norton.yaml", "jittered", "data.augmentation=lsj") == 0
+    assert {read_image(str(path)).shape for path in (tmp_path / "jittered").iterdir()} == {
+        torch.Size([3, 1024, 1024])
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["--count", "0"], "--count 0, expected at least 1"), (["data.train=shape_train"], "shapes_train")],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, expected, capsys, tmp_path):
+    assert main(["visualize-data", "--config", "quickstart.yaml", "--output", "pictures", *words]) == 2
+    message = capsys.readouterr().err.strip()
+    assert expected in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,194 @@
+"""Optimised and exported detectors against the detector that they came from."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from norton_det.compression.plan import load_plan
+from norton_det.deploy.export import export_onnx
+from norton_det.deploy.fold import fold_batch_norms
+from norton_det.deploy.forms import choose_forms
+from norton_det.deploy.openvino import quantize, save_openvino, to_openvino
+from norton_det.deploy.optimize import optimize
+from norton_det.deploy.runtimes import compile_openvino, load_exported
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.resnet import ResNetSpec
+
+KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
+SIZES = ((120, 160), (85, 128), (128, 85), (97, 131))
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+
+
+SPREAD = 0.05
+"""Of the classifiers' weights: scores that lie apart, so that rounding does not reorder them, yet below 1."""
+
+
+def small_detector(kind, plan="norton-43-all"):
+    """Random weights with trained-looking BatchNorm, so that folding shows, and detections at a low threshold."""
+    torch.manual_seed(0)
+    plan = load_plan({"notation": "[0.]+[0.1]*19", "rank": 2, "parts": load_plan(plan).parts})
+    detector = build_from_spec(
+        DetectorSpec(
+            kind,
+            5,
+            plan.apply(ResNetSpec.dense(0.125)),
+            fpn_channels=32,
+            box_channels=64,
+            mask_channels=16,
+            keypoint_channels=16,
+            part_ranks={**plan.parts, "box_head": 16},
+            settings=DetectorSettings(
+                min_size=(160,), max_size=266, test_proposals=60, score_threshold=0.0, detections=12
+            ),
+        )
+    ).eval()
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_var, 0.5, 2),
+                (module.running_mean, -0.2, 0.2),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+            ):
+                nn.init.uniform_(tensor, low, high)
+    for name, parameter in detector.named_parameters():
+        if name.startswith("rpn.head.cls_logits") or "cls_score" in name:
+            nn.init.normal_(parameter, std=SPREAD)
+    detector.categories, detector.category_ids = ["__background__", "a", "b", "c", "d"], [0, 1, 2, 4, 8]
+    return detector
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) for size in SIZES]
+
+
+@torch.no_grad()
+def detect(detector, images):
+    """One at a time: in a batch the smaller images are padded, which their detections feel."""
+    return [detector([image])[0] for image in images]
+
+
+def assert_same_detections(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert set(ours) == set(theirs)
+        assert len(ours["boxes"]) == len(theirs["boxes"]) > 0
+        assert torch.equal(ours["labels"], theirs["labels"])
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=0, atol=1e-2)
+        torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=0, atol=1e-4)
+        if "masks" in ours:
+            assert ours["masks"].shape == theirs["masks"].shape
+            torch.testing.assert_close(ours["masks"], theirs["masks"], rtol=0, atol=0.05)
+        if "keypoints" in ours:
+            assert (ours["keypoints"] - theirs["keypoints"]).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_detections_at_any_size(kind, runtime, images):
+    if runtime != "torch":
+        pytest.importorskip(runtime)
+    detector = small_detector(kind)
+    before = copy.deepcopy(detector.state_dict())
+    fast = optimize(detector, images[:1], runtime)
+    assert_same_detections(detect(fast, images), detect(detector, images))
+    assert (fast.categories, fast.category_ids) == (detector.categories, detector.category_ids)
+    assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_folding_leaves_no_batch_norm_and_the_same_detections(frozen, images):
+    detector = small_detector("faster_rcnn")
+    if frozen:
+        freeze_batch_norms(detector)
+    folded = copy.deepcopy(detector)
+    fold_batch_norms(folded)
+    assert not [module for module in folded.modules() if "BatchNorm" in type(module).__name__]
+    assert_same_detections(detect(folded, images), detect(detector, images))
+
+
+def test_each_layer_gets_the_form_that_the_timer_finds_fastest(images):
+    detector = small_detector("faster_rcnn")
+    expected = detect(detector, images)
+    asked = []
+
+    def timer(shape, form, inputs):
+        asked.append((shape, form, inputs))
+        return 2.0 if (form == "dense") == (shape[0] == 32) else 1.0  # the neck's and the RPN's stay depthwise
+
+    choose_forms(detector, images[0], timer)
+    kept = [name for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)]
+    assert kept == [*(f"backbone.fpn.layer_blocks.{i}.0" for i in range(4)), "rpn.head.conv.0.0"]
+    rpn_sizes = {inputs for shape, _, inputs in asked if shape[:2] == (32, 32)}
+    assert len(rpn_sizes) == 5
+    assert_same_detections(detect(detector, images), expected)
+
+
+def test_bfloat16_finds_much_the_same(images):
+    detector = small_detector("faster_rcnn")
+    fast = optimize(detector, images, "torch", "bfloat16")
+    for ours, theirs in zip(detect(fast, images), detect(detector, images), strict=True):
+        assert 0 < abs(ours["scores"].max() - theirs["scores"].max()) < 0.1
+
+
+def test_int8_quantises_the_convolutions(images):
+    """What it costs in AP is measured on trained weights, in docs/benchmarks.md; random ones tell nothing."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    detector = small_detector("faster_rcnn")
+    fold_batch_norms(detector)
+    model = quantize(to_openvino(detector, images[0]), detector, images)
+    kinds = [operation.get_type_name() for operation in model.get_ops()]
+    assert kinds.count("FakeQuantize") > kinds.count("Convolution") > 50
+    found = compile_openvino(model, "int8", "the model")(images)
+    assert all(torch.isfinite(detections["boxes"]).all() and len(detections["boxes"]) for detections in found)
+
+
+def test_exported_files_are_detectors(tmp_path, images):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    detector = small_detector("mask_rcnn")
+    export_onnx(detector, tmp_path / "model.onnx", images[0])
+    save_openvino(to_openvino(detector, images[0]), tmp_path / "model.xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.onnx", "model.xml"]
+    for name in ("model.onnx", "model.xml"):
+        exported = load_exported(tmp_path / name)
+        assert_same_detections(exported(images), detect(detector, images))
+        assert exported.categories == detector.categories
+
+
+@pytest.mark.parametrize("name", ["damaged.onnx", "damaged.xml", "missing.onnx", "model.txt"])
+def test_a_file_that_cannot_be_used_is_named(name, tmp_path):
+    if not name.startswith("missing"):
+        (tmp_path / name).write_bytes(b"<net>no model\0")
+    with pytest.raises(ValueError, match=name) as caught:
+        load_exported(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_onnx_file_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    path = tmp_path / "foreign.onnx"
+    torch.onnx.export(nn.Linear(2, 2), (torch.zeros(1, 2),), str(path), dynamo=False)
+    with pytest.raises(ValueError, match=r"foreign\.onnx: its description"):
+        load_exported(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"runtime": "tensorrt"}, "not one of auto, torch"),
+        ({"runtime": "torch", "precision": "int8"}, "torch runs float32, bfloat16, float16, not 'int8'"),
+        ({"runtime": "auto", "precision": "int4"}, "precision 'int4'"),
+        ({"images": []}, "at least one image"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments, message, images):
+    with pytest.raises(ValueError, match=message):
+        optimize(small_detector("faster_rcnn"), **{"images": images[:1], **arguments})

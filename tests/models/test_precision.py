@@ -1,0 +1,92 @@
+"""Autocast covers a detector's networks and nothing else."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import roi_heads, rpn
+
+from norton_det.models.detectors import KINDS, DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.precision import networks_in
+from norton_det.models.resnet import ResNetSpec
+
+SETTINGS = DetectorSettings(min_size=(96,), max_size=128, train_proposals=50, box_rois=16)
+
+
+def make(kind):
+    torch.manual_seed(0)
+    sizes = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 8, "keypoint_channels": 8}
+    return build_from_spec(DetectorSpec(kind, 3, ResNetSpec.dense(0.125), settings=SETTINGS, **sizes))
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    box = torch.tensor([[20.0, 20.0, 70.0, 80.0]])
+    target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64)}
+    target["masks"] = torch.zeros(1, 96, 96, dtype=torch.uint8)
+    target["masks"][0, 20:80, 20:70] = 1
+    target["keypoints"] = torch.cat([torch.rand(1, 17, 2, generator=generator) * 50 + 20, torch.ones(1, 17, 1)], 2)
+    return [torch.rand(3, 96, 96, generator=generator) for _ in range(2)], [target, target]
+
+
+@contextmanager
+def recorded(owner, name, monkeypatch, found):
+    """Notes the dtypes of the floating-point tensors that a function is given and gives."""
+    original = getattr(owner, name)
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value] if value.is_floating_point() else []
+        return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+    def spy(*args, **kwargs):
+        result = original(*args, **kwargs)
+        found.setdefault(name, set()).update(t.dtype for t in tensors([*args, *kwargs.values(), result]))
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, spy)
+        yield
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_run_in_lower_precision_and_all_else_in_float32(kind, precision, monkeypatch):
+    detector = make(kind).train()
+    products = {
+        n: m for n, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    }
+    low = {}
+    hooks = [m.register_forward_hook(lambda m, i, o, n=n: low.update({n: o.dtype})) for n, m in products.items()]
+    high = {}
+    with (
+        recorded(detector.rpn.anchor_generator, "forward", monkeypatch, high),
+        recorded(detector.rpn.box_coder, "decode", monkeypatch, high),
+        recorded(detector.roi_heads.box_coder, "encode", monkeypatch, high),
+        recorded(rpn.box_ops, "batched_nms", monkeypatch, high),
+        recorded(detector.roi_heads.box_roi_pool, "forward", monkeypatch, high),
+        recorded(roi_heads, "fastrcnn_loss", monkeypatch, high),
+        networks_in(detector, precision),
+    ):
+        losses = detector(*batch())
+        sum(losses.values()).backward()
+    for hook in hooks:
+        hook.remove()
+    assert low == dict.fromkeys(products, precision)
+    names = {"forward", "decode", "encode", "batched_nms", "fastrcnn_loss"}
+    assert high == {name: {torch.float32} for name in names}
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in detector.parameters())
+
+
+def test_it_ends_where_it_is_left_and_float32_changes_nothing():
+    detector, (images, _) = make("faster_rcnn").eval(), batch()
+    with torch.no_grad():
+        before = detector.backbone(images[0][None])["0"]
+        with networks_in(detector, torch.float32):
+            assert torch.equal(detector.backbone(images[0][None])["0"], before)
+        with pytest.raises(RuntimeError, match="stop"), networks_in(detector, torch.bfloat16):
+            assert not torch.equal(detector.backbone(images[0][None])["0"], before)
+            raise RuntimeError("stop")
+        assert torch.equal(detector.backbone(images[0][None])["0"], before)
