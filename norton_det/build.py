@@ -35,11 +35,17 @@ from norton_det.models.detectors import (
     freeze_stages,
     replace_predictors,
 )
-from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms, warn_of_small_batches
+from norton_det.models.norms import (
+    freeze_batch_norms,
+    make_eps_positive,
+    unfreeze_batch_norms,
+    warn_of_small_batches,
+)
 from norton_det.models.precision import PRECISIONS
 from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import (
     Weights,
+    default_categories,
     detector_from_weights,
     imagenet_weights,
     read_weights,
@@ -131,6 +137,24 @@ def build_detector(config: Config, categories: Categories, weights: Weights | No
     return built
 
 
+def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN | None:
+    """The detector of `model.teacher`, if one is named.
+
+    Raises ValueError where the file holds none, or one whose pyramid has other channels than the student's.
+    """
+    if config.model.teacher == "none":
+        return None
+    weights = read_weights(config.model.teacher)
+    if not weights.is_detector:
+        raise ValueError(f"model.teacher: {weights.source} is a backbone, expected a detector")
+    teacher = detector_from_weights(weights)
+    found, expected = teacher.backbone.out_channels, student.backbone.out_channels
+    if found != expected:
+        raise ValueError(f"model.teacher: the pyramid of {weights.source} has {found} channels, expected {expected}")
+    teacher.backbone.to(memory_format=torch.channels_last)
+    return teacher
+
+
 def backbone_from_weights(
     weights: Weights, plan: CompressionPlan | None, strict: bool = True
 ) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]]]:
@@ -165,10 +189,12 @@ def build_training(
         seed=config.seed,
         transforms=training_transforms(config.data.augmentation, task),
     )
+    teacher = build_teacher(config, built.detector)
     model: nn.Module = built.detector.to(device)
     built.detector.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    make_eps_positive(model)
     warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
     log.info("learning rate %g for %d images a step", lr, train.batch_size)
@@ -187,7 +213,13 @@ def build_training(
     precision = PRECISIONS[train.precision]
     run = TrainingRun(
         model=model,
-        losses=partial(detection_losses, device=device, precision=precision),
+        losses=partial(
+            detection_losses,
+            device=device,
+            precision=precision,
+            teacher=teacher.to(device) if teacher else None,
+            distill_weight=train.distill_weight,
+        ),
         optimizer=optimizer,
         schedule=schedule,
         iterations=iterations,
@@ -331,11 +363,13 @@ def random_pair(config: Config) -> dict[str, BuiltDetector]:
 
     A configuration without a plan gives the dense one alone. `model.weights` is not read.
     """
-    names = 2 if config.model.detector == "keypoint_rcnn" else 91
+    classes = 2 if config.model.detector == "keypoint_rcnn" else 91
     plan = resolve_plan(config)
     plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
     torch.manual_seed(config.seed)
-    return {
-        name: BuiltDetector(build_from_spec(_spec(config, names, _body(config, p), p)), p)
-        for name, p in plans.items()
-    }
+    pair = {}
+    for name, p in plans.items():
+        detector = build_from_spec(_spec(config, classes, _body(config, p), p))
+        detector.categories, detector.category_ids = default_categories(classes)
+        pair[name] = BuiltDetector(detector, p)
+    return pair

@@ -39,6 +39,8 @@ class ModelConfig(_Section):
     """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
     weights: str = "none"
     """A detector's weights to fine-tune or evaluate, or `none`."""
+    teacher: str = "none"
+    """The weights of the dense detector whose pyramid the features are to follow in training, or `none`."""
     norm: Literal["batch", "frozen", "sync"] = "batch"
     """BatchNorm that is trained (`batch`), also over several processes with a GPU each (`sync`), or `frozen`."""
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
@@ -86,6 +88,8 @@ class TrainConfig(_Section):
     warmup_iterations: Annotated[int, Field(ge=0)] = 1000
     max_iterations: Annotated[Positive | None, NoneByName] = None
     """Overrides the epochs; milestones and warm-up shrink with it."""
+    distill_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the loss that model.teacher adds: 1 where the features are zero, 0 where they are the teacher's."""
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, NoneByName] = None
     """The largest norm of a step's gradient, or `none`."""
     ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, NoneByName] = None

@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"files"},
     "evaluation": {"data", "files"},
     "engine": {"evaluation", "models", "files"},
-    "deploy": {"layers", "models", "files"},
+    "deploy": {"analysis", "layers", "models", "files"},
     "visualization": {"analysis", "data", "files"},
     "config": set(),
     "api": {"models", "compression", "deploy"},

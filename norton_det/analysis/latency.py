@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,26 +28,40 @@ def interleaved_latency(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in tqdm(range(warmup + runs), desc="time"):
         for name, call in calls.items():
-            _synchronise()
+            synchronise()
             start = time.perf_counter()
             call()
-            _synchronise()
+            synchronise()
             if round_number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _summary(values) for name, values in seconds.items()}
 
 
 def detector_latency(
-    detectors: Mapping[str, Callable[[list[Tensor]], object]], image: Tensor, *, runs: int
+    detectors: Mapping[str, Callable[[list[Tensor]], object]], images: Sequence[Tensor], *, runs: int
 ) -> dict[str, Latency]:
-    """Latency of detectors on one image, float32 RGB (3, H, W), in turn."""
+    """Latency of detectors on a batch of images, float32 RGB (3, H, W), in turn."""
     with torch.inference_mode():
         return interleaved_latency(
-            {name: partial(detector, [image]) for name, detector in detectors.items()}, runs=runs
+            {name: partial(detector, list(images)) for name, detector in detectors.items()}, runs=runs
         )
 
 
-def _synchronise() -> None:
+def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
+    """The median of a few calls, after one that is not counted."""
+    seconds = []
+    for number in range(runs + 1):
+        synchronise()
+        start = time.perf_counter()
+        call()
+        synchronise()
+        if number:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,19 +1,29 @@
-"""Measure the latency of a configuration's detector, dense and compressed in turn."""
+"""Measure the latency of a configuration's detector, dense and compressed in turn, each in every treatment."""
 
 import argparse
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from norton_det import build
+from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
-from norton_det.config import load_config
+from norton_det.analysis.parts import seconds_by_part
+from norton_det.analysis.roofline import measure_roofline
+from norton_det.config import Config, load_config
+from norton_det.data.images import read_image
 from norton_det.data.shapes import draw_scene
+from norton_det.deploy.treatments import TREATMENTS, count_regions, fix_workload, treated, usable_treatments
 from norton_det.files import write_json
 from norton_det.visualization.plots import save_latency_plot
+
+PARTS_RUNS = 5
+"""Runs from which the time by part is taken."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,41 +31,149 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
     parser.add_argument(
-        "--input-size", nargs=2, type=int, default=[480, 640], metavar=("H", "W"), help="pixels of the image"
+        "--plans", nargs="+", metavar="PLAN", help="compressed models to measure (default: the configuration's plan)"
     )
-    parser.add_argument("--runs", type=int, default=10, help="counted calls of each model")
+    parser.add_argument(
+        "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
+        help=f"how the models are run (default: all that can be used here), of: {', '.join(TREATMENTS)}",
+    )  # fmt: skip
+    parser.add_argument("--image", type=Path, help="the image to detect on (default: a drawn scene)")
+    parser.add_argument(
+        "--input-size", nargs=2, type=int, default=[480, 640], metavar=("H", "W"), help="pixels of the drawn scene"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images a call, the same one repeated")
+    parser.add_argument("--detections", type=int, default=20, help="detections an image that go to the other heads")
+    parser.add_argument("--runs", type=int, default=10, help="counted calls of each model and treatment")
     parser.add_argument("--json", type=Path, help="write the numbers there, and a plot beside them (.png)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table, write the JSON and the plot."""
+    """Print the tables, write the JSON and the plot."""
+    for option in ("batch", "detections", "runs"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"--{option}: at least 1, got {getattr(args, option)}")
     device_override = [f"device={args.device}"] if args.device else []
     config = load_config(args.config, [*args.overrides, *device_override])
     device = build.resolve_device(config)
-    image = benchmark_image(*args.input_size).to(device)
-    models = {name: built.detector.to(device).eval() for name, built in build.random_pair(config).items()}
-    latencies = detector_latency(models, image, runs=args.runs)
+    image = read_image(args.image).as_subclass(Tensor).float() / 255 if args.image else drawn(*args.input_size)
+    images = [image.to(device)] * args.batch
+    models = {}
+    for name, detector in build_models(config, args.plans).items():
+        fix_workload(detector, args.detections)
+        models[name] = detector.to(device).eval()
+    treatments = args.treatments or usable_treatments(device)
+    latencies = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
+    roofline = measure_roofline(device)
+    details = {name: describe(model, images, roofline.macs) for name, model in models.items()}
     print(format_latencies(latencies))
+    print(format_details(details))
+    print(f"machine: {machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
+          f"copy {roofline.bytes / 1e9:.1f} GB/s")  # fmt: skip
     if args.json:
-        write_json(args.json, {"models": {name: asdict(latency) for name, latency in latencies.items()}})
-        save_latency_plot(args.json.with_suffix(".png"), {config.model.detector: latencies})
+        write_json(
+            args.json,
+            {
+                "machine": machine(device),
+                "roofline": asdict(roofline),
+                "image": [*image.shape[1:]],
+                "batch": args.batch,
+                "models": {
+                    name: {
+                        **details[name],
+                        **asdict(latencies[treatments[0]][name]),
+                        "treatments": {t: asdict(latencies[t][name]) for t in treatments},
+                    }
+                    for name in models
+                },
+            },
+        )
+        save_latency_plot(args.json.with_suffix(".png"), latencies)
 
 
-def benchmark_image(height: int, width: int) -> Any:
+def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
+    """Detectors with random weights by name: the dense one first."""
+    if not plans:
+        return {name: built.detector for name, built in build.random_pair(config).items()}
+    models: dict[str, Any] = {}
+    for plan in plans:
+        changed = config.model_copy(update={"model": config.model.model_copy(update={"plan": plan})})
+        pair = build.random_pair(changed)
+        models.setdefault("dense", pair["dense"].detector)
+        models[plan] = pair["compressed"].detector
+    return models
+
+
+def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Latency]:
+    """The latency of every model in one treatment, in turn."""
+    prepared = {name: treated(model, treatment, images) for name, model in models.items()}
+    return detector_latency(prepared, images, runs=runs)
+
+
+def describe(model: Any, images: list[Tensor], peak_macs: float) -> dict[str, Any]:
+    """Parameters, MACs, size, time by part in optimised torch, regions, and the share of the machine's rate that
+    body, neck and RPN reach."""
+    resized = model.transform(images)[0].tensors
+    counts = count_detector(model.cpu(), *resized.shape[2:])
+    model.to(images[0].device)
+    whole = total(counts)
+    parts = seconds_by_part(treated(model, "torch", images).detector, images, PARTS_RUNS)
+    static = sum(counts[part].macs_as_run for part in ("body", "neck", "rpn")) * len(images)
+    return {
+        "parameters": whole.parameters,
+        "macs": whole.macs,
+        "bytes": sum(value.nbytes for value in model.state_dict().values()),
+        "regions": count_regions(model, images),
+        "milliseconds_by_part": {part: 1000 * seconds for part, seconds in parts.items()},
+        "share_of_peak": static / (parts["body"] + parts["neck"] + parts["rpn head"]) / peak_macs,
+    }
+
+
+def drawn(height: int, width: int) -> Tensor:
     """A drawn scene of the wanted size, float32 RGB (3, height, width) in 0 to 1."""
     scene = torch.from_numpy(draw_scene(np.random.default_rng(0)).image).permute(2, 0, 1)[None].float() / 255
     return torch.nn.functional.interpolate(scene, (height, width), mode="bilinear", antialias=True)[0]
 
 
-def format_latencies(latencies: dict[str, Latency]) -> str:
-    """A table: a row a model, milliseconds, and the speed beside the first row."""
-    first = next(iter(latencies.values())).median
-    rows = [f"{'model':16}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}"]
-    for name, latency in latencies.items():
-        speed = f"{first / latency.median:.2f}x"
+def machine(device: torch.device) -> str:
+    """The device's name, and how many threads torch uses."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_lines() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    return info.read_text().splitlines() if info.exists() else []
+
+
+def format_latencies(latencies: dict[str, dict[str, Latency]]) -> str:
+    """A row a treatment and model: milliseconds, frames a second, and the speed beside the dense model in the same
+    treatment and beside the very first row."""
+    first = next(iter(next(iter(latencies.values())).values())).median
+    rows = [
+        f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}{'in all':>8}"
+    ]
+    for treatment, models in latencies.items():
+        dense = next(iter(models.values())).median
+        for name, latency in models.items():
+            rows.append(
+                f"{treatment:20}{name:18}{latency.median:>11.1f}{latency.p5:>9.1f}{latency.p95:>9.1f}"
+                f"{1000 / latency.median:>10.2f}{dense / latency.median:>7.2f}x{first / latency.median:>7.2f}x"
+            )
+    return "\n".join(rows)
+
+
+def format_details(details: dict[str, dict[str, Any]]) -> str:
+    """A row a model: size, work, regions, milliseconds by part."""
+    rows = []
+    for name, values in details.items():
+        parts = ", ".join(f"{part} {ms:.0f}" for part, ms in values["milliseconds_by_part"].items())
+        regions = ", ".join(f"{count} for the {kind} head" for kind, count in values["regions"].items())
         rows.append(
-            f"{name:16}{latency.median:>11.1f}{latency.p5:>9.1f}{latency.p95:>9.1f}"
-            f"{1000 / latency.median:>10.2f}{speed:>8}"
+            f"{name}: {values['parameters']:,} parameters, {values['macs'] / 1e9:.1f} GMACs, "
+            f"{values['bytes'] / 2**20:.0f} MiB; regions: {regions}\n"
+            f"  optimised torch, ms: {parts}; body, neck and RPN reach {values['share_of_peak']:.0%} of the peak rate"
         )
     return "\n".join(rows)

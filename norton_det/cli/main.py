@@ -12,6 +12,7 @@ COMMANDS = {
     "compress": "compress trained weights by a plan",
     "analyze": "count parameters and MACs, dense beside compressed",
     "benchmark": "measure latency, dense beside compressed",
+    "export-model": "write a detector as an ONNX or OpenVINO file",
     "compare-decompositions": "filter-wise CP beside layer-wise and reshape-based decompositions",
     "finetune-backbone": "fine-tune a compressed ResNet-50 on classification",
     "evaluate-predictions": "AP of a COCO results file",

@@ -16,10 +16,11 @@ from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.api import load_detector
-from norton_det.cli.benchmark import benchmark_image, format_latencies
+from norton_det.cli.benchmark import build_models, drawn, format_latencies, measure
 from norton_det.cli.main import main
 from norton_det.config import Config, load_config
 from norton_det.data.images import read_image
+from norton_det.deploy.treatments import SHIPPED, fix_workload
 from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.plots import save_latency_plot
@@ -27,7 +28,7 @@ from norton_det.visualization.plots import save_latency_plot
 log = logging.getLogger(__name__)
 CONFIG = "quickstart.yaml"
 FINE_TUNING = "quickstart_finetune.yaml"
-FULL_SIZE = "faster_rcnn_norton.yaml"
+FULL_SIZE = "faster_rcnn_norton_all.yaml"
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,13 @@ def run(args: argparse.Namespace) -> None:
         output / "summary.json",
         {
             "models": {name: asdict(row) for name, row in rows.items()},
-            "full_size": {name: asdict(latency) for name, latency in full_size.items()},
+            "full_size": {
+                treatment: {name: asdict(latency) for name, latency in models.items()}
+                for treatment, models in full_size.items()
+            },
         },
     )
-    save_latency_plot(output / "full_size_latency.png", {"Faster R-CNN": full_size})
+    save_latency_plot(output / "full_size_latency.png", full_size)
     draw_pictures(config, weights, output / "pictures")
     print(f"\n{format_rows(rows)}\n\nFull-size Faster R-CNN ({FULL_SIZE}) on one 480x640 image:")
     print(f"{format_latencies(full_size)}\n\nEverything is in {output.resolve()}")
@@ -81,7 +85,7 @@ def compare(config: Config, folders: dict[str, Path], weights: dict[str, Path]) 
     """A row a model: the AP that evaluation left, and counts and latencies measured here, in turn."""
     detectors = {name: load_detector(path).eval() for name, path in weights.items()}
     height, width = config.model.min_size[-1], config.model.max_size
-    latencies = detector_latency(detectors, benchmark_image(height, width), runs=20)
+    latencies = detector_latency(detectors, [drawn(height, width)], runs=20)
     rows = {}
     for name, detector in detectors.items():
         metrics = json.loads((folders[name] / "evaluation" / "metrics.json").read_text())["bbox"]
@@ -90,12 +94,13 @@ def compare(config: Config, folders: dict[str, Path], weights: dict[str, Path]) 
     return rows
 
 
-def time_full_size() -> dict[str, Latency]:
-    """Latency of the detectors that the COCO configs build, with random weights: those do not matter for it."""
-    pair = build.random_pair(load_config(FULL_SIZE))
-    return detector_latency(
-        {name: built.detector.eval() for name, built in pair.items()}, benchmark_image(480, 640), runs=5
-    )
+def time_full_size() -> dict[str, dict[str, Latency]]:
+    """Latency of the detectors that a COCO config builds, by treatment, with random weights: those do not matter."""
+    models = build_models(load_config(FULL_SIZE), None)
+    for model in models.values():
+        fix_workload(model, detections=20)
+    image = drawn(480, 640)
+    return {treatment: measure(models, treatment, [image], runs=3) for treatment in (SHIPPED, "torch")}
 
 
 def draw_pictures(config: Config, weights: dict[str, Path], folder: Path, number: int = 8) -> None:

@@ -49,10 +49,10 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False, eval_on
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     built = build.build_detector(config, categories, weights)
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     detector: nn.Module = built.detector.to(device)
     if not eval_only:
         run, dataset = build.build_training(config, built, files, categories, device)
+        output.mkdir(parents=True, exist_ok=True)
         start = resume(run) if from_checkpoint else 0
         if distributed.is_main():
             with atomic_path(output / "config.yaml") as path:

@@ -176,3 +176,15 @@ def _missing(files: DatasetFiles) -> str | None:
     if not files.images.is_dir():
         return f"the image folder {files.images}"
     return None if files.annotations.is_file() else f"the annotation file {files.annotations}"
+
+
+def image_folder(where: str) -> Path:
+    """The folder of images that a dataset's name or a path stands for.
+
+    Raises ValueError or FileNotFoundError as `find_dataset` does, and for what is neither.
+    """
+    if Path(where).is_dir():
+        return Path(where)
+    if where in _DATASETS:
+        return find_dataset(where, "bbox").images
+    raise ValueError(f"{where!r} is neither a folder nor one of {', '.join(_DATASETS)}")

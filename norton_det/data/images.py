@@ -22,3 +22,12 @@ def read_image(path: str | Path) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
     return pixels
+
+
+def find_images(folder: Path, count: int) -> list[Path]:
+    """The first images of a folder by name, at most `count`. Raises ValueError where there are none."""
+    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{folder}: no folder with images ({', '.join(suffixes)})")
+    return paths[:count]

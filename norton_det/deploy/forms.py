@@ -1,7 +1,5 @@
 """Which form each CP convolution runs fastest in, measured on this machine for the shapes that it meets."""
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import cache
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from norton_det.analysis.latency import median_seconds
 from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
 
 Shape = tuple[int, ...]
@@ -83,15 +82,3 @@ def _torch_seconds(shape: CPShape, form: Form, inputs: Shape, device: str, dtype
     layer = build_layer(shape, form).to(device, dtype).to(memory_format=torch.channels_last)
     x = torch.rand(inputs, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     return median_seconds(lambda: layer(x))
-
-
-def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
-    """The median of a few calls, after one that is not counted."""
-    seconds = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from norton_det.analysis.latency import median_seconds
 from norton_det.deploy.export import METADATA_KEY, export_onnx
-from norton_det.deploy.forms import CPShape, Shape, build_layer, median_seconds
+from norton_det.deploy.forms import CPShape, Shape, build_layer
 from norton_det.deploy.runtimes import openvino_core
 from norton_det.layers.cp_conv import Form
 

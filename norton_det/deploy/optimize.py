@@ -17,6 +17,7 @@ from norton_det.deploy.forms import choose_forms, torch_timer
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.precision import PRECISIONS, networks_in
+from norton_det.models.weights import default_categories
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Builder = Callable[[GeneralizedRCNN, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
@@ -33,12 +34,13 @@ class TorchDetector:
     Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries.
 
     Attributes:
+        detector: what runs.
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
     """
 
     def __init__(self, detector: GeneralizedRCNN, precision: torch.dtype) -> None:
-        self._detector, self._precision = detector, precision
+        self.detector, self._precision = detector, precision
         self.categories, self.category_ids = list(detector.categories), list(detector.category_ids)
 
     def eval(self) -> "TorchDetector":
@@ -48,8 +50,8 @@ class TorchDetector:
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of each image."""
-        with networks_in(self._detector, self._precision):
-            found: list[dict[str, Tensor]] = self._detector(list(images))
+        with networks_in(self.detector, self._precision):
+            found: list[dict[str, Tensor]] = self.detector(list(images))
         return found
 
 
@@ -80,6 +82,9 @@ def optimize(
         raise ValueError("optimize needs at least one image of the size to be fast at")
     chosen = _choose_runtime(runtime, precision, next(detector.parameters()).device)
     folded = copy.deepcopy(detector).eval()
+    if not hasattr(folded, "categories"):  # torchvision's own
+        classes = folded.roi_heads.box_predictor.cls_score.out_features
+        folded.categories, folded.category_ids = default_categories(classes)
     fold_batch_norms(folded)
     builders: dict[str, Builder] = {"torch": _torch, "openvino": _openvino, "onnxruntime": _onnxruntime}
     return builders[chosen](folded, images, precision)

@@ -1,25 +1,69 @@
-"""Training a detector: its losses on a batch, and the names of the batch's images."""
+"""Training a detector: its losses on a batch, with or without a teacher, and the names of the batch's images."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.engine import distributed
 from norton_det.models.precision import networks_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Pyramid = Mapping[str, Tensor]
 
 
 def detection_losses(
-    model: nn.Module, batch: Batch, *, device: torch.device, precision: torch.dtype = torch.float32
+    model: nn.Module,
+    batch: Batch,
+    *,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    teacher: GeneralizedRCNN | None = None,
+    distill_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """torchvision's losses of a batch of images and targets; its networks run in `precision`, all else in float32."""
+    """torchvision's losses of a batch of images and targets; networks run in `precision`, all else in float32.
+
+    With a teacher, a detector whose pyramid has as many channels and which is left as it is, there is one more,
+    `loss_distillation`: `distill_weight` times `pyramid_loss` on the very tensor that entered the model's backbone.
+    """
     images, targets = batch
-    with networks_in(distributed.unwrapped(model), precision):
+    detector = distributed.unwrapped(model)
+    with networks_in(detector, precision), backbone_passes(detector) as passes:
         losses: dict[str, Tensor] = model(
             [image.to(device) for image in images],
             [{name: value.to(device) for name, value in target.items()} for target in targets],
         )
+    if teacher is not None:
+        [(normalised, pyramid)] = passes
+        with torch.no_grad(), networks_in(teacher, precision):
+            wanted = teacher.eval().backbone(normalised)
+        losses["loss_distillation"] = distill_weight * pyramid_loss(pyramid, wanted)
     return losses
+
+
+@contextmanager
+def backbone_passes(detector: GeneralizedRCNN) -> Iterator[list[tuple[Tensor, Pyramid]]]:
+    """While it lasts, the list gets what enters the detector's backbone, (N, 3, H, W), and its pyramid."""
+    passes: list[tuple[Tensor, Pyramid]] = []
+    hook = detector.backbone.register_forward_hook(lambda _, inputs, output: passes.append((inputs[0], output)))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
+    """How far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all zero.
+
+        mean over the levels P2 .. P6 of  mean((student - teacher)^2) / mean(teacher^2)
+
+    Each level's means are over all its (N, C, H, W) values, so the scale of the features does not matter.
+    """
+    shares = [F.mse_loss(student[level], wanted) / wanted.square().mean() for level, wanted in teacher.items()]
+    return torch.stack(shares).mean()
 
 
 def image_ids(batch: Batch) -> list[int]:

@@ -8,6 +8,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 log = logging.getLogger(__name__)
 ENOUGH_IMAGES = 8
+LEAST_EPS = 1e-12
 
 
 def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None:
@@ -27,6 +28,16 @@ def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None
             behind,
             ENOUGH_IMAGES,
         )
+
+
+def make_eps_positive(model: nn.Module) -> None:
+    """Give BatchNorms of eps 0, as torchvision's COCO detectors have it, the 1e-12 that torch's training asks for.
+
+    In float32 that is still 0 beside a variance above 1e-5.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eps = max(module.eps, LEAST_EPS)
 
 
 def unfreeze_batch_norms(model: nn.Module) -> None:

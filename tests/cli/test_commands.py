@@ -1,14 +1,22 @@
 """The commands as a user types them, on a handful of drawn images."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import norton_det
+from norton_det import build
+from norton_det.cli import image
 from norton_det.cli.main import COMMANDS, main
-from norton_det.data.shapes import write_shapes
+from norton_det.data.catalog import read_categories
+from norton_det.data.shapes import CATEGORIES, write_shapes
+from norton_det.engine.checkpoint import save_weights
+from norton_det.models.detectors import DetectorSpec, build_from_spec
+from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.resnet import ResNetSpec, build_resnet50
+from norton_det.visualization.draw import draw_predictions
 
 TINY = [
     "model.width=0.125",
@@ -151,29 +159,109 @@ def test_a_compressed_backbone_is_kept_beside_the_run(tmp_path):
     assert [v.shape for v in states[0].values()] == [v.shape for v in states[1].values()]
 
 
-def test_other_categories_replace_the_predictors(tmp_path, datasets, caplog):
-    assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=first") == 0
+def losses(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_torchvisions_detector_is_compressed_then_follows_it_as_teacher(tmp_path, caplog):
+    """A file as torchvision's *_COCO_V1: frozen BatchNorm of eps 0, and no word of it."""
+    spec = DetectorSpec("faster_rcnn", 91, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32)
+    dense = build_from_spec(spec, eps=0.0)
+    freeze_batch_norms(dense)
+    torch.save(dense.state_dict(), "coco.pth")
+    assert main(["compress", "--weights", "coco.pth", "--plan", "norton-43", "--output", "small.pth"]) == 0
+    small = norton_det.load_detector("small.pth")
+    assert small.categories[1] == "person"
+    words = ["model.weights=small.pth", "model.teacher=coco.pth", "train.max_iterations=2"]
+    assert train("faster_rcnn_norton.yaml", *words, "train.checkpoint_period=1", "output_dir=tuned") == 0
+    assert all(line["loss_distillation"] > 0 for line in losses(tmp_path / "tuned"))
+    tuned = norton_det.load_detector("tuned/model_final.pth")
+    assert small.backbone.body["bn1"].eps == 0
+    assert tuned.backbone.body["bn1"].eps == 1e-12
+    checkpoint = tmp_path / "tuned/checkpoints/iteration_0000002.pth"
+    assert torch.load(checkpoint, weights_only=True)["model"].keys() == tuned.state_dict().keys()
+
+    checkpoint.unlink()
+    assert train("faster_rcnn_norton.yaml", *words, "output_dir=tuned", "--resume") == 0
+    assert "resuming from" in caplog.text
+    again = norton_det.load_detector("tuned/model_final.pth").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in tuned.state_dict().items())
+
+
+def test_a_teacher_that_does_not_fit_is_one_line(tmp_path, capsys):
+    spec = DetectorSpec("faster_rcnn", 2, ResNetSpec.dense(0.125), fpn_channels=24, box_channels=32)
+    detector = build_from_spec(spec)
+    torch.save(detector.state_dict(), "wide.pth")
+    torch.save(build_resnet50(spec.body).state_dict(), "resnet.pth")
+    for teacher, expected in (
+        ("wide.pth", "model.teacher: the pyramid of wide.pth has 24 channels, expected 16"),
+        ("resnet.pth", "model.teacher: resnet.pth is a backbone, expected a detector"),
+    ):
+        assert train("faster_rcnn_norton.yaml", f"model.teacher={teacher}", "output_dir=run") == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1] == f"norton-det train: {expected}"
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def own_classes(tmp_path, datasets):
+    """shapes with two categories renamed and one removed, as `data.train` takes it."""
     data = json.loads((datasets / "shapes/annotations/instances_train.json").read_text())
-    dropped = data["categories"].pop()
-    data["categories"][0]["name"] = "somebody"
-    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != dropped["id"]]
+    names = {"person": "somebody", "fish": "salmon"}
+    data["categories"] = [
+        {**c, "name": names.get(c["name"], c["name"])} for c in data["categories"] if c["name"] != "ball"
+    ]
+    ids = {c["id"] for c in data["categories"]}
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] in ids]
     (tmp_path / "own.json").write_text(json.dumps(data))
-    own = f"{{images: {datasets}/shapes/train, annotations: own.json}}"
-    assert (
-        train(
-            "faster_rcnn_norton.yaml",
-            "train.max_iterations=1",
-            "output_dir=second",
-            "model.weights=first/model_final.pth",
-            f"data.train={own}",
-            f"data.test={own}",
-        )
-        == 0
+    return f"{{images: {datasets}/shapes/train, annotations: own.json}}"
+
+
+OWN_NAMES = ["__background__", "somebody", "car", "house", "salmon", "kite"]
+OWN_IDS = [0, 1, 3, 8, 11, 15]
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, own_classes, caplog):
+    spec = DetectorSpec(kind, 7, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, mask_channels=8)
+    trained = build_from_spec(spec)
+    trained.categories = ["__background__", *(c.name for c in CATEGORIES)]
+    trained.category_ids = [0, *(c.id for c in CATEGORIES)]
+    save_weights(Path("trained.pth"), trained)
+    config = norton_det.load_config(
+        f"{kind}_dense.yaml", [*TINY, "model.weights=trained.pth", f"data.train={own_classes}"]
     )
-    assert "the predictors start afresh" in caplog.text
-    detector = norton_det.load_detector("second/model_final.pth")
-    assert detector.categories == ["__background__", *(c["name"] for c in data["categories"])]
-    assert detector.category_ids == [0, *(c["id"] for c in data["categories"])]
+    categories = read_categories(build.resolve_dataset(config, "train"), build.TASKS[kind])
+    detector = build.build_detector(config, categories, build.starting_weights(config)).detector
+    assert "weights know 6 other categories: the predictors start afresh for 5" in caplog.messages
+    assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
+
+    old, new = trained.state_dict(), detector.state_dict()
+    predictors = {name for name in new if "_predictor." in name}
+    assert len(predictors) == (8 if kind == "mask_rcnn" else 4)
+    for name in new.keys() - predictors:
+        assert torch.equal(new[name], old[name]), name
+    for name in predictors:
+        assert not torch.equal(new[name], old[name]), name
+    assert new["roi_heads.box_predictor.cls_score.weight"].shape == (6, 32)
+    assert new["roi_heads.box_predictor.bbox_pred.weight"].shape == (24, 32)
+
+
+def test_own_classes_are_trained_and_drawn(own_classes, datasets, monkeypatch):
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=first") == 0
+    words = ["model.weights=first/model_final.pth", f"data.train={own_classes}", f"data.test={own_classes}"]
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=second", *words) == 0
+    content = torch.load("second/model_final.pth", weights_only=True)
+    assert (content["categories"], content["category_ids"]) == (OWN_NAMES, OWN_IDS)
+    found = json.loads(Path("second/evaluation/predictions.json").read_text())
+    assert {result["category_id"] for result in found} <= set(OWN_IDS[1:])
+
+    drawn = []
+    monkeypatch.setattr(image, "draw_predictions", lambda *args: (drawn.append(args[2]), draw_predictions(*args))[1])
+    picture = str(datasets / "shapes/val/000000000001.jpg")
+    words = ["--weights", "second/model_final.pth", "--input", picture, "--output", "pictures", "--confidence", "0"]
+    assert main(["image", *words]) == 0
+    assert drawn == [OWN_NAMES]
+    assert Path("pictures/000000000001.png").stat().st_size > 1000
 
 
 def test_analysis_gives_the_published_numbers(tmp_path, capsys):
@@ -253,6 +341,8 @@ def test_pictures_are_drawn(tmp_path, datasets):
             ["train", "--config", "quickstart.yaml", "model.weights=nothing.pth"],
             "no weights file 'nothing.pth'",
         ),
+        (["train", "--config", "quickstart.yaml", "model.teacher=nothing.pth"], "no weights file 'nothing.pth'"),
+        (["train", "--config", "quickstart.yaml", "train.distill_weight=0"], "train.distill_weight: "),
         (["train", "--config", "quickstart.yaml", "--eval-only"], "model.weights=FILE"),
         (["train", "--config", "quickstart.yaml", "data.train=shape_train"], "shapes_train"),
         (

@@ -160,9 +160,10 @@ def test_a_loss_that_is_not_finite_names_its_images(monkeypatch, capsys):
     assert len(message.split("images ")[1].split(";")[0].split(", ")) == 4
 
 
-def test_two_processes_do_what_one_does_that_accumulates(capfd):
+def test_two_processes_do_what_one_does_that_accumulates(whole, capfd):
     # in float32, over 16 steps of SGD, the weights agree to 1e-6: only sums of gradients may differ in their order
     words = ["model.norm=frozen", "train.ema=0.9", "train.optimizer=sgd", "data.augmentation=photometric"]
+    words.append(f"model.teacher={whole / 'model_final.pth'}")
     process = start("two", *words, launcher=TORCHRUN)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -171,6 +172,7 @@ def test_two_processes_do_what_one_does_that_accumulates(capfd):
     two, one = (
         [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("two", "one")
     )
+    assert all(line["loss_distillation"] > 0 for line in two)
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
 
     # evaluated by two processes, images dealt in batches, and by one

@@ -1,0 +1,81 @@
+"""The table of docs/benchmarks.md: three detectors, dense, norton and norton-all, in every treatment.
+
+    python benchmarks/deployment.py [--image photo.jpg] [--runs 5] [--detectors faster_rcnn mask_rcnn keypoint_rcnn]
+
+Runs `norton-det benchmark` once a detector, and writes docs/benchmarks/DETECTOR.json and .png, and the page.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from norton_det.cli.main import main as norton_det
+
+PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
+PLANS = ("norton-77", "norton-77-all")
+TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "keypoint_rcnn": "Keypoint R-CNN"}
+HEAD = """# Speed
+
+Made by `python benchmarks/deployment.py`. Random weights, the same work for all models: proposals are the anchors,
+1,000 of them unless a table says otherwise, and 20 detections an image go to the mask and keypoint heads. *Speed*
+is beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships it. Each table
+is one run, the models in turn, medians. `norton-77` compresses the body, `norton-77-all` the neck, the RPN and the
+heads too.
+What precision and compression cost in AP is not in these tables.
+"""
+
+
+def table(name: str, result: dict) -> str:
+    """The page's section on one detector."""
+    models = result["models"]
+    shipped = next(iter(models["dense"]["treatments"].values()))["median"]
+    lines = [
+        f"\n## {TITLES[name]}\n",
+        f"{result['machine']}; an image of {'x'.join(map(str, result['image']))} pixels, batch {result['batch']}.\n",
+        "| treatment | model | ms | p5 | p95 | speed | in all |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for treatment, dense in models["dense"]["treatments"].items():
+        for model, values in models.items():
+            latency = values["treatments"][treatment]
+            lines.append(
+                f"| {treatment} | {model} | {latency['median']:.0f} | {latency['p5']:.0f} | {latency['p95']:.0f} | "
+                f"{dense['median'] / latency['median']:.2f}x | {shipped / latency['median']:.2f}x |"
+            )
+    lines += [
+        "\n| model | parameters | GMACs | MiB | regions | share of peak | optimised torch, ms by part |",
+        "| --- | ---: | ---: | ---: | --- | ---: | --- |",
+    ]
+    for model, values in models.items():
+        regions = ", ".join(f"{kind} {count}" for kind, count in values["regions"].items())
+        parts = ", ".join(f"{part} {ms:.0f}" for part, ms in values["milliseconds_by_part"].items())
+        lines.append(
+            f"| {model} | {values['parameters']:,} | {values['macs'] / 1e9:.1f} | {values['bytes'] / 2**20:.0f} | "
+            f"{regions} | {values['share_of_peak']:.0%} | {parts} |"
+        )
+    lines.append(f"\n![latency of {TITLES[name]}](benchmarks/{name}.png)")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", help="default: a drawn scene of 480x640")
+    parser.add_argument("--runs", default="5")
+    parser.add_argument("--detectors", nargs="+", default=list(TITLES), choices=TITLES)
+    arguments = parser.parse_args()
+    image = ["--image", arguments.image] if arguments.image else []
+    for name in arguments.detectors:
+        output = PAGE.parent / "benchmarks" / f"{name}.json"
+        words = ["benchmark", "--config", f"{name}_norton_all.yaml", "--plans", *PLANS, "--runs", arguments.runs]
+        if norton_det([*words, *image, "--json", str(output)]):
+            raise SystemExit(2)
+    sections = [
+        table(name, json.loads(path.read_text()))
+        for name in TITLES
+        if (path := PAGE.parent / "benchmarks" / f"{name}.json").exists()
+    ]
+    PAGE.write_text(HEAD + "".join(sections), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Write a detector as an ONNX or OpenVINO file, checked against torch."""
+
+import argparse
+import copy
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.data.catalog import image_folder
+from norton_det.data.images import find_images, read_image
+from norton_det.data.shapes import draw_scene
+from norton_det.deploy.agreement import agreement
+from norton_det.deploy.export import export_onnx
+from norton_det.deploy.fold import fold_batch_norms
+from norton_det.deploy.forms import choose_forms, torch_timer
+from norton_det.deploy.openvino import openvino_timer, quantize, save_openvino, to_openvino
+from norton_det.deploy.runtimes import load_exported
+from norton_det.models.weights import detector_from_weights, read_weights
+
+log = logging.getLogger(__name__)
+CHECKED = 8
+"""Images that the file is checked on."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--weights", required=True, help="a detector's weights file")
+    parser.add_argument("--output", required=True, type=Path, help="model.onnx, or model.xml for OpenVINO")
+    parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="int8: OpenVINO only")
+    parser.add_argument("--images", help="a folder of images or a dataset's name (default: drawn scenes)")
+    parser.add_argument("--image-count", type=int, default=200, help="images that int8 is calibrated on, at most")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, read back, compare with torch, and only then put the file in its place."""
+    writers: dict[tuple[str, str], Callable[[GeneralizedRCNN, list[Tensor], Path], None]] = {
+        (".onnx", "float32"): write_onnx,
+        (".xml", "float32"): write_openvino,
+        (".xml", "int8"): write_int8,
+    }
+    write = writers.get((args.output.suffix, args.precision))
+    if write is None:
+        raise ValueError(f"--output {args.output}: float32 goes to an .onnx or .xml file, int8 to an .xml file")
+    detector = detector_from_weights(read_weights(args.weights)).eval()
+    images = load_images(args.images, args.image_count if args.precision == "int8" else CHECKED)
+    folded = copy.deepcopy(detector)
+    fold_batch_norms(folded)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
+        path = Path(folder) / args.output.name
+        write(folded, images, path)
+        check(detector, images[:CHECKED], path, exact=args.precision == "float32")
+        for file in reversed(files_of(path)):
+            file.replace(args.output.parent / file.name)
+    print(f"exported: {args.output} ({sum(p.stat().st_size for p in files_of(args.output)) / 2**20:.1f} MiB)")
+
+
+def load_images(where: str | None, count: int) -> list[Tensor]:
+    """Float RGB images (3, H, W) in 0 to 1, from a folder or dataset, or drawn."""
+    if where is None:
+        rng = np.random.default_rng(0)
+        pixels = [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1) for _ in range(count)]
+    else:
+        pixels = [read_image(path) for path in find_images(image_folder(where), count)]
+    return [image.as_subclass(Tensor).float() / 255 for image in pixels]
+
+
+def write_onnx(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
+    """An ONNX file."""
+    choose_forms(detector, images[0], torch_timer(torch.device("cpu"), torch.float32))
+    export_onnx(detector, path, images[0])
+
+
+def write_openvino(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
+    """An OpenVINO file, and its weights beside it."""
+    choose_forms(detector, images[0], openvino_timer)
+    save_openvino(to_openvino(detector, images[0]), path)
+
+
+def write_int8(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
+    """An OpenVINO file in int8, calibrated on all images."""
+    choose_forms(detector, images[0], openvino_timer)
+    save_openvino(quantize(to_openvino(detector, images[0]), detector, images), path)
+
+
+@torch.inference_mode()
+def check(detector: GeneralizedRCNN, images: list[Tensor], path: Path, exact: bool) -> None:
+    """Compare the file's detections with torch's. Raises ValueError where they must be equal and are not."""
+    expected = [detector([image])[0] for image in images]
+    compared = agreement(load_exported(path)(images), expected)
+    if exact and not compared.is_equal:
+        raise ValueError(f"{path.name} is not written, its detections differ from torch's: {compared}")
+    log.info("beside torch, on %d images: %s", len(images), compared)
+    if not compared.expected:
+        log.warning("torch detects nothing on these images, so nothing was compared: give some by --images")
+
+
+def files_of(path: Path) -> list[Path]:
+    """An exported model's files: OpenVINO's are two."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]

@@ -1,0 +1,72 @@
+"""How far one detector's findings lie from another's on the same images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
+"""What float32 keeps to: pixels, and score."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Expected detections, how many were found again, and how far those that were lie off.
+
+    `box_median`, `box_p99` and `box_max` are pixels, the largest difference of a box's four numbers.
+    """
+
+    expected: int
+    found: int
+    box_median: float
+    box_p99: float
+    box_max: float
+    score_max: float
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every detection was found within the tolerances of float32."""
+        return self.found == self.expected and self.box_max <= BOX_TOLERANCE and self.score_max <= SCORE_TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.found} of {self.expected} detections found again; boxes differ by {self.box_median:.2g} pixels "
+            f"in the median, {self.box_p99:.2g} in the 99th percentile, {self.box_max:.2g} at most; scores by "
+            f"{self.score_max:.2g} at most"
+        )
+
+
+def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> Agreement:
+    """Compare the detections of the same images, torchvision's dictionaries.
+
+    A detection counts as found again where one of the same label overlaps it by at least a half; the best is taken.
+    """
+    boxes, scores, count = [], [], 0
+    for ours, theirs in zip(found, expected, strict=True):
+        count += len(theirs["boxes"])
+        for box, label, score in zip(theirs["boxes"], theirs["labels"], theirs["scores"], strict=True):
+            same = ours["labels"] == label
+            distances = (ours["boxes"][same] - box).abs().amax(dim=1)
+            if len(distances) and _overlap(ours["boxes"][same][distances.argmin()], box) >= 0.5:
+                boxes.append(distances.min())
+                scores.append((ours["scores"][same][distances.argmin()] - score).abs())
+    if not boxes:
+        return Agreement(count, 0, 0.0, 0.0, 0.0, 0.0)
+    pixels = torch.stack(boxes).double()
+    return Agreement(
+        expected=count,
+        found=len(boxes),
+        box_median=pixels.median().item(),
+        box_p99=pixels.quantile(0.99).item(),
+        box_max=pixels.max().item(),
+        score_max=torch.stack(scores).max().item(),
+    )
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two boxes xyxy."""
+    corners = torch.stack([torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])])
+    intersection = (corners[1] - corners[0]).clamp(min=0).prod()
+    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection
+    return (intersection / union.clamp(min=1e-9)).item()

@@ -1,0 +1,79 @@
+"""`norton-det export-model`: what it writes is a detector, and what it refuses leaves everything as it was."""
+
+import pytest
+import torch
+
+import norton_det
+from norton_det.cli.main import main
+from norton_det.data.catalog import Categories
+from norton_det.engine.checkpoint import save_weights
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small untrained detector that finds a few things on any image."""
+    torch.manual_seed(0)
+    settings = DetectorSettings(min_size=(96,), max_size=160, test_proposals=40, score_threshold=0.0, detections=5)
+    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 16, settings=settings)
+    detector = build_from_spec(spec)
+    torch.nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    categories = Categories(("__background__", "cat", "dog"), (0, 17, 18))
+    detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    path = tmp_path_factory.mktemp("weights") / "detector.pth"
+    save_weights(path, detector)
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
+def test_the_file_is_a_detector(name, weights, tmp_path, capsys):
+    output = tmp_path / "new" / name
+    assert main(["export-model", "--weights", str(weights), "--output", str(output)]) == 0
+    assert "exported" in capsys.readouterr().out
+    exported = norton_det.load_detector(output)
+    assert (exported.categories, exported.category_ids) == (["__background__", "cat", "dog"], [0, 17, 18])
+    assert len(exported([torch.rand(3, 70, 90)])[0]["boxes"]) == 5
+    assert {path.suffix for path in output.parent.iterdir()} == ({".xml", ".bin"} if name[-1] == "l" else {".onnx"})
+
+
+def test_int8_goes_to_openvino(weights, tmp_path):
+    pytest.importorskip("nncf")
+    output = tmp_path / "model.xml"
+    words = ["export-model", "--weights", str(weights), "--precision", "int8", "--image-count", "4"]
+    assert main([*words, "--output", str(output)]) == 0
+    assert "FakeQuantize" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output", "model.pt"], "float32 goes to an .onnx or .xml file"),
+        (["--output", "model.onnx", "--precision", "int8"], "int8 to an .xml file"),
+        (["--output", "model.onnx", "--images", "nowhere"], "neither a folder nor one of"),
+    ],
+)
+def test_a_mistake_is_one_line(more, message, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export-model", "--weights", str(weights), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_from_torch_is_not_written(weights, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"what was there")
+    real = norton_det.deploy.export.ExportedGraph.forward
+
+    def shifted(self, image):
+        boxes, *others = real(self, image)
+        return (boxes + 1, *others)
+
+    monkeypatch.setattr("norton_det.deploy.export.ExportedGraph.forward", shifted)
+    assert main(["export-model", "--weights", str(weights), "--output", str(output)]) == 2
+    assert "differ from torch's" in capsys.readouterr().err
+    assert output.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [output]

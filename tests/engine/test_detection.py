@@ -1,0 +1,96 @@
+"""Distillation on the pyramid: what the teacher adds to the losses, and what it leaves alone."""
+
+import pytest
+import torch
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from norton_det.engine.detection import detection_losses, pyramid_loss
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.resnet import ResNetSpec
+
+CPU = torch.device("cpu")
+SETTINGS = DetectorSettings(min_size=(64, 96), max_size=128, train_proposals=50, box_rois=16)
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    spec = DetectorSpec(
+        "faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, settings=SETTINGS
+    )
+    return build_from_spec(spec).train()
+
+
+def losses(model, **options):
+    images = torch.rand(2, 3, 80, 96, generator=torch.Generator().manual_seed(1))
+    target = {"boxes": torch.tensor([[20.0, 20.0, 70.0, 75.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+    torch.manual_seed(2)  # the size and the sampled regions
+    return detection_losses(model, (list(images), [target, target]), device=CPU, **options)
+
+
+def test_the_pyramid_loss_is_its_formula_whatever_the_scale():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        {level: torch.randn(2, 4, size, size, generator=generator) for level, size in (("0", 8), ("pool", 4))}
+        for _ in range(2)
+    )
+    by_hand = 0.0
+    for level, wanted in teacher.items():
+        pairs = list(zip(student[level].flatten().tolist(), wanted.flatten().tolist(), strict=True))
+        by_hand += sum((s - t) ** 2 for s, t in pairs) / sum(t**2 for _, t in pairs) / len(teacher)
+    assert pyramid_loss(student, teacher).item() == pytest.approx(by_hand, rel=1e-5)
+    scaled = [{"0": p["0"] * 100, "pool": p["pool"] / 100} for p in (student, teacher)]
+    assert pyramid_loss(*scaled).item() == pytest.approx(by_hand, rel=1e-5)
+    nothing = {level: torch.zeros_like(wanted) for level, wanted in teacher.items()}
+    assert pyramid_loss(nothing, teacher).item() == pytest.approx(1)
+
+
+def test_a_teacher_adds_a_loss_that_is_zero_where_the_student_equals_it():
+    student, teacher = make(), make()
+    freeze_batch_norms(student)  # as the teacher's, which is in eval mode, they take no statistics of the batch
+    alone, taught = losses(student), losses(student, teacher=teacher)
+    assert taught.pop("loss_distillation").item() == 0
+    assert taught == alone
+
+
+def test_the_weight_scales_it():
+    student, teacher = make(), make(seed=1)
+    once, thrice = (losses(student, teacher=teacher, distill_weight=w)["loss_distillation"] for w in (1, 3))
+    assert thrice.item() == pytest.approx(3 * once.item(), rel=1e-5)
+
+
+def test_the_gradient_reaches_the_student_alone_and_the_teacher_stays():
+    student, teacher = make(), make(seed=1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    losses(student, teacher=teacher)["loss_distillation"].backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == {
+        name for name, _ in student.named_parameters() if name.startswith("backbone.")
+    }
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_one_pass_each_on_the_very_same_tensor():
+    student, teacher = make(), make(seed=1)
+    entered = {"student": [], "teacher": []}
+    hooks = [
+        model.backbone.body.register_forward_pre_hook(lambda _, inputs, name=name: entered[name].append(inputs[0]))
+        for name, model in (("student", student), ("teacher", teacher))
+    ]
+    losses(student, teacher=teacher)
+    for hook in hooks:
+        hook.remove()
+    [[ours], [theirs]] = entered.values()
+    assert ours is theirs
+    assert not student.backbone._forward_hooks
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_lower_precision_gives_nearly_the_same(precision):
+    student, teacher = make(), make(seed=1)
+    freeze_batch_norms(student)
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in student.modules())
+    exact = losses(student, teacher=teacher)["loss_distillation"]
+    rounded = losses(student, teacher=teacher, precision=precision)["loss_distillation"]
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
