@@ -110,10 +110,13 @@ def starting_weights(config: Config) -> Weights | None:
     return weights
 
 
-def build_detector(config: Config, categories: Categories, weights: Weights | None) -> BuiltDetector:
+def build_detector(
+    config: Config, categories: Categories, weights: Weights | None, for_training: bool = True
+) -> BuiltDetector:
     """The configured detector for the given categories, started from `weights` (None: random).
 
-    Dense weights are compressed by the plan on the spot; compressed ones bring their own structure.
+    Dense weights are compressed by the plan on the spot; compressed ones bring their own structure. Where they know
+    other categories the predictors start afresh; not `for_training` that is a ValueError.
     """
     torch.manual_seed(config.seed)
     if weights is not None and weights.is_detector:
@@ -124,11 +127,12 @@ def build_detector(config: Config, categories: Categories, weights: Weights | No
     if not hasattr(detector, "categories"):
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
     if (detector.categories, detector.category_ids) != (list(categories.names), list(categories.ids)):
-        log.info(
-            "weights know %d other categories: the predictors start afresh for %d",
-            len(detector.categories) - 1,
-            len(categories.names) - 1,
-        )
+        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
+        if not for_training:
+            raise ValueError(
+                f"model.weights: {config.model.weights} knows {known} other categories than the data's {wanted}"
+            )
+        log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
     freeze_stages(detector, config.model.trainable_stages)

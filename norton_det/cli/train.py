@@ -47,7 +47,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False, eval_on
     weights = build.starting_weights(config)
     if eval_only and config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
-    built = build.build_detector(config, categories, weights)
+    built = build.build_detector(config, categories, weights, for_training=not eval_only)
     output = Path(config.output_dir)
     detector: nn.Module = built.detector.to(device)
     if not eval_only:

@@ -246,7 +246,7 @@ def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, own_classes,
     assert new["roi_heads.box_predictor.bbox_pred.weight"].shape == (24, 32)
 
 
-def test_own_classes_are_trained_and_drawn(own_classes, datasets, monkeypatch):
+def test_own_classes_are_trained_and_drawn(own_classes, datasets, monkeypatch, capsys):
     assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=first") == 0
     words = ["model.weights=first/model_final.pth", f"data.train={own_classes}", f"data.test={own_classes}"]
     assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=second", *words) == 0
@@ -254,6 +254,8 @@ def test_own_classes_are_trained_and_drawn(own_classes, datasets, monkeypatch):
     assert (content["categories"], content["category_ids"]) == (OWN_NAMES, OWN_IDS)
     found = json.loads(Path("second/evaluation/predictions.json").read_text())
     assert {result["category_id"] for result in found} <= set(OWN_IDS[1:])
+    assert train("faster_rcnn_norton.yaml", "--eval-only", "output_dir=third", *words) == 2
+    assert "knows 6 other categories than the data's 5" in capsys.readouterr().err
 
     drawn = []
     monkeypatch.setattr(image, "draw_predictions", lambda *args: (drawn.append(args[2]), draw_predictions(*args))[1])
