@@ -9,7 +9,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
