@@ -1,6 +1,7 @@
 """An exported file as a detector: called like the one that it came from, run by onnxruntime or OpenVINO."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,8 +113,9 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
     return ExportedDetector(run, description)
 
 
+@cache
 def openvino_core() -> Any:
-    """OpenVINO's entrance. Raises ValueError where it is not installed."""
+    """OpenVINO's entrance, one for the process. Raises ValueError where it is not installed."""
     try:
         import openvino
     except ImportError:
