@@ -21,6 +21,7 @@ from torchvision.models import ResNet, ResNet50_Weights
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
 from norton_det.compression.prune import slice_channels
+from norton_det.data.images import find_images
 from norton_det.files import atomic_path, write_json
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
 from norton_det.models.weights import read_weights, resnet50_from_weights
@@ -48,7 +49,7 @@ def load_network(path: str) -> ResNet:
 
 def image_paths(folder: Path, count: int) -> list[Path]:
     """The first images of a folder by name."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
+    paths = find_images(folder, count)
     if len(paths) < count:
         raise SystemExit(f"{folder} holds {len(paths)} images, {count} are needed")
     return paths

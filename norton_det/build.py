@@ -177,22 +177,21 @@ def backbone_from_weights(
     return compressed.detector, plan, compressed.kept
 
 
+def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
+    """The training images and targets, augmented as configured."""
+    task = TASKS[config.model.detector]
+    transforms = training_transforms(config.data.augmentation, task)
+    return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
+
+
 def build_training(
     config: Config, built: BuiltDetector, files: DatasetFiles, categories: Categories, device: torch.device
 ) -> tuple[TrainingRun, CocoDataset]:
     """The training run of a configuration, its model on `device`, and the dataset that it reads."""
     train = config.train
-    task = TASKS[config.model.detector]
     processes = distributed.world_size()
     images = images_per_pass(config)
-    dataset = CocoDataset(
-        files,
-        categories,
-        task,
-        training=True,
-        seed=config.seed,
-        transforms=training_transforms(config.data.augmentation, task),
-    )
+    dataset = build_training_dataset(config, files, categories)
     teacher = build_teacher(config, built.detector)
     model: nn.Module = built.detector.to(device)
     built.detector.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only

@@ -15,8 +15,6 @@ from tqdm import tqdm
 from norton_det import build
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
-from norton_det.data.coco import CocoDataset
-from norton_det.data.transforms import training_transforms
 from norton_det.files import atomic_path
 from norton_det.visualization.draw import draw_targets
 
@@ -50,8 +48,5 @@ def training_samples(
     config: Config, files: DatasetFiles, categories: Categories
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """The endless stream of images (3, H, W) float32 and targets that a training run takes in."""
-    task = build.TASKS[config.model.detector]
-    transforms = training_transforms(config.data.augmentation, task)
-    dataset = CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
-    batches = build.build_batches(config, dataset, start=0)
+    batches = build.build_batches(config, build.build_training_dataset(config, files, categories), start=0)
     return chain.from_iterable(zip(images, targets, strict=True) for images, targets in batches)
