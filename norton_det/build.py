@@ -21,6 +21,7 @@ from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
 from norton_det.data.coco import CocoDataset
 from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
 from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
+from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.engine import distributed
 from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder, describe
@@ -110,6 +111,22 @@ def starting_weights(config: Config) -> Weights | None:
     return weights
 
 
+def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN | ExportedDetector:
+    """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
+
+    Raises ValueError where it knows other categories, or does not do the configured task.
+    """
+    path = config.model.weights
+    if Path(path).suffix not in EXPORTED:
+        return build_detector(config, categories, starting_weights(config), for_training=False).detector
+    detector = load_exported(path)
+    _check_categories(path, detector, categories)
+    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[TASKS[config.model.detector]]
+    if wanted not in detector.outputs:
+        raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
+    return detector
+
+
 def build_detector(
     config: Config, categories: Categories, weights: Weights | None, for_training: bool = True
 ) -> BuiltDetector:
@@ -126,12 +143,10 @@ def build_detector(
     detector = built.detector
     if not hasattr(detector, "categories"):
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
-    if (detector.categories, detector.category_ids) != (list(categories.names), list(categories.ids)):
+    if not for_training:
+        _check_categories(config.model.weights, detector, categories)
+    if not _knows(detector, categories):
         known, wanted = len(detector.categories) - 1, len(categories.names) - 1
-        if not for_training:
-            raise ValueError(
-                f"model.weights: {config.model.weights} knows {known} other categories than the data's {wanted}"
-            )
         log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
@@ -139,6 +154,16 @@ def build_detector(
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
     detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
     return built
+
+
+def _knows(detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> bool:
+    return (detector.categories, detector.category_ids) == (list(categories.names), list(categories.ids))
+
+
+def _check_categories(path: str, detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> None:
+    if not _knows(detector, categories):
+        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
+        raise ValueError(f"model.weights: {path} knows {known} other categories than the data's {wanted}")
 
 
 def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN | None:

@@ -20,7 +20,7 @@ ALLOWED = {
     "visualization": {"analysis", "data", "files"},
     "config": set(),
     "api": {"models", "compression", "deploy"},
-    "build": {"models", "compression", "data", "evaluation", "engine", "config"},
+    "build": {"models", "compression", "data", "evaluation", "engine", "deploy", "config"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
 

@@ -9,6 +9,7 @@ from torch import nn
 from norton_det import build
 from norton_det.config import Config, load_config, save_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import save, save_weights
 from norton_det.engine.metrics import MetricsWriter
@@ -35,37 +36,45 @@ def run(args: argparse.Namespace) -> None:
     with distributed.process_group(device):
         if not distributed.is_main():
             logging.disable(logging.WARNING)
-        train_and_evaluate(config, from_checkpoint=args.resume, eval_only=args.eval_only)
+        if args.eval_only:
+            evaluate_weights(config)
+        else:
+            train_and_evaluate(config, from_checkpoint=args.resume)
 
 
-def train_and_evaluate(config: Config, *, from_checkpoint: bool = False, eval_only: bool = False) -> None:
+def evaluate_weights(config: Config) -> None:
+    """AP of `model.weights`, a weights file or an exported one, on the test set."""
+    if config.model.weights == "none":
+        raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
+    files = build.resolve_dataset(config, "test")
+    categories = read_categories(files, build.TASKS[config.model.detector])
+    detector = build.build_evaluated(config, categories).to(build.resolve_device(config))
+    evaluate(config, detector, files, categories, Path(config.output_dir) / "evaluation")
+
+
+def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
     device = build.resolve_device(config)
-    test_files = build.resolve_dataset(config, "test")
-    files = test_files if eval_only else build.resolve_dataset(config, "train")
+    test_files, files = (build.resolve_dataset(config, split) for split in ("test", "train"))
     categories = read_categories(files, build.TASKS[config.model.detector])
     weights = build.starting_weights(config)
-    if eval_only and config.model.weights == "none":
-        raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
-    built = build.build_detector(config, categories, weights, for_training=not eval_only)
+    built = build.build_detector(config, categories, weights)
     output = Path(config.output_dir)
-    detector: nn.Module = built.detector.to(device)
-    if not eval_only:
-        run, dataset = build.build_training(config, built, files, categories, device)
-        output.mkdir(parents=True, exist_ok=True)
-        start = resume(run) if from_checkpoint else 0
-        if distributed.is_main():
-            with atomic_path(output / "config.yaml") as path:
-                save_config(config, path)
-            if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
-                save_backbone(output / "backbone_compressed.pth", built)
-        with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
-            train(run, build.build_batches(config, dataset, start), metrics, start)
-        detector = run.result
-        if distributed.is_main():
-            save_weights(output / "model_final.pth", detector, **built.description(config))
-            log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, detector, test_files, categories, output / "evaluation")
+    built.detector.to(device)
+    run, dataset = build.build_training(config, built, files, categories, device)
+    output.mkdir(parents=True, exist_ok=True)
+    start = resume(run) if from_checkpoint else 0
+    if distributed.is_main():
+        with atomic_path(output / "config.yaml") as path:
+            save_config(config, path)
+        if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
+            save_backbone(output / "backbone_compressed.pth", built)
+    with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
+        train(run, build.build_batches(config, dataset, start), metrics, start)
+    if distributed.is_main():
+        save_weights(output / "model_final.pth", run.result, **built.description(config))
+        log.info("weights: %s", output / "model_final.pth")
+    evaluate(config, run.result, test_files, categories, output / "evaluation")
 
 
 def save_backbone(path: Path, built: build.BuiltDetector) -> None:
@@ -76,12 +85,14 @@ def save_backbone(path: Path, built: build.BuiltDetector) -> None:
     log.info("compressed backbone: %s", path)
 
 
-def evaluate(config: Config, detector: nn.Module, files: DatasetFiles, categories: Categories, folder: Path) -> None:
+def evaluate(
+    config: Config, detector: nn.Module | ExportedDetector, files: DatasetFiles, categories: Categories, folder: Path
+) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = build.resolve_device(config)
     evaluator = CocoEvaluator(files.annotations, categories, build.TASKS[config.model.detector])
     loader = build.build_evaluation_loader(config, files, categories)
-    seen = run_inference(detector, loader, evaluator, device, distributed.is_main())
+    seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]
     if not distributed.is_main():

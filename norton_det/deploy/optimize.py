@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.deploy.export import export_onnx
-from norton_det.deploy.fold import fold_batch_norms
+from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms, torch_timer
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
@@ -113,12 +113,14 @@ def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Preci
     dtype, device = PRECISIONS[precision], next(detector.parameters()).device
     detector.to(memory_format=torch.channels_last)
     choose_forms(detector, images[0].to(device), torch_timer(device, dtype))
+    fold_pyramid(detector)
     return TorchDetector(detector, dtype)
 
 
 def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
     detector.cpu()
     choose_forms(detector, images[0].cpu(), openvino_timer)
+    fold_pyramid(detector)
     model = to_openvino(detector, images[0].cpu())
     if precision == "int8":
         model = quantize(model, detector, [image.cpu() for image in images])
@@ -128,6 +130,7 @@ def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Pr
 def _onnxruntime(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
     detector.cpu()
     choose_forms(detector, images[0].cpu(), torch_timer(torch.device("cpu"), torch.float32))
+    fold_pyramid(detector)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(detector, path, images[0].cpu())

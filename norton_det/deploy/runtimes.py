@@ -27,11 +27,12 @@ class ExportedDetector:
     Attributes:
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
+        outputs: what it finds, of boxes, labels, scores, masks, keypoints, keypoints_scores.
     """
 
     def __init__(self, session: Session, description: Description) -> None:
         self._session = session
-        self._outputs = description.outputs
+        self.outputs = description.outputs
         self._transform = GeneralizedRCNNTransform(
             description.min_size, description.max_size, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
         ).eval()
@@ -53,7 +54,7 @@ class ExportedDetector:
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
         resized, _ = self._transform.resize(image.cpu(), None)
         arrays = self._session(resized.contiguous().numpy())
-        found = {name: torch.from_numpy(np.array(array)) for name, array in zip(self._outputs, arrays, strict=True)}
+        found = {name: torch.from_numpy(np.array(array)) for name, array in zip(self.outputs, arrays, strict=True)}
         sizes = [(int(side[1]), int(side[2])) for side in (resized.shape, image.shape)]
         detections: dict[str, Tensor] = self._transform.postprocess([found], sizes[:1], sizes[1:])[0]
         return detections

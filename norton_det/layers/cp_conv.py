@@ -196,11 +196,18 @@ class CPConv2d(nn.Module):
         """Convolve x (N, C, H, W) to (N, K, H', W'); channels_last stays channels_last."""
         if self.form == "dense":
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return self.depthwise(self.pointwise(x))
+
+    def pointwise(self, x: Tensor) -> Tensor:
+        """The 1x1 convolution to the components' channels: (N, C, H, W) to (N, R*K, H, W)."""
+        return F.conv2d(x, self.channel.view(self.rank * self.out_channels, self.in_channels, 1, 1))
+
+    def depthwise(self, x: Tensor) -> Tensor:
+        """The depthwise convolution behind it, summed over the components: (N, R*K, H, W) to (N, K, H', W')."""
         channels = self.rank * self.out_channels
         kernels = self.vertical[..., :, None] * self.horizontal[..., None, :]  # (R, K, kh, kw)
         # The bias belongs to the sum, so the first component carries it. (K,) to (R*K,)
         bias = None if self.bias is None else F.pad(self.bias, (0, channels - self.out_channels))
-        x = F.conv2d(x, self.channel.view(channels, self.in_channels, 1, 1))
         x = F.conv2d(
             x,
             kernels.view(channels, 1, *self.kernel_size),

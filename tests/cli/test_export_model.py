@@ -1,11 +1,14 @@
 """`norton-det export-model`: what it writes is a detector, and what it refuses leaves everything as it was."""
 
+import json
+
 import pytest
 import torch
 
 import norton_det
 from norton_det.cli.main import main
-from norton_det.data.catalog import Categories
+from norton_det.data.catalog import Categories, find_dataset, read_categories
+from norton_det.data.shapes import write_shapes
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec
@@ -14,18 +17,21 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A small untrained detector that finds a few things on any image."""
+def small_detector(categories):
+    """Untrained; it finds five things on any image."""
     torch.manual_seed(0)
     settings = DetectorSettings(min_size=(96,), max_size=160, test_proposals=40, score_threshold=0.0, detections=5)
-    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 16, settings=settings)
+    spec = DetectorSpec("faster_rcnn", len(categories.names), ResNetSpec.dense(0.125), 16, 16, settings=settings)
     detector = build_from_spec(spec)
     torch.nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=0.5)
-    categories = Categories(("__background__", "cat", "dog"), (0, 17, 18))
     detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "detector.pth"
-    save_weights(path, detector)
+    save_weights(path, small_detector(Categories(("__background__", "cat", "dog"), (0, 17, 18))))
     return path
 
 
@@ -46,6 +52,32 @@ def test_int8_goes_to_openvino(weights, tmp_path):
     words = ["export-model", "--weights", str(weights), "--precision", "int8", "--image-count", "4"]
     assert main([*words, "--output", str(output)]) == 0
     assert "FakeQuantize" in output.read_text()
+
+
+def test_evaluation_takes_the_file_as_any_other(tmp_path, monkeypatch, capsys):
+    write_shapes(tmp_path / "shapes", train_images=2, val_images=4)
+    monkeypatch.setenv("NORTON_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    categories = read_categories(find_dataset("shapes_val", "bbox"), "bbox")
+    save_weights(tmp_path / "detector.pth", small_detector(categories))
+    assert main(["export-model", "--weights", "detector.pth", "--output", "detector.onnx"]) == 0
+    evaluate = ["train", "--config", "quickstart.yaml", "--eval-only", "data.workers=0", "train.batch_size=1"]
+    evaluate += ["model.plan=none", "model.min_size=96", "model.max_size=160", "model.test_proposals=40"]
+    evaluate += ["test.score_threshold=0", "test.detections=5", "model.anchor_sizes=[32,64,128,256,512]"]
+    for name in ("detector.pth", "detector.onnx"):
+        assert main([*evaluate, f"model.weights={name}", f"output_dir={name}.run"]) == 0
+    found, expected = (
+        json.loads((tmp_path / f"{name}.run/evaluation/predictions.json").read_text())
+        for name in ("detector.onnx", "detector.pth")
+    )
+    assert [(f["image_id"], f["category_id"]) for f in found] == [(e["image_id"], e["category_id"]) for e in expected]
+    assert len(found) == 20
+    assert all(f["bbox"] == pytest.approx(e["bbox"], abs=1e-2) for f, e in zip(found, expected, strict=True))
+
+    capsys.readouterr()
+    mask = [*evaluate, "model.weights=detector.onnx", "output_dir=mask", "model.detector=mask_rcnn"]
+    assert main(mask) == 2
+    assert "detector.onnx gives boxes, labels, scores, expected masks too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
