@@ -18,10 +18,12 @@ SHAPES = [(64, 56), (128, 28), (256, 14), (512, 7)]  # channels, map: the stages
 
 
 def three_convolutions(layer: CPConv2d, x: Tensor) -> Tensor:
+    """The paper's form of a 3x3 layer: 1x1, (3, 1) depthwise, (1, 3) depthwise, sum over the components."""
     channels = layer.rank * layer.out_channels
+    down, across = layer.stride
     x = F.conv2d(x, layer.channel.view(channels, -1, 1, 1))
-    x = F.conv2d(x, layer.vertical.view(channels, 1, 3, 1), padding=(1, 0), groups=channels)
-    x = F.conv2d(x, layer.horizontal.view(channels, 1, 1, 3), padding=(0, 1), groups=channels)
+    x = F.conv2d(x, layer.vertical.view(channels, 1, 3, 1), None, (down, 1), (1, 0), groups=channels)
+    x = F.conv2d(x, layer.horizontal.view(channels, 1, 1, 3), None, (1, across), (0, 1), groups=channels)
     return x.unflatten(1, (layer.rank, layer.out_channels)).sum(1) if layer.rank > 1 else x
 
 

@@ -18,9 +18,9 @@ HEAD = """# Speed
 
 Made by `python benchmarks/deployment.py`. Random weights, the same work for all models: proposals are the anchors,
 1,000 of them unless a table says otherwise, and 20 detections an image go to the mask and keypoint heads. *Speed*
-is beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships it. Each table
-is one run, the models in turn, medians. `norton-77` compresses the body, `norton-77-all` the neck, the RPN and the
-heads too.
+is beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships it, *MiB* the
+memory that a call takes at its peak beside the model. Each table is one run, the models in turn, medians.
+`norton-77` compresses the body, `norton-77-all` the neck, the RPN and the heads too.
 What precision and compression cost in AP is not in these tables.
 """
 
@@ -32,15 +32,16 @@ def table(name: str, result: dict) -> str:
     lines = [
         f"\n## {TITLES[name]}\n",
         f"{result['machine']}; an image of {'x'.join(map(str, result['image']))} pixels, batch {result['batch']}.\n",
-        "| treatment | model | ms | p5 | p95 | speed | in all |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| treatment | model | ms | p5 | p95 | speed | in all | MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for treatment, dense in models["dense"]["treatments"].items():
         for model, values in models.items():
             latency = values["treatments"][treatment]
             lines.append(
                 f"| {treatment} | {model} | {latency['median']:.0f} | {latency['p5']:.0f} | {latency['p95']:.0f} | "
-                f"{dense['median'] / latency['median']:.2f}x | {shipped / latency['median']:.2f}x |"
+                f"{dense['median'] / latency['median']:.2f}x | {shipped / latency['median']:.2f}x | "
+                f"{latency['peak_memory'] / 2**20:.0f} |"
             )
     lines += [
         "\n| model | parameters | GMACs | MiB | regions | share of peak | optimised torch, ms by part |",

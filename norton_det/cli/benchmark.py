@@ -3,6 +3,7 @@
 import argparse
 import platform
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
 from norton_det.config import Config, load_config
@@ -63,10 +65,11 @@ def run(args: argparse.Namespace) -> None:
         fix_workload(detector, args.detections)
         models[name] = detector.to(device).eval()
     treatments = args.treatments or usable_treatments(device)
-    latencies = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
+    measured = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
+    latencies = {treatment: latency for treatment, (latency, _) in measured.items()}
     roofline = measure_roofline(device)
     details = {name: describe(model, images, roofline.macs) for name, model in models.items()}
-    print(format_latencies(latencies))
+    print(format_latencies(measured))
     print(format_details(details))
     print(f"machine: {machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
           f"copy {roofline.bytes / 1e9:.1f} GB/s")  # fmt: skip
@@ -82,7 +85,10 @@ def run(args: argparse.Namespace) -> None:
                     name: {
                         **details[name],
                         **asdict(latencies[treatments[0]][name]),
-                        "treatments": {t: asdict(latencies[t][name]) for t in treatments},
+                        "treatments": {
+                            treatment: {**asdict(latency[name]), "peak_memory": memory[name]}
+                            for treatment, (latency, memory) in measured.items()
+                        },
                     }
                     for name in models
                 },
@@ -104,10 +110,15 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
     return models
 
 
-def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Latency]:
-    """The latency of every model in one treatment, in turn."""
+def measure(
+    models: dict[str, Any], treatment: str, images: list[Tensor], runs: int
+) -> tuple[dict[str, Latency], dict[str, int]]:
+    """The latency of every model in one treatment, in turn, and the bytes that a call takes at its peak."""
     prepared = {name: treated(model, treatment, images) for name, model in models.items()}
-    return detector_latency(prepared, images, runs=runs)
+    latency = detector_latency(prepared, images, runs=runs)
+    with torch.inference_mode():
+        memory = {name: peak_memory(partial(model, images), images[0].device) for name, model in prepared.items()}
+    return latency, memory
 
 
 def describe(model: Any, images: list[Tensor], peak_macs: float) -> dict[str, Any]:
@@ -148,19 +159,21 @@ def _cpu_lines() -> list[str]:
     return info.read_text().splitlines() if info.exists() else []
 
 
-def format_latencies(latencies: dict[str, dict[str, Latency]]) -> str:
-    """A row a treatment and model: milliseconds, frames a second, and the speed beside the dense model in the same
-    treatment and beside the very first row."""
-    first = next(iter(next(iter(latencies.values())).values())).median
+def format_latencies(measured: dict[str, tuple[dict[str, Latency], dict[str, int]]]) -> str:
+    """A row a treatment and model: milliseconds, frames a second, the speed beside the dense model in the same
+    treatment and beside the very first row, and the memory that a call takes."""
+    first = next(iter(next(iter(measured.values()))[0].values())).median
     rows = [
         f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}{'in all':>8}"
+        f"{'peak MiB':>10}"
     ]
-    for treatment, models in latencies.items():
+    for treatment, (models, memory) in measured.items():
         dense = next(iter(models.values())).median
         for name, latency in models.items():
             rows.append(
                 f"{treatment:20}{name:18}{latency.median:>11.1f}{latency.p5:>9.1f}{latency.p95:>9.1f}"
                 f"{1000 / latency.median:>10.2f}{dense / latency.median:>7.2f}x{first / latency.median:>7.2f}x"
+                f"{memory[name] / 2**20:>10.0f}"
             )
     return "\n".join(rows)
 

@@ -1,10 +1,8 @@
 """Write a detector as an ONNX or OpenVINO file, checked against torch."""
 
 import argparse
-import copy
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,8 @@ from norton_det.data.catalog import image_folder
 from norton_det.data.images import find_images, read_image
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.agreement import agreement
-from norton_det.deploy.export import export_onnx
-from norton_det.deploy.fold import fold_batch_norms
-from norton_det.deploy.forms import choose_forms, torch_timer
-from norton_det.deploy.openvino import openvino_timer, quantize, save_openvino, to_openvino
+from norton_det.deploy.openvino import save_openvino
+from norton_det.deploy.optimize import openvino_model, write_onnx
 from norton_det.deploy.runtimes import load_exported
 from norton_det.models.weights import detector_from_weights, read_weights
 
@@ -39,22 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, read back, compare with torch, and only then put the file in its place."""
-    writers: dict[tuple[str, str], Callable[[GeneralizedRCNN, list[Tensor], Path], None]] = {
-        (".onnx", "float32"): write_onnx,
-        (".xml", "float32"): write_openvino,
-        (".xml", "int8"): write_int8,
-    }
-    write = writers.get((args.output.suffix, args.precision))
-    if write is None:
+    if (args.output.suffix, args.precision) not in ((".onnx", "float32"), (".xml", "float32"), (".xml", "int8")):
         raise ValueError(f"--output {args.output}: float32 goes to an .onnx or .xml file, int8 to an .xml file")
     detector = detector_from_weights(read_weights(args.weights)).eval()
     images = load_images(args.images, args.image_count if args.precision == "int8" else CHECKED)
-    folded = copy.deepcopy(detector)
-    fold_batch_norms(folded)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
         path = Path(folder) / args.output.name
-        write(folded, images, path)
+        if path.suffix == ".onnx":
+            write_onnx(detector, images[0], path)
+        else:
+            save_openvino(openvino_model(detector, images, args.precision), path)
         check(detector, images[:CHECKED], path, exact=args.precision == "float32")
         for file in reversed(files_of(path)):
             file.replace(args.output.parent / file.name)
@@ -69,24 +60,6 @@ def load_images(where: str | None, count: int) -> list[Tensor]:
     else:
         pixels = [read_image(path) for path in find_images(image_folder(where), count)]
     return [image.as_subclass(Tensor).float() / 255 for image in pixels]
-
-
-def write_onnx(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
-    """An ONNX file."""
-    choose_forms(detector, images[0], torch_timer(torch.device("cpu"), torch.float32))
-    export_onnx(detector, path, images[0])
-
-
-def write_openvino(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
-    """An OpenVINO file, and its weights beside it."""
-    choose_forms(detector, images[0], openvino_timer)
-    save_openvino(to_openvino(detector, images[0]), path)
-
-
-def write_int8(detector: GeneralizedRCNN, images: list[Tensor], path: Path) -> None:
-    """An OpenVINO file in int8, calibrated on all images."""
-    choose_forms(detector, images[0], openvino_timer)
-    save_openvino(quantize(to_openvino(detector, images[0]), detector, images), path)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """OpenVINO models of a detector: from its ONNX file, and quantised to int8."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) ->
         import nncf
     except ImportError:
         raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
+    nncf.set_log_level(logging.ERROR)
     with torch.inference_mode():
         resized = [detector.transform.resize(image, None)[0].contiguous().numpy() for image in images]
     description = model.get_rt_info([METADATA_KEY]).astype(str)

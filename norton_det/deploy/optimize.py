@@ -5,7 +5,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
-from norton_det.deploy.forms import choose_forms, torch_timer
+from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.precision import PRECISIONS, networks_in
@@ -81,13 +81,21 @@ def optimize(
     if not images:
         raise ValueError("optimize needs at least one image of the size to be fast at")
     chosen = _choose_runtime(runtime, precision, next(detector.parameters()).device)
-    folded = copy.deepcopy(detector).eval()
-    if not hasattr(folded, "categories"):  # torchvision's own
-        classes = folded.roi_heads.box_predictor.cls_score.out_features
-        folded.categories, folded.category_ids = default_categories(classes)
-    fold_batch_norms(folded)
     builders: dict[str, Builder] = {"torch": _torch, "openvino": _openvino, "onnxruntime": _onnxruntime}
-    return builders[chosen](folded, images, precision)
+    return builders[chosen](detector, images, precision)
+
+
+def prepare(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> GeneralizedRCNN:
+    """A copy for inference, ready for a runtime: BatchNorm folded, each CP convolution in the form that `timer` finds
+    fastest for the size of the image (3, H, W), names by label."""
+    prepared = copy.deepcopy(detector).to(image.device).eval()
+    if not hasattr(prepared, "categories"):  # torchvision's own
+        classes = prepared.roi_heads.box_predictor.cls_score.out_features
+        prepared.categories, prepared.category_ids = default_categories(classes)
+    fold_batch_norms(prepared)
+    choose_forms(prepared, image, timer)
+    fold_pyramid(prepared)
+    return prepared
 
 
 def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device) -> str:
@@ -111,27 +119,29 @@ def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device
 
 def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
     dtype, device = PRECISIONS[precision], next(detector.parameters()).device
-    detector.to(memory_format=torch.channels_last)
-    choose_forms(detector, images[0].to(device), torch_timer(device, dtype))
-    fold_pyramid(detector)
-    return TorchDetector(detector, dtype)
+    prepared = prepare(detector, images[0].to(device), torch_timer(device, dtype))
+    return TorchDetector(prepared.to(memory_format=torch.channels_last), dtype)
 
 
 def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
-    detector.cpu()
-    choose_forms(detector, images[0].cpu(), openvino_timer)
-    fold_pyramid(detector)
-    model = to_openvino(detector, images[0].cpu())
-    if precision == "int8":
-        model = quantize(model, detector, [image.cpu() for image in images])
-    return compile_openvino(model, precision, "the optimised detector")
+    return compile_openvino(openvino_model(detector, images, precision), precision, "the optimised detector")
 
 
-def _onnxruntime(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
-    detector.cpu()
-    choose_forms(detector, images[0].cpu(), torch_timer(torch.device("cpu"), torch.float32))
-    fold_pyramid(detector)
+def openvino_model(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> Any:
+    """The OpenVINO model of a detector, arguments as for `optimize`; quantised where the precision is int8."""
+    pictures = [image.cpu() for image in images]
+    prepared = prepare(detector, pictures[0], openvino_timer)
+    model = to_openvino(prepared, pictures[0])
+    return quantize(model, prepared, pictures) if precision == "int8" else model
+
+
+def _onnxruntime(detector: GeneralizedRCNN, images: Sequence[Tensor], _: Precision) -> ExportedDetector:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(detector, path, images[0].cpu())
+        write_onnx(detector, images[0].cpu(), path)
         return load_exported(path)
+
+
+def write_onnx(detector: GeneralizedRCNN, image: Tensor, path: Path) -> None:
+    """An ONNX file of the detector, fast at the size of the image."""
+    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image)

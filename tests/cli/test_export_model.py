@@ -61,7 +61,7 @@ def test_evaluation_takes_the_file_as_any_other(tmp_path, monkeypatch, capsys):
     categories = read_categories(find_dataset("shapes_val", "bbox"), "bbox")
     save_weights(tmp_path / "detector.pth", small_detector(categories))
     assert main(["export-model", "--weights", "detector.pth", "--output", "detector.onnx"]) == 0
-    evaluate = ["train", "--config", "quickstart.yaml", "--eval-only", "data.workers=0", "train.batch_size=1"]
+    evaluate = ["train", "--config", "quickstart.yaml", "--eval-only", "data.workers=0", "test.batch_size=1"]
     evaluate += ["model.plan=none", "model.min_size=96", "model.max_size=160", "model.test_proposals=40"]
     evaluate += ["test.score_threshold=0", "test.detections=5", "model.anchor_sizes=[32,64,128,256,512]"]
     for name in ("detector.pth", "detector.onnx"):
