@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign, roi_align
-from torchvision.ops.poolers import initLevelMapper
 
+from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path
 from norton_det.models.detectors import settings_of
 
@@ -61,27 +60,6 @@ class ResizedInput(GeneralizedRCNNTransform):  # type: ignore[misc]
         return result
 
 
-class GatheredRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """torchvision's RoI pooling over levels, for a traced graph: what the levels give is put in order by one gather.
-
-    torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
-    """
-
-    def __init__(self, pooler: MultiScaleRoIAlign) -> None:
-        super().__init__(pooler.featmap_names, pooler.output_size, pooler.sampling_ratio)
-        self.level_of = initLevelMapper(2, 5)
-
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: list[tuple[int, int]]) -> Tensor:
-        """Pooled features (N, C, h, w) of the boxes (N, 4) of one image, whose levels have strides 4, 8, 16, 32."""
-        levels = self.level_of(boxes)
-        members = [torch.where(levels == level)[0] for level in range(len(self.featmap_names))]
-        pooled = [
-            roi_align(x[name], [boxes[0][chosen]], self.output_size, 1 / stride, self.sampling_ratio)
-            for name, stride, chosen in zip(self.featmap_names, (4, 8, 16, 32), members, strict=True)
-        ]
-        return torch.cat(pooled)[torch.argsort(torch.cat(members))]
-
-
 class ExportedGraph(nn.Module):
     """What is exported: a resized image (3, H, W), RGB in 0 to 1, to the tensors of its detections."""
 
@@ -92,10 +70,7 @@ class ExportedGraph(nn.Module):
         self.detector.transform = ResizedInput(
             transform.min_size, transform.max_size, transform.image_mean, transform.image_std
         )
-        heads = self.detector.roi_heads
-        for name in ("box_roi_pool", "mask_roi_pool", "keypoint_roi_pool"):
-            if getattr(heads, name) is not None:
-                setattr(heads, name, GatheredRoIAlign(getattr(heads, name)))
+        replace_poolers(self.detector, GatheredRoIAlign)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `output_names`, N detections first."""

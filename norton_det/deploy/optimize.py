@@ -15,6 +15,7 @@ from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
+from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.precision import PRECISIONS, networks_in
 from norton_det.models.weights import default_categories
@@ -120,6 +121,8 @@ def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device
 def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
     dtype, device = PRECISIONS[precision], next(detector.parameters()).device
     prepared = prepare(detector, images[0].to(device), torch_timer(device, dtype))
+    if device.type == "cpu":
+        replace_poolers(prepared, BagRoIAlign)
     return TorchDetector(prepared.to(memory_format=torch.channels_last), dtype)
 
 

@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import MultiScaleRoIAlign
 
 from norton_det.analysis.complexity import count, total
 from norton_det.compression.plan import load_plan
-from norton_det.deploy.export import GatheredRoIAlign, export_onnx
+from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms
 from norton_det.deploy.openvino import quantize, save_openvino, to_openvino
@@ -115,17 +114,6 @@ def test_a_folded_pyramid_computes_the_same_with_less(images):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     ours, theirs = (total(count(model, maps)).macs_as_run for model in (detector.backbone.fpn, pyramid))
     assert ours < theirs
-
-
-@torch.no_grad()
-def test_gathered_regions_are_those_of_torchvision():
-    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    generator = torch.Generator().manual_seed(0)
-    maps = {str(level): torch.rand(1, 8, 256 >> level, 512 >> level, generator=generator) for level in range(4)}
-    corners = torch.rand(200, 2, generator=generator) * 400
-    boxes = torch.cat([corners, corners + torch.rand(200, 2, generator=generator) ** 3 * 900 + 1], dim=1)
-    expected = pooler(maps, [boxes], [(1024, 2048)])
-    torch.testing.assert_close(GatheredRoIAlign(pooler)(maps, [boxes], [(1024, 2048)]), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
