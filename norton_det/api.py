@@ -1,15 +1,17 @@
 """The public face: joins models and compression without any configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.compression import compress as method
 from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.recover import recover
 from norton_det.compression.saliency import Criterion
 from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.models.detectors import DetectorKind, DetectorSpec, build_from_spec
@@ -25,13 +27,18 @@ Plan = str | Path | Mapping[str, Any] | CompressionPlan
 
 
 def compress(
-    model: nn.Module, plan: Plan, rank: int | None = None, criterion: Criterion = "pabs"
+    model: nn.Module,
+    plan: Plan,
+    rank: int | None = None,
+    criterion: Criterion = "pabs",
+    images: Sequence[Tensor] = (),
 ) -> tuple[nn.Module, method.CompressionReport]:
     """A compressed copy of a torchvision ResNet-50 or of an R-CNN on one, trained or not, and the report.
 
     `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
-    JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. Raises
-    ValueError for a plan or a model that does not fit.
+    JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. With `images`,
+    float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them part by part, the dense
+    one as its teacher. Raises ValueError for a plan or a model that does not fit.
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 
@@ -40,7 +47,11 @@ def compress(
     >>> sum(p.numel() for p in compressed.parameters())
     5885736
     """
-    return method.compress(model, load_plan(plan, rank), criterion)
+    compressed, report = method.compress(model, load_plan(plan, rank), criterion)
+    if not len(images):
+        return compressed, report
+    restored, recovery = recover(compressed, model, images, report.kept)
+    return restored, replace(report, recovery=recovery)
 
 
 def load_resnet50(path: str | Path, strict: bool = True) -> ResNet:

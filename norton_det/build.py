@@ -1,7 +1,7 @@
 """The one module that joins configuration to the rest: configuration in; model, data and training run out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.recover import recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
 from norton_det.data.coco import CocoDataset
+from norton_det.data.images import ImageFiles, find_images
 from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
 from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
 from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
@@ -54,6 +56,8 @@ from norton_det.models.weights import (
 )
 
 log = logging.getLogger(__name__)
+RESTORED = ("layer1.2", "layer2.3", "layer3.5", "layer4.2", "neck", "rpn", "box head", "mask head", "keypoint head")
+"""The restored parts whose errors are told."""
 TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
 
 
@@ -127,19 +131,30 @@ def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN |
     return detector
 
 
+def recovery_images(config: Config, files: DatasetFiles) -> ImageFiles:
+    """The training images that a network compressed at the start is restored on; none where none are wanted."""
+    count = config.model.recover_images
+    return ImageFiles(find_images(files.images, count) if count else [])
+
+
 def build_detector(
-    config: Config, categories: Categories, weights: Weights | None, for_training: bool = True
+    config: Config,
+    categories: Categories,
+    weights: Weights | None,
+    for_training: bool = True,
+    images: Sequence[torch.Tensor] = (),
 ) -> BuiltDetector:
     """The configured detector for the given categories, started from `weights` (None: random).
 
-    Dense weights are compressed by the plan on the spot; compressed ones bring their own structure. Where they know
-    other categories the predictors start afresh; not `for_training` that is a ValueError.
+    Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
+    parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
+    the predictors start afresh; not `for_training` that is a ValueError.
     """
     torch.manual_seed(config.seed)
     if weights is not None and weights.is_detector:
-        built = _from_detector(config, weights)
+        built = _from_detector(config, weights, images)
     else:
-        built = _from_backbone(config, len(categories.names), weights)
+        built = _from_backbone(config, len(categories.names), weights, images)
     detector = built.detector
     if not hasattr(detector, "categories"):
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
@@ -185,12 +200,18 @@ def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN |
 
 
 def backbone_from_weights(
-    weights: Weights, plan: CompressionPlan | None, strict: bool = True
+    weights: Weights,
+    plan: CompressionPlan | None,
+    strict: bool = True,
+    images: Sequence[torch.Tensor] = (),
+    unfinished: Path | None = None,
 ) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]]]:
     """A ResNet-50 classifier, the plan that it was built by (None: dense) and the dense channels that were kept.
 
-    Dense weights are compressed by `plan` on the spot; compressed ones bring their own structure. With `strict`
-    every tensor must be there. Raises ValueError where weights or plan do not fit.
+    Dense weights are compressed by `plan` on the spot, and restored on `images`, where there are any, finished parts
+    kept in the file `unfinished`; compressed ones bring their own structure. With `strict` every tensor must be
+    there.
+    Raises ValueError where weights or plan do not fit.
     """
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
@@ -198,7 +219,7 @@ def backbone_from_weights(
         return network, *_own_structure(weights)
     if plan is None:
         return network, None, {}
-    compressed = _compressed(network, plan)
+    compressed = _compressed(network, plan, images, unfinished)
     return compressed.detector, plan, compressed.kept
 
 
@@ -323,7 +344,7 @@ def detector_settings(config: Config) -> DetectorSettings:
     )
 
 
-def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
+def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tensor]) -> BuiltDetector:
     plan = resolve_plan(config)
     detector = detector_from_weights(weights, detector_settings(config))
     kind = DetectorSpec.from_state_dict(weights.state).kind
@@ -334,17 +355,19 @@ def _from_detector(config: Config, weights: Weights) -> BuiltDetector:
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltDetector(detector, *_own_structure(weights))
-    return _compressed(detector, plan) if plan else BuiltDetector(detector, None)
+    return _compressed(detector, plan, images, _unfinished(config)) if plan else BuiltDetector(detector, None)
 
 
-def _from_backbone(config: Config, num_classes: int, weights: Weights | None) -> BuiltDetector:
+def _from_backbone(
+    config: Config, num_classes: int, weights: Weights | None, images: Sequence[torch.Tensor]
+) -> BuiltDetector:
     plan = resolve_plan(config)
     state: dict[str, torch.Tensor] = {}
     kept: dict[str, list[int]] = {}
     if weights is None:
         body = _body(config, plan)
     else:
-        network, plan, kept = backbone_from_weights(weights, plan, strict=False)
+        network, plan, kept = backbone_from_weights(weights, plan, False, images, _unfinished(config))
         state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
         body = ResNetSpec.from_state_dict(network.state_dict())
     detector = build_from_spec(_spec(config, num_classes, body, resolve_plan(config)))
@@ -379,9 +402,26 @@ def _own_structure(weights: Weights) -> tuple[CompressionPlan | None, dict[str, 
     return plan, weights.metadata.get("kept", {})
 
 
-def _compressed(model: nn.Module, plan: CompressionPlan) -> BuiltDetector:
+def _unfinished(config: Config) -> Path:
+    return Path(config.output_dir) / "recovery.pth"
+
+
+def _compressed(
+    model: nn.Module, plan: CompressionPlan, images: Sequence[torch.Tensor], unfinished: Path | None
+) -> BuiltDetector:
     with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
         compressed, report = compress(model, plan, progress=lambda layer: bar.update())
+    if len(images):
+        if unfinished is not None:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+        compressed, parts = recover(compressed, model, images, report.kept, checkpoint=unfinished)
+        log.info(
+            "restored on %d images: %s",
+            len(images),
+            ", ".join(
+                f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in parts if part.name in RESTORED
+            ),
+        )
     return BuiltDetector(compressed, plan, report.kept)
 
 

@@ -39,6 +39,8 @@ class ModelConfig(_Section):
     """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
     weights: str = "none"
     """A detector's weights to fine-tune or evaluate, or `none`."""
+    recover_images: Annotated[int, Field(ge=0)] = 0
+    """How many training images a network that is compressed at the start is restored on before the first step."""
     teacher: str = "none"
     """The weights of the dense detector whose pyramid the features are to follow in training, or `none`."""
     norm: Literal["batch", "frozen", "sync"] = "batch"

@@ -2,7 +2,7 @@
 
 import argparse
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,13 @@ from norton_det.visualization.plots import save_latency_plot
 
 PARTS_RUNS = 5
 """Runs from which the time by part is taken."""
+
+
+@dataclass(frozen=True)
+class Measured(Latency):
+    """Latency, and the bytes that a call takes at its peak beside the model."""
+
+    peak_memory: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +73,6 @@ def run(args: argparse.Namespace) -> None:
         models[name] = detector.to(device).eval()
     treatments = args.treatments or usable_treatments(device)
     measured = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
-    latencies = {treatment: latency for treatment, (latency, _) in measured.items()}
     roofline = measure_roofline(device)
     details = {name: describe(model, images, roofline.macs) for name, model in models.items()}
     print(format_latencies(measured))
@@ -84,17 +90,14 @@ def run(args: argparse.Namespace) -> None:
                 "models": {
                     name: {
                         **details[name],
-                        **asdict(latencies[treatments[0]][name]),
-                        "treatments": {
-                            treatment: {**asdict(latency[name]), "peak_memory": memory[name]}
-                            for treatment, (latency, memory) in measured.items()
-                        },
+                        **asdict(measured[treatments[0]][name]),
+                        "treatments": {treatment: asdict(rows[name]) for treatment, rows in measured.items()},
                     }
                     for name in models
                 },
             },
         )
-        save_latency_plot(args.json.with_suffix(".png"), latencies)
+        save_latency_plot(args.json.with_suffix(".png"), measured)
 
 
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
@@ -110,15 +113,17 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
     return models
 
 
-def measure(
-    models: dict[str, Any], treatment: str, images: list[Tensor], runs: int
-) -> tuple[dict[str, Latency], dict[str, int]]:
-    """The latency of every model in one treatment, in turn, and the bytes that a call takes at its peak."""
+def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Measured]:
+    """What a call of every model takes in one treatment; timed in turn."""
     prepared = {name: treated(model, treatment, images) for name, model in models.items()}
-    latency = detector_latency(prepared, images, runs=runs)
+    latencies = detector_latency(prepared, images, runs=runs)
     with torch.inference_mode():
-        memory = {name: peak_memory(partial(model, images), images[0].device) for name, model in prepared.items()}
-    return latency, memory
+        return {
+            name: Measured(
+                **asdict(latencies[name]), peak_memory=peak_memory(partial(model, images), images[0].device)
+            )
+            for name, model in prepared.items()
+        }
 
 
 def describe(model: Any, images: list[Tensor], peak_macs: float) -> dict[str, Any]:
@@ -159,21 +164,21 @@ def _cpu_lines() -> list[str]:
     return info.read_text().splitlines() if info.exists() else []
 
 
-def format_latencies(measured: dict[str, tuple[dict[str, Latency], dict[str, int]]]) -> str:
+def format_latencies(measured: dict[str, dict[str, Measured]]) -> str:
     """A row a treatment and model: milliseconds, frames a second, the speed beside the dense model in the same
     treatment and beside the very first row, and the memory that a call takes."""
-    first = next(iter(next(iter(measured.values()))[0].values())).median
+    first = next(iter(next(iter(measured.values())).values())).median
     rows = [
         f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}{'in all':>8}"
         f"{'peak MiB':>10}"
     ]
-    for treatment, (models, memory) in measured.items():
+    for treatment, models in measured.items():
         dense = next(iter(models.values())).median
-        for name, latency in models.items():
+        for name, row in models.items():
             rows.append(
-                f"{treatment:20}{name:18}{latency.median:>11.1f}{latency.p5:>9.1f}{latency.p95:>9.1f}"
-                f"{1000 / latency.median:>10.2f}{dense / latency.median:>7.2f}x{first / latency.median:>7.2f}x"
-                f"{memory[name] / 2**20:>10.0f}"
+                f"{treatment:20}{name:18}{row.median:>11.1f}{row.p5:>9.1f}{row.p95:>9.1f}"
+                f"{1000 / row.median:>10.2f}{dense / row.median:>7.2f}x{first / row.median:>7.2f}x"
+                f"{row.peak_memory / 2**20:>10.0f}"
             )
     return "\n".join(rows)
 

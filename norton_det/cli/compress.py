@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,10 @@ from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, compress
 from norton_det.compression.plan import load_plan
+from norton_det.compression.recover import recover
 from norton_det.compression.saliency import Criterion
+from norton_det.data.catalog import image_folder
+from norton_det.data.images import ImageFiles, find_images
 from norton_det.engine.checkpoint import save_weights
 from norton_det.files import write_json
 from norton_det.models.weights import detector_from_weights, read_weights, resnet50_from_weights
@@ -23,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
+    parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
     parser.add_argument("--output", required=True, type=Path, help="where the compressed weights go (.pth)")
 
 
@@ -37,15 +43,23 @@ def run(args: argparse.Namespace) -> None:
     model = detector_from_weights(weights) if weights.is_detector else resnet50_from_weights(weights)
     with tqdm(total=len(plan.ranks), desc="decompose") as bar:
         compressed, report = compress(model, plan, args.criterion, progress=lambda layer: bar.update())
+    if args.images:
+        images = ImageFiles(find_images(image_folder(args.images), args.image_count))
+        unfinished = args.output.with_suffix(".recovery.pth")
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        compressed, recovery = recover(compressed, model, images, report.kept, checkpoint=unfinished)
+        report = replace(report, recovery=recovery)
     dense_source = str(Path(args.weights).resolve())
     save_weights(args.output, compressed, plan=plan.to_dict(), kept=report.kept, dense_weights=dense_source)
     write_json(args.output.with_suffix(".json"), report.to_dict())
+    if args.images:
+        unfinished.unlink(missing_ok=True)
     print(format_report(report))
     print(f"weights: {args.output}\nreport:  {args.output.with_suffix('.json')}")
 
 
 def format_report(report: CompressionReport) -> str:
-    """A table, a row a convolution."""
+    """A table, a row a layer; and, where the model was restored, a row a part."""
     rows = [f"{'layer':24}{'filters':>14}{'inputs':>14}{'rank':>6}{'NMSE':>8}{'parameters':>24}"]
     for layer in report.layers:
         filters = f"{layer.shape[0]} -> {layer.compressed_shape[0]}"
@@ -56,5 +70,8 @@ def format_report(report: CompressionReport) -> str:
         rows.append(f"{layer.name:24}{filters:>14}{inputs:>14}{rank:>6}{nmse:>8}{parameters:>24}")
     before = sum(layer.parameters for layer in report.layers)
     after = sum(layer.compressed_parameters for layer in report.layers)
-    rows.append(f"convolutions of the body: {before:,} -> {after:,} parameters ({after / before:.1%})")
+    rows.append(f"these layers: {before:,} -> {after:,} parameters ({after / before:.1%})")
+    if report.recovery:
+        rows.append(f"\n{'part, restored':24}{'error before':>14}{'after':>14}")
+        rows += [f"{part.name:24}{part.before:>14.3f}{part.after:>14.3f}" for part in report.recovery]
     return "\n".join(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.data.catalog import image_folder
-from norton_det.data.images import find_images, read_image
+from norton_det.data.images import ImageFiles, find_images
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.agreement import agreement
 from norton_det.deploy.openvino import save_openvino
@@ -56,10 +56,8 @@ def load_images(where: str | None, count: int) -> list[Tensor]:
     """Float RGB images (3, H, W) in 0 to 1, from a folder or dataset, or drawn."""
     if where is None:
         rng = np.random.default_rng(0)
-        pixels = [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1) for _ in range(count)]
-    else:
-        pixels = [read_image(path) for path in find_images(image_folder(where), count)]
-    return [image.as_subclass(Tensor).float() / 255 for image in pixels]
+        return [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1).float() / 255 for _ in range(count)]
+    return list(ImageFiles(find_images(image_folder(where), count)))
 
 
 @torch.inference_mode()

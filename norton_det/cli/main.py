@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train and evaluate a detector",
     "compress": "compress trained weights by a plan",
+    "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",
     "benchmark": "measure latency, dense beside compressed",
     "export-model": "write a detector as an ONNX or OpenVINO file",

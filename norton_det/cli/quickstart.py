@@ -14,9 +14,9 @@ from torchvision.io import write_png
 
 from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
-from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.latency import detector_latency
 from norton_det.api import load_detector
-from norton_det.cli.benchmark import build_models, drawn, format_latencies, measure
+from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, measure
 from norton_det.cli.main import main
 from norton_det.config import Config, load_config
 from norton_det.data.images import read_image
@@ -94,7 +94,7 @@ def compare(config: Config, folders: dict[str, Path], weights: dict[str, Path]) 
     return rows
 
 
-def time_full_size() -> dict[str, dict[str, Latency]]:
+def time_full_size() -> dict[str, dict[str, Measured]]:
     """Latency of the detectors that a COCO config builds, by treatment, with random weights: those do not matter."""
     models = build_models(load_config(FULL_SIZE), None)
     for model in models.values():

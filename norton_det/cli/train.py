@@ -58,7 +58,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     test_files, files = (build.resolve_dataset(config, split) for split in ("test", "train"))
     categories = read_categories(files, build.TASKS[config.model.detector])
     weights = build.starting_weights(config)
-    built = build.build_detector(config, categories, weights)
+    built = build.build_detector(config, categories, weights, images=build.recovery_images(config, files))
     output = Path(config.output_dir)
     built.detector.to(device)
     run, dataset = build.build_training(config, built, files, categories, device)

@@ -36,12 +36,22 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """A part of a model restored: its relative error ||y - y_dense|| / ||y_dense|| on held-back images."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """What compression did: a row a convolution of the body and a factorised layer elsewhere; by channel
-    group, the dense model's indices that were kept."""
+    group, the dense model's indices that were kept; and the parts that were restored, in the order of the data."""
 
     layers: tuple[LayerReport, ...]
     kept: dict[str, list[int]]
+    recovery: tuple[PartReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""

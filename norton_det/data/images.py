@@ -1,6 +1,8 @@
 """Reading an image file."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 from PIL import Image
 from torch import Tensor
@@ -22,6 +24,27 @@ def read_image(path: str | Path) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
     return pixels
+
+
+class ImageFiles(Sequence[Tensor]):
+    """Image files as float RGB tensors (3, H, W) in 0 to 1, each read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "ImageFiles": ...
+
+    def __getitem__(self, index: int | slice) -> "Tensor | ImageFiles":
+        if isinstance(index, slice):
+            return ImageFiles(self.paths[index])
+        return read_image(self.paths[index]).as_subclass(Tensor).float() / 255
 
 
 def find_images(folder: Path, count: int) -> list[Path]:

@@ -149,6 +149,35 @@ def test_dense_weights_are_compressed_then_fine_tuned(tmp_path, caplog):
     assert main(["compress", "--weights", "small.pth", "--plan", "norton-59", "--output", "again.pth"]) == 2
 
 
+def test_a_compressed_detector_is_restored_without_labels(tmp_path, datasets, capsys):
+    assert train("faster_rcnn_dense.yaml", "train.max_iterations=2", "output_dir=dense") == 0
+    words = ["compress", "--weights", "dense/model_final.pth", "--plan", "norton-59", "--image-count", "6"]
+    images = ["--images", str(datasets / "shapes/train")]
+    assert main([*words, "--output", "plain.pth"]) == 0
+    assert main([*words, *images, "--output", "small.pth"]) == 0
+    assert "part, restored" in capsys.readouterr().out
+    report = json.loads((tmp_path / "small.json").read_text())
+    parts = [part["name"] for part in report["recovery"]]
+    assert (parts[0], parts[-3:], len(parts)) == ("stem", ["neck", "rpn", "box head"], 20)
+    assert json.loads((tmp_path / "plain.json").read_text())["recovery"] == []
+    plain, small = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("plain.pth", "small.pth"))
+    assert {k: v.shape for k, v in plain.items()} == {k: v.shape for k, v in small.items()}
+    assert not all(torch.equal(plain[name], small[name]) for name in plain)
+    assert not list(tmp_path.glob("*.recovery.pth"))
+
+
+@pytest.mark.parametrize("start", ["model.backbone_weights=resnet.pth", "model.weights=dense/model_final.pth"])
+def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_path, caplog):
+    if "resnet" in start:
+        save_weights(tmp_path / "resnet.pth", build_resnet50(ResNetSpec.dense(0.125), num_classes=4))
+    else:
+        assert train("faster_rcnn_dense.yaml", "train.max_iterations=1", "output_dir=dense") == 0
+    words = [start, "train.max_iterations=1", "model.recover_images=4"]
+    assert train("faster_rcnn_norton.yaml", *words, "output_dir=run") == 0
+    assert "restored on 4 images: layer1.2 " in caplog.text
+    assert (tmp_path / "run/recovery.pth").exists()
+
+
 def test_a_compressed_backbone_is_kept_beside_the_run(tmp_path):
     torch.save(build_resnet50(ResNetSpec.dense(0.125)).state_dict(), "resnet.pth")
     words = ["train.max_iterations=1", "train.warmup_iterations=0"]

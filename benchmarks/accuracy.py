@@ -1,0 +1,105 @@
+"""What compression, precision and fewer proposals cost in AP on the drawn dataset, models trained alike.
+
+    python benchmarks/accuracy.py [--detectors faster_rcnn mask_rcnn keypoint_rcnn] [--folder output/accuracy]
+
+Trains each detector dense at the quickstart's size, compresses it, its body alone (norton) and whole (norton-all),
+fine-tunes both for a part of the schedule, and evaluates every one as it is, exported, quantised, and with fewer
+proposals. Writes docs/benchmarks/accuracy.json, which `benchmarks/deployment.py` puts on its page. What stands in the
+folder already is not made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from norton_det.cli.main import main as norton_det
+from norton_det.config import load_config
+from norton_det.files import write_json
+
+RESULT = Path(__file__).parent.parent / "docs/benchmarks/accuracy.json"
+TASKS = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
+PARTS = {"neck": 1, "rpn": 1, "box_head": 32, "mask_head": 1, "keypoint_head": 1}
+SIZES = ["model.mask_channels=64", "model.keypoint_channels=64"]
+PROPOSALS = (100, 50)
+
+
+def run(*words: object) -> None:
+    print("$ norton-det", *words, flush=True)
+    if norton_det([str(word) for word in words]):
+        raise SystemExit(2)
+
+
+def train(kind: str, folder: Path, *words: str) -> Path:
+    """The weights of a run, and beside them its evaluation."""
+    if not (folder / "evaluation/metrics.json").exists():
+        run("train", "--config", "quickstart.yaml", f"model.detector={kind}", *SIZES, f"output_dir={folder}", *words)
+    return folder / "model_final.pth"
+
+
+def evaluate(kind: str, weights: Path, folder: Path, *words: str) -> dict[str, float]:
+    """AP and AP50 of the detector's own task."""
+    if not (folder / "evaluation/metrics.json").exists():
+        train(kind, folder, "--eval-only", f"model.weights={weights}", *words)
+    metrics = json.loads((folder / "evaluation/metrics.json").read_text())[TASKS[kind]]
+    return {name: metrics[name] for name in ("AP", "AP50")}
+
+
+def variants(kind: str, weights: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """A model as it is in torch, and in every form whose accuracy may differ."""
+    rows = {"torch": evaluate(kind, weights, weights.parent)}
+    for name, file, options in (
+        ("openvino", "float32.xml", []),
+        ("openvino int8", "int8.xml", ["--precision", "int8", "--images", "shapes_train"]),
+    ):
+        exported = folder / file
+        if not exported.exists():
+            run("export-model", "--weights", weights, "--output", exported, *options)
+        rows[name] = evaluate(kind, exported, folder / name.replace(" ", "_"))
+    for count in PROPOSALS:
+        words = f"model.test_proposals={count}"
+        rows[f"torch, {count} proposals"] = evaluate(kind, weights, folder / f"proposals_{count}", words)
+    return rows
+
+
+def measure(kind: str, folder: Path, epochs: str) -> dict[str, dict[str, dict[str, float]]]:
+    """The rows of every model of a detector."""
+    plan = load_config("quickstart.yaml").model.plan
+    assert isinstance(plan, dict)
+    models = {"dense": train(kind, folder / "dense", "model.plan=none")}
+    for name, parts in (("norton", {}), ("norton-all", PARTS)):
+        compressed = folder / f"{name}.pth"
+        if not compressed.exists():
+            write_json(folder / f"{name}_plan.json", {**plan, "parts": parts})
+            run(
+                "compress",
+                "--weights",
+                models["dense"],
+                "--plan",
+                folder / f"{name}_plan.json",
+                "--output",
+                compressed,
+            )
+        tuning = [f"train.epochs={epochs}", "train.warmup_iterations=5", f"model.weights={compressed}"]
+        models[name] = train(kind, folder / name, *tuning)
+    return {name: variants(kind, weights, folder / f"{name}_variants") for name, weights in models.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("output/accuracy"))
+    parser.add_argument("--epochs", default="2.5", help="of fine-tuning; the dense model has the quickstart's")
+    parser.add_argument("--detectors", nargs="+", default=list(TASKS), choices=TASKS)
+    arguments = parser.parse_args()
+    for kind in arguments.detectors:
+        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        result["epochs"] = {
+            "dense": load_config("quickstart.yaml").train.epochs,
+            "tuned": float(arguments.epochs),
+        }
+        result[kind] = measure(kind, arguments.folder / kind, arguments.epochs)
+        write_json(RESULT, result, indent=2)
+        print(json.dumps(result[kind], indent=2))
+
+
+if __name__ == "__main__":
+    main()

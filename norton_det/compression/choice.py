@@ -1,0 +1,152 @@
+"""The best combination of options under a budget: a multiple-choice knapsack whose prices depend on tied widths.
+
+A *group* (channels tied by a residual sum) takes one of its levels. An *item* (a bottleneck, or a part of a detector)
+takes one of its options; what the option costs depends on the levels of up to two groups, because a 1x1 convolution
+costs its inputs times its outputs. All errors add up, all costs add up.
+
+It is solved as one mixed-integer linear programme, by branch and bound (HiGHS, through `scipy.optimize.milp`). Given
+the groups' levels the problem would fall apart into a knapsack each, but enumerating the levels means hundreds of
+knapsacks; in one programme the linear relaxation bounds all of them at once, and the solver proves its gap.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+RELATIVE_GAP = 1e-4
+"""The solution's error exceeds the optimum by at most this share."""
+
+Levels = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one level or option adds to the error and to the cost."""
+
+    error: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """Options whose costs depend on groups: `errors` (options,), `costs` (options,) for each tuple of the levels of
+    `groups` (none, one or two)."""
+
+    errors: Sequence[float]
+    costs: Mapping[Levels, Sequence[float]]
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The level of each group and the option of each item, by index, and the sums."""
+
+    levels: dict[str, int]
+    options: dict[str, int]
+    error: float
+    cost: float
+
+
+def cheapest(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item]) -> float:
+    """The smallest cost that any combination has."""
+    return _solve(groups, items, None).cost
+
+
+def solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], budget: float) -> Solution:
+    """The combination of least error whose cost is at most `budget`, to within RELATIVE_GAP.
+
+    Raises ValueError where none is cheap enough.
+    """
+    return _solve(groups, items, budget)
+
+
+@dataclass
+class _Programme:
+    """Binary columns with an error and a cost, and rows of equations over them."""
+
+    errors: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    entries: list[tuple[int, int, float]] = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+
+    def column(self, error: float, cost: float) -> int:
+        self.errors.append(error)
+        self.costs.append(cost)
+        return len(self.errors) - 1
+
+    def equation(self, plus: Sequence[int], minus: Sequence[int], total: float) -> None:
+        """The columns `plus` less the columns `minus` add up to `total`."""
+        row = len(self.sums)
+        self.entries += [(row, column, 1.0) for column in plus] + [(row, column, -1.0) for column in minus]
+        self.sums.append(total)
+
+
+def _solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], budget: float | None) -> Solution:
+    """Least error within the budget; without one, least cost."""
+    programme = _Programme()
+    level_columns = {
+        name: [programme.column(choice.error, choice.cost) for choice in choices] for name, choices in groups.items()
+    }
+    for columns in level_columns.values():
+        programme.equation(columns, [], 1)
+    option_columns: dict[str, dict[int, int]] = {}
+    for name, item in items.items():
+        by_levels = {levels: _columns(programme, item, levels) for levels in _all_levels(item, groups)}
+        option_columns[name] = {column: option for columns in by_levels.values() for option, column in columns}
+        if not item.groups:
+            programme.equation(list(option_columns[name]), [], 1)
+        for place, group in enumerate(item.groups):
+            for level, level_column in enumerate(level_columns[group]):
+                inside = [
+                    column for levels, pairs in by_levels.items() if levels[place] == level for _, column in pairs
+                ]
+                programme.equation(inside, [level_column], 0)
+    chosen = _optimise(programme, budget)
+    return Solution(
+        {name: next(i for i, c in enumerate(columns) if chosen[c]) for name, columns in level_columns.items()},
+        {name: next(o for c, o in columns.items() if chosen[c]) for name, columns in option_columns.items()},
+        float(np.array(programme.errors)[chosen].sum()),
+        float(np.array(programme.costs)[chosen].sum()),
+    )
+
+
+def _all_levels(item: Item, groups: Mapping[str, Sequence[Choice]]) -> list[Levels]:
+    return list(product(*(range(len(groups[group])) for group in item.groups)))
+
+
+def _columns(programme: _Programme, item: Item, levels: Levels) -> list[tuple[int, int]]:
+    """(option, column) of the options that no other one beats in both error and cost."""
+    costs = item.costs[levels]
+    order = sorted(range(len(costs)), key=lambda option: (costs[option], item.errors[option]))
+    columns, least = [], np.inf
+    for option in order:
+        if item.errors[option] < least:
+            least = item.errors[option]
+            columns.append((option, programme.column(least, costs[option])))
+    return columns
+
+
+def _optimise(programme: _Programme, budget: float | None) -> np.ndarray:
+    """Which columns are taken, (columns,) bool."""
+    rows, columns, values = zip(*programme.entries, strict=True)
+    count = len(programme.errors)
+    equations = coo_array((values, (rows, columns)), shape=(len(programme.sums), count)).tocsc()
+    constraints = [LinearConstraint(equations, programme.sums, programme.sums)]
+    costs = np.array(programme.costs)
+    if budget is not None:
+        scale = np.abs(costs).max() or 1.0
+        constraints.append(LinearConstraint(costs[None] / scale, -np.inf, budget / scale))
+    result = milp(
+        costs if budget is None else np.array(programme.errors),
+        integrality=np.ones(count),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": RELATIVE_GAP},
+    )
+    if result.x is None:
+        raise ValueError(f"no combination costs {budget:g} or less")
+    return np.asarray(result.x > 0.5)

@@ -1,0 +1,173 @@
+"""One part of a network trained to give the outputs of another, on maps of images that lie on disk."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from norton_det.compression.activations import ActivationFile
+
+LEARNING_RATE = 0.03
+"""Of a tensor, in shares of the root mean square of its own numbers, which differ by orders between layers."""
+LEAST_SCALE = 0.01
+"""What takes that one's place where the numbers are smaller, as in a bias of zeros."""
+WARMUP = 0.1
+"""The share of the steps in which the learning rate rises; then it falls to nothing."""
+Files = Sequence[ActivationFile]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a part is trained: gradient steps, maps a step, how many of the first maps are held back, its draws."""
+
+    name: str
+    steps: int
+    batch: int
+    held: int
+    generator: torch.Generator
+
+
+def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -> tuple[float, float]:
+    """Train a part, in place, towards targets; the relative errors ||y - target|| / ||target|| before and after.
+
+    BatchNorm's statistics are taken from the inputs first and then stand still, while Adam trains every parameter.
+    Where the error on held-back maps has not fallen the part is left as it was found.
+    """
+    held, trained = range(how.held), range(how.held, inputs[0].count)
+    found = copy.deepcopy(part.state_dict())
+    before = relative_error(part, inputs, targets, held, how.batch)
+    if before == 0:
+        return before, before
+    estimate_statistics(part, inputs, how.batch)
+    _train(part, inputs, targets, trained, how)
+    after = relative_error(part, inputs, targets, held, how.batch)
+    if not after < before:
+        part.load_state_dict(found)
+        return before, before
+    settle_statistics(part, inputs, how.batch)
+    return before, after
+
+
+def outputs_of(part: nn.Module, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A part's outputs as a tuple, whether it gives one tensor or several."""
+    outputs = part(*maps)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def read_batches(files: Files, indices: Sequence[int], size: int, device: torch.device) -> Iterator[list[Tensor]]:
+    """The maps at the given indices, `size` at a time."""
+    for start in range(0, len(indices), size):
+        yield [file.read(indices[start : start + size]).to(device) for file in files]
+
+
+@torch.no_grad()
+def relative_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
+    """The root of the mean over the outputs of  |y - target|^2 / |target|^2,  each summed over the maps."""
+    device = _device(part)
+    difference, energy = (torch.zeros(len(targets), dtype=torch.float64) for _ in range(2))
+    for maps, wanted in zip(
+        read_batches(inputs, indices, size, device), read_batches(targets, indices, size, device), strict=True
+    ):
+        for place, (y, target) in enumerate(zip(outputs_of(part, maps), wanted, strict=True)):
+            difference[place] += (y - target).double().square().sum().cpu()
+            energy[place] += target.double().square().sum().cpu()
+    return math.sqrt((difference / energy.clamp_min(1e-30)).mean().item())
+
+
+def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], how: Distillation) -> None:
+    device = _device(part)
+    with _all_trainable(part) as parameters:
+        scales = [max(LEAST_SCALE, p.detach().square().mean().sqrt().item()) for p in parameters]
+        optimizer = torch.optim.Adam(
+            [{"params": [p], "lr": LEARNING_RATE * scale} for p, scale in zip(parameters, scales, strict=True)]
+        )
+        rising = max(1, round(WARMUP * how.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min((step + 1) / rising, 0.5 * (1 + math.cos(math.pi * step / max(1, how.steps)))),
+        )
+        for _ in tqdm(range(how.steps), desc=f"restore {how.name}", leave=False):
+            order = torch.randperm(len(indices), generator=how.generator)[: how.batch]
+            chosen = [indices[place] for place in order.tolist()]
+            wanted = [file.read(chosen).to(device) for file in targets]
+            outputs = outputs_of(part, [file.read(chosen).to(device) for file in inputs])
+            losses = [
+                (y - target).square().mean() / target.square().mean().clamp_min(1e-30)
+                for y, target in zip(outputs, wanted, strict=True)
+            ]
+            optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            schedule.step()
+
+
+@contextmanager
+def _all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
+    parameters = list(part.parameters())
+    wanted = [parameter.requires_grad for parameter in parameters]
+    part.requires_grad_(True)
+    try:
+        yield parameters
+    finally:
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+@torch.no_grad()
+def estimate_statistics(part: nn.Module, inputs: Files, size: int) -> None:
+    """Set the running statistics of every BatchNorm to the mean over the batches of the inputs; eval mode after."""
+    norms = batch_norms(part)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
+        part(*maps)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+@torch.no_grad()
+def settle_statistics(part: nn.Module, inputs: Files, size: int) -> None:
+    """Set the running statistics to those of the inputs, weight and bias so that the part computes what it did.
+
+    Training that follows normalises by the statistics of its batches, so these should be what the weights expect.
+    """
+    norms = batch_norms(part)
+    moments: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+
+    def record(norm: nn.Module, arguments: tuple[Tensor]) -> None:
+        x = arguments[0].double()
+        moments[norm].append(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]) * len(x))
+
+    hooks = [norm.register_forward_pre_hook(record) for norm in norms]
+    for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
+        part(*maps)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        mean, square = torch.stack(moments[norm]).sum(0) / inputs[0].count
+        assert norm.running_mean is not None and norm.running_var is not None
+        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        variance = (square - mean.square()).clamp_min(0)
+        norm.bias.add_((norm.weight * (mean - norm.running_mean) / deviation).to(norm.bias.dtype))
+        norm.weight.mul_(((variance + norm.eps).sqrt() / deviation).to(norm.weight.dtype))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def batch_norms(part: nn.Module) -> list[nn.BatchNorm2d]:
+    """The trainable kind."""
+    return [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _device(part: nn.Module) -> torch.device:
+    return next(part.parameters()).device

@@ -1,0 +1,191 @@
+"""What a layer of any width and rank costs: MACs and parameters as the project counts them, or measured time."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from norton_det.analysis.complexity import PROPOSALS, count
+from norton_det.analysis.latency import median_seconds
+from norton_det.layers.cp_conv import CPConv2d
+
+GRID = 4
+"""Times are measured at multiples of a quarter of a layer's widths, and interpolated between."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A dense layer where it stands: its widths, and the sizes (H, W) of the maps that it reads.
+
+    A linear layer is a 1x1 convolution of a map of (rows, 1). `norm`: BatchNorm stands behind.
+    """
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    bias: bool
+    norm: bool
+    sizes: tuple[tuple[int, int], ...]
+
+    def layer(self, inputs: int, outputs: int, rank: int | None) -> nn.Conv2d | CPConv2d:
+        """The layer at other widths, dense or of a CP rank, with random weights."""
+        if rank is None:
+            return nn.Conv2d(inputs, outputs, self.kernel, self.stride, self.padding, bias=self.bias)
+        return CPConv2d(inputs, outputs, self.kernel, rank, self.stride, self.padding, bias=self.bias)
+
+
+Price = Callable[[Site, int, int, int | None], float]
+"""From a site and its layer's input channels, output channels and CP rank (None: dense) to what it costs."""
+
+
+class StaticPart(nn.Module):
+    """What of a network does not depend on what is detected: a body, or all convolutions and linear layers of a
+    detector, its heads on as many regions as `analysis.complexity` counts them with."""
+
+    def __init__(self, network: nn.Module, whole_detector: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.whole_detector = whole_detector
+
+    def forward(self, image: Tensor) -> None:
+        """Run on an image (1, 3, H, W)."""
+        network: Any = self.network
+        if not self.whole_detector:
+            network(image)
+            return
+        pyramid = list(network.backbone(image).values())
+        network.rpn.head(pyramid)
+        heads, channels = network.roi_heads, pyramid[0].shape[1]
+        for name, regions, side in (("box", PROPOSALS, 7), ("mask", 1, 14), ("keypoint", 1, 14)):
+            head = getattr(heads, f"{name}_head", None)
+            if head is not None:
+                head(image.new_zeros(regions, channels, side, side))
+
+
+@contextmanager
+def _inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what each layer reads, by its name, while it lasts."""
+    read: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: read[name].append(inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def find_sites(
+    part: StaticPart, layers: Iterable[str], normed: Iterable[str], size: tuple[int, int]
+) -> dict[str, Site]:
+    """The sites of a network's dense layers on an image of `size` (H, W); `normed`: those with BatchNorm behind."""
+    shadow = copy.deepcopy(part).to("meta").eval()
+    modules = {name: shadow.network.get_submodule(name) for name in layers}
+    with _inputs_of(modules) as read:
+        shadow(torch.empty(1, 3, *size, device="meta"))
+    return {name: _site(modules[name], read[name], name in set(normed)) for name in modules}
+
+
+def _site(layer: nn.Module, read: list[Tensor], norm: bool) -> Site:
+    if isinstance(layer, nn.Linear):
+        sizes = tuple((len(x), 1) for x in read)
+        return Site(
+            layer.in_features, layer.out_features, (1, 1), (1, 1), (0, 0), layer.bias is not None, norm, sizes
+        )
+    assert isinstance(layer, nn.Conv2d)
+    kernel, stride, padding = (tuple(pair) for pair in (layer.kernel_size, layer.stride, layer.padding))
+    sizes = tuple((x.shape[2], x.shape[3]) for x in read)
+    return Site(layer.in_channels, layer.out_channels, kernel, stride, padding, layer.bias is not None, norm, sizes)  # type: ignore[arg-type]
+
+
+def counted(kind: Literal["macs", "parameters"]) -> Price:
+    """The price as `analysis.complexity` counts: both are K (a C + b), read off two layers of one filter."""
+
+    def price(site: Site, inputs: int, outputs: int, rank: int | None) -> float:
+        one, two = (_counts(site, channels, rank)[kind == "parameters"] for channels in (1, 2))
+        return outputs * ((two - one) * inputs + 2 * one - two)
+
+    return price
+
+
+@cache
+def _counts(site: Site, inputs: int, rank: int | None) -> tuple[int, int]:
+    """MACs over all sizes, and parameters, of a layer of one filter."""
+    layers: list[nn.Module] = [site.layer(inputs, 1, rank)]
+    if site.norm:
+        layers.append(nn.BatchNorm2d(1))
+    counts = [count(nn.Sequential(*layers), torch.zeros(1, inputs, *size))[""] for size in site.sizes]
+    return sum(c.macs for c in counts), counts[0].parameters
+
+
+def timed(device: torch.device) -> Price:
+    """The price in milliseconds on this device: with the ReLU behind, in the faster form, float32, one image.
+
+    Measured where both widths are multiples of a quarter, once a process, and bilinear between.
+    """
+
+    def price(site: Site, inputs: int, outputs: int, rank: int | None) -> float:
+        measured = partial(_grid_milliseconds, site, rank=rank, device=device, threads=torch.get_num_threads())
+        places = _neighbours(inputs, site.inputs), _neighbours(outputs, site.outputs)
+        return sum(share * other * measured(low, high) for (low, share), (high, other) in itertools.product(*places))
+
+    return price
+
+
+def _neighbours(width: int, full: int) -> list[tuple[int, float]]:
+    """The grid points about a width, from 1 on, and their weights; a width below the first is extrapolated."""
+    place = GRID * width / full
+    low = min(max(int(place), 1), GRID - 1)
+    return [(point, weight) for point, weight in ((low, low + 1 - place), (low + 1, place - low)) if weight]
+
+
+@cache
+def _grid_milliseconds(
+    site: Site, inputs: int, outputs: int, *, rank: int | None, device: torch.device, threads: int
+) -> float:
+    inputs, outputs = max(1, site.inputs * inputs // GRID), max(1, site.outputs * outputs // GRID)
+    images = [torch.zeros(1, inputs, *size) for size in site.sizes]
+    return fastest(site.layer(inputs, outputs, rank).to(device), images)[1]
+
+
+@torch.no_grad()
+def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Module, float]:
+    """The form of a layer that takes the fewest milliseconds on all `images` together, ReLU included, and those."""
+    candidates: list[nn.Module] = [layer]
+    if isinstance(layer, CPConv2d):
+        candidates.append(layer.to_conv())
+    device = next(layer.parameters()).device
+    inputs = [image.to(device, memory_format=torch.channels_last) for image in images]
+    timings = []
+    for candidate in candidates:
+        run = nn.Sequential(candidate, nn.ReLU(inplace=True)).to(memory_format=torch.channels_last)
+        timings.append(1000 * median_seconds(lambda run=run: [run(x) for x in inputs]))  # type: ignore[misc]
+    best = timings.index(min(timings))
+    return candidates[best], timings[best]
+
+
+@torch.no_grad()
+def static_milliseconds(part: StaticPart, size: tuple[int, int], device: torch.device) -> float:
+    """One image of `size` (H, W) through a network, BatchNorm folded away, each CP layer in its faster form."""
+    part = copy.deepcopy(part).to(device).to(memory_format=torch.channels_last).eval()
+    for name, module in list(part.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            part.set_submodule(name, nn.Identity())
+    image = torch.zeros(1, 3, *size, device=device).to(memory_format=torch.channels_last)
+    layers = {name: module for name, module in part.named_modules() if isinstance(module, CPConv2d)}
+    with _inputs_of(layers) as read:  # type: ignore[arg-type]
+        part(image)
+    for name, inputs in read.items():
+        part.set_submodule(name, fastest(layers[name], inputs)[0])
+    return 1000 * median_seconds(lambda: part(image))

@@ -1,0 +1,285 @@
+"""Restores a compressed model from unlabelled images, the dense model as its teacher.
+
+Part after part in the order of the data, each is trained to give the dense part's output: its inputs come from the
+parts already restored, its targets from the dense model, so that a part also makes up for what those before it lost.
+Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps, whatever the number of images.
+"""
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from tqdm import tqdm
+
+from norton_det.compression.activations import ActivationFile
+from norton_det.compression.compress import PartReport
+from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
+from norton_det.files import atomic_path
+from norton_det.models.norms import make_eps_positive
+from norton_det.models.resnet import BLOCK_NAMES
+
+STEPS = 60
+"""Gradient steps of each part."""
+CROP = 224
+"""Pixels of the square that is taken of each resized image for body, neck and RPN."""
+REGIONS = 16
+"""Proposals of each image that the heads are restored on."""
+BATCH, REGION_BATCH = 8, 64
+"""Images, and regions, a step."""
+HELD_BACK = 8
+"""One image in so many is measured on, not trained on."""
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of a classifier's input: RGB in 0 to 1 is normalised by them, as torchvision's networks expect."""
+
+
+def recover(
+    compressed: nn.Module,
+    dense: nn.Module,
+    images: Sequence[Tensor],
+    kept: Mapping[str, Sequence[int]] | None = None,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, tuple[PartReport, ...]]:
+    """A restored copy of a compressed ResNet-50 or R-CNN, and each part's error before and after.
+
+    Parts: the stem, the sixteen blocks, and of a detector the neck, the RPN's convolution and the heads. No part is
+    left worse than it was found, on every eighth image, which is held back.
+
+    Args:
+        compressed: what `compress` made of `dense`, on the device to work on.
+        dense: the teacher; not changed.
+        images: float RGB (3, H, W) in 0 to 1, read one at a time, twice for a detector: a list, or what loads them.
+        kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
+            reports them. Where it is None the body and neck are one part, whose targets are the pyramid's levels,
+            and a classifier is refused.
+        steps: gradient steps of each part; with 0 only BatchNorm's statistics are estimated anew.
+        seed: decides crops and batches.
+        checkpoint: a file that keeps finished parts, so that the same call goes on after it was stopped.
+
+    Raises:
+        ValueError: fewer than two images, or a classifier without `kept`.
+    """
+    if len(images) < 2:
+        raise ValueError(f"recovery needs at least two images, got {len(images)}")
+    if kept is None and not isinstance(compressed, GeneralizedRCNN):
+        raise ValueError("recovery of a classifier needs `kept`, the channels that compression kept")
+    student: Any
+    teacher: Any
+    student, teacher = (copy.deepcopy(model).to(_device(compressed)).eval() for model in (compressed, dense))
+    make_eps_positive(student)
+    for model in (student, teacher):
+        model.to(memory_format=torch.channels_last)
+    held = range(0, len(images), HELD_BACK)
+    order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
+    with tempfile.TemporaryDirectory() as folder:
+        run = _Run(student, teacher, steps, seed, len(images), Path(folder), checkpoint)
+        pixels = run.new_file()
+        for index in tqdm(order, desc="read images"):
+            pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
+        maps = _Maps([pixels], [pixels], len(held))
+        if kept is None:
+            levels = run.restore(_Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
+        else:
+            stages = _restore_body(run, maps, kept)
+            if not isinstance(student, GeneralizedRCNN):
+                return student, tuple(run.reports)
+            levels = run.restore(_Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
+        run.restore(_Part("rpn", _OnEachLevel(student.rpn.head.conv), _OnEachLevel(teacher.rpn.head.conv)), levels)
+        for kind in ("box", "mask", "keypoint"):
+            ours, theirs = (getattr(model.roi_heads, f"{kind}_head", None) for model in (student, teacher))
+            if ours is not None and theirs is not None:
+                regions = run.pool(kind, images, order, len(held))
+                run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH), regions)
+    return student, tuple(run.reports)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all)."""
+
+    name: str
+    student: nn.Module
+    teacher: nn.Module
+    kept: Sequence[int] | None = None
+    batch: int = BATCH
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What lies between two parts, in the compressed model and in the dense one; the first `held` are held back."""
+
+    student: list[ActivationFile]
+    teacher: list[ActivationFile]
+    held: int
+
+    def delete(self) -> None:
+        for file in {id(file): file for file in (*self.student, *self.teacher)}.values():
+            file.delete()
+
+
+class _Run:
+    """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
+
+    def __init__(
+        self, student: Any, teacher: Any, steps: int, seed: int, images: int, folder: Path, checkpoint: Path | None,
+    ) -> None:  # fmt: skip
+        self.student, self.teacher, self.device = student, teacher, _device(student)
+        self.reports: list[PartReport] = []
+        self._steps, self._seed, self._folder, self._checkpoint = steps, seed, folder, checkpoint
+        self._key = {"steps": steps, "seed": seed, "images": images}
+        self._files = 0
+        self._finished: dict[str, PartReport] = {}
+        if checkpoint is not None and checkpoint.exists():
+            content = torch.load(checkpoint, weights_only=True, map_location=self.device)
+            if content["key"] == self._key:
+                student.load_state_dict(content["model"])
+                self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
+
+    def new_file(self) -> ActivationFile:
+        self._files += 1
+        return ActivationFile(self._folder / f"{self._files}.maps")
+
+    def restore(self, part: _Part, maps: _Maps) -> _Maps:
+        """Restore a part on what enters it, unless that was done before it was stopped; what leaves it."""
+        wanted = self._apply(part.teacher, maps.teacher, part.batch)
+        report = self._finished.get(part.name)
+        if report is None:
+            targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
+            generator = torch.Generator().manual_seed(self._seed + len(self.reports))
+            how = Distillation(part.name, self._steps, part.batch, maps.held, generator)
+            report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
+        self.reports.append(report)
+        self._save()
+        return _Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
+
+    @torch.no_grad()
+    def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:
+        results: list[ActivationFile] = []
+        for maps in read_batches(files, range(files[0].count), batch, self.device):
+            outputs = outputs_of(module, maps)
+            results = results or [self.new_file() for _ in outputs]
+            for file, output in zip(results, outputs, strict=True):
+                file.append(output)
+        return results
+
+    @torch.no_grad()
+    def pool(self, kind: str, images: Sequence[Tensor], order: Sequence[int], held: int) -> _Maps:
+        """What the head of a kind sees: regions of both pyramids at the dense model's best proposals."""
+        student, teacher = self.new_file(), self.new_file()
+        held_regions = 0
+        for place, index in enumerate(tqdm(order, desc=f"{kind} regions")):
+            batch, _ = self.teacher.transform([images[index].to(self.device)])
+            levels = self.teacher.backbone(batch.tensors)
+            boxes = [self.teacher.rpn(batch, levels)[0][0][:REGIONS]]
+            for file, model, maps in (
+                (student, self.student, self.student.backbone(batch.tensors)),
+                (teacher, self.teacher, levels),
+            ):
+                pooler = getattr(model.roi_heads, f"{kind}_roi_pool")
+                file.append(pooler(maps, boxes, batch.image_sizes))
+            held_regions += len(boxes[0]) if place < held else 0
+        return _Maps([student], [teacher], held_regions)
+
+    def _save(self) -> None:
+        if self._checkpoint is None or len(self.reports) <= len(self._finished):
+            return
+        parts = [[report.name, report.before, report.after] for report in self.reports]
+        with atomic_path(self._checkpoint) as path:
+            torch.save({"key": self._key, "model": self.student.state_dict(), "parts": parts}, path)
+
+
+def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> _Maps:
+    """Restore stem and blocks; the outputs of the four stages."""
+    student, teacher = _body(run.student), _body(run.teacher)
+    parts = [_Part("stem", _stem(student), _stem(teacher), kept["stem"])]
+    for name in BLOCK_NAMES:
+        stage = name.partition(".")[0]
+        parts.append(_Part(name, student.get_submodule(name), teacher.get_submodule(name), kept[stage]))
+    stages: dict[str, _Maps] = {}
+    for part in parts:
+        after = run.restore(part, maps)
+        if maps not in stages.values():
+            maps.delete()
+        maps = after
+        if part.name in _LAST_BLOCKS:
+            stages[part.name] = maps
+    return _Maps(
+        [file for stage in stages.values() for file in stage.student],
+        [file for stage in stages.values() for file in stage.teacher],
+        maps.held,
+    )
+
+
+_LAST_BLOCKS = {block.partition(".")[0]: block for block in BLOCK_NAMES}.values()
+
+
+def _body(model: Any) -> nn.Module:
+    body: nn.Module = model.backbone.body if isinstance(model, GeneralizedRCNN) else model
+    return body
+
+
+def _stem(body: nn.Module) -> nn.Module:
+    return nn.Sequential(*(body.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")))
+
+
+class _Pyramid(nn.Module):
+    """A feature pyramid from the stages' maps to its levels but the pooled one, which follows from them."""
+
+    def __init__(self, detector: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.pyramid = detector.backbone.fpn
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        levels = self.pyramid({str(index): level for index, level in enumerate(maps)})
+        return tuple(levels[str(index)] for index in range(len(maps)))
+
+
+class _Backbone(nn.Module):
+    """Body and neck, likewise."""
+
+    def __init__(self, detector: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        levels = self.backbone(pixels)
+        return tuple(level for name, level in levels.items() if name != "pool")
+
+
+class _OnEachLevel(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(level) for level in levels)
+
+
+def _normalised(model: Any, image: Tensor) -> Tensor:
+    """An image as the model sees it, resized and normalised, (3, H, W)."""
+    if isinstance(model, GeneralizedRCNN):
+        tensors: Tensor = model.transform([image])[0].tensors
+        return tensors[0]
+    mean, deviation = (torch.tensor(values, device=image.device)[:, None, None] for values in (MEAN, DEVIATION))
+    return (image - mean) / deviation
+
+
+def _crop(image: Tensor, seed: int) -> Tensor:
+    """A square of CROP pixels of an image, zeros where it is smaller, (1, 3, CROP, CROP)."""
+    image = F.pad(image, (0, max(0, CROP - image.shape[2]), 0, max(0, CROP - image.shape[1])))
+    generator = torch.Generator().manual_seed(seed)
+    top, left = (int(torch.randint(side - CROP + 1, (), generator=generator)) for side in image.shape[1:])
+    return image[None, :, top : top + CROP, left : left + CROP]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,159 @@
+"""A compression plan for a budget: the options that leave the least error on images at what may be spent."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from tqdm import tqdm
+
+from norton_det.compression.budget import Budget, Scope
+from norton_det.compression.choice import Choice, Item, Solution, solve
+from norton_det.compression.compress import body_prefix
+from norton_det.compression.cost_table import CostTable, cost_table
+from norton_det.compression.part_sensitivity import PART_RANKS, measure_parts
+from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.saliency import Criterion
+from norton_det.compression.sensitivity import OPTIONS, PRUNED_STAGES, RATES, Sensitivities, measure_body, prepare
+from norton_det.models.detectors import PARTS, part_layers
+from norton_det.models.norms import make_eps_positive, unfreeze_batch_norms
+from norton_det.models.resnet import BLOCK_NAMES, STAGES
+
+IMAGE_SIZE = 224
+"""Pixels of the crops that sensitivities are measured on."""
+MOST_IMAGES = 48
+"""More would cost time and memory and change little: further images are left aside."""
+TIMED_ROUNDS = 3
+"""How often a plan is made anew where its measured milliseconds are above what the table foretold."""
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What a plan is expected to do.
+
+    `predicted_error`: the share of energy that the features differ by after recovery, added up over the layers: of
+    a classifier the last stage's output, of a detector the mean of all four (of a whole one with the neck's error and
+    the heads' mean beside). `cost`, `dense_cost`: MACs, parameters or
+    milliseconds, as counted or measured on the planned and the dense network.
+    """
+
+    predicted_error: float
+    cost: float
+    dense_cost: float
+
+
+def search_plan(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    budget: Budget,
+    *,
+    whole_detector: bool = False,
+    criterion: Criterion = "pabs",
+    seed: int = 0,
+) -> tuple[CompressionPlan, SearchReport]:
+    """The plan of least predicted error for a trained, dense ResNet-50 or R-CNN, and what it is expected to do.
+
+    `images` are float RGB (3, H, W) in 0 to 1, at least two; the first MOST_IMAGES are used. The budget covers the
+    body (of a classifier: all of it), or with `whole_detector` all parts. `criterion` is what `compress` will prune
+    by. The same seed gives the same plan, except for milliseconds, which are measured. Raises ValueError without
+    images, for a model that does not fit, and for a budget below the smallest possible, which is named.
+
+    To try several budgets, call `measure_sensitivities` once and `best_plan` for each.
+    """
+    sensitivities = measure_sensitivities(
+        model, images, whole_detector=whole_detector, criterion=criterion, seed=seed
+    )
+    return best_plan(model, sensitivities, budget)
+
+
+def measure_sensitivities(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    *,
+    whole_detector: bool = False,
+    criterion: Criterion = "pabs",
+    seed: int = 0,
+) -> Sensitivities:
+    """The errors of all options on the images; arguments and errors as in `search_plan`."""
+    if len(images) < 2:
+        raise ValueError(f"sensitivities are measured on at least 2 images, got {len(images)}")
+    Scope(model, whole_detector, None)
+    dense = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    unfreeze_batch_norms(dense)
+    make_eps_positive(dense)
+    body = dense.get_submodule(body_prefix(model).removesuffix("."))
+    batch = prepare(images[:MOST_IMAGES], IMAGE_SIZE, next(model.parameters()).device)
+    outputs = STAGES if isinstance(model, GeneralizedRCNN) else STAGES[-1:]
+    parts = [part for part in PARTS if part_layers(model, part)] if whole_detector else []
+    with tqdm(total=len(BLOCK_NAMES) + len(PRUNED_STAGES) + len(parts), desc="sensitivities") as bar:
+        generator = torch.Generator().manual_seed(seed)
+        measured = measure_body(body, batch, outputs, criterion, generator, lambda name: bar.update())
+        if whole_detector:
+            measured = replace(measured, parts=measure_parts(dense, batch, lambda name: bar.update()))
+    return measured
+
+
+def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) -> tuple[CompressionPlan, SearchReport]:
+    """The plan for a budget from measured sensitivities, of the whole detector if its parts were measured.
+
+    Raises ValueError for a budget below the smallest possible, which is named.
+    """
+    scope = Scope(model, bool(sensitivities.parts), budget.size)
+    dense_cost, limit, table = _affordable(scope, budget)
+    groups, items = _with_errors(table, sensitivities)
+    target = limit
+    for _ in range(1 if budget.is_share else TIMED_ROUNDS):
+        solution = solve(groups, items, target - table.fixed)
+        plan = _as_plan(solution)
+        cost = scope.cost(plan, budget.kind)
+        if cost <= limit:
+            break
+        target = max(table.least, target * limit / cost)
+    return plan, SearchReport(solution.error, cost, dense_cost)
+
+
+def _affordable(scope: Scope, budget: Budget) -> tuple[float, float, CostTable]:
+    """The dense network's cost, the most that a plan may cost, and the table; ValueError where that is too little."""
+    dense_cost = scope.cost(CompressionPlan(), budget.kind)
+    unit = dense_cost if budget.is_share else 1.0
+    table = cost_table(scope, budget.kind, dense_cost)
+    if table.least > budget.amount * unit:
+        least = math.ceil(1000 * table.least / unit) / 1000
+        raise ValueError(f"budget {budget} is impossible: the smallest is {budget.kind}={least:g}")
+    return dense_cost, budget.amount * unit, table
+
+
+def _with_errors(table: CostTable, sensitivities: Sensitivities) -> tuple[dict[str, list[Choice]], dict[str, Item]]:
+    """The knapsack: the features' error weighs as the neck's, a head's as its share in the mean of the heads."""
+    errors = {**sensitivities.blocks}
+    for part, values in sensitivities.parts.items():
+        heads = 1 if part == "neck" else len(sensitivities.parts) - 1
+        errors[part] = [error / heads for error in values]
+    groups = {
+        stage: [
+            Choice(error, choice.cost) for error, choice in zip(sensitivities.stages[stage], choices, strict=True)
+        ]
+        for stage, choices in table.groups.items()
+    }
+    return groups, {name: replace(item, errors=errors[name]) for name, item in table.items.items()}
+
+
+def _as_plan(solution: Solution) -> CompressionPlan:
+    """What stays as it is, is not named."""
+    ranks: dict[str, int | None] = {}
+    parts: dict[str, int | None] = {}
+    rates = {stage: RATES[level] for stage, level in solution.levels.items()}
+    for name, chosen in solution.options.items():
+        if name in PARTS:
+            parts[name] = PART_RANKS[name][chosen]
+            continue
+        ranks[f"{name}.conv2"], rate = OPTIONS[chosen]
+        rates |= {f"{name}.conv1": rate, f"{name}.conv2": rate}
+    return CompressionPlan(
+        {layer: rank for layer, rank in ranks.items() if rank},
+        {group: rate for group, rate in rates.items() if rate},
+        {part: rank for part, rank in parts.items() if rank},
+    )

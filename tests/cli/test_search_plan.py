@@ -1,0 +1,68 @@
+"""The search-plan command as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+import norton_det
+from norton_det.cli.main import main
+from norton_det.compression import search
+from norton_det.compression.plan import load_plan
+from norton_det.engine.checkpoint import save_weights
+from norton_det.models.resnet import ResNetSpec, build_resnet50
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "IMAGE_SIZE", 32)
+    torch.manual_seed(0)
+    save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=10))
+    Path("images").mkdir()
+    for number in range(3):
+        write_png(torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8), f"images/{number}.png")
+
+
+def search_plan(*words, images="images", budget="macs=0.6", output="plans/plan.json"):
+    required = ["--weights", "dense.pth", "--images", images, "--budget", budget, "--output", output]
+    return main(["search-plan", *required, *words])
+
+
+def test_a_plan_file_is_written_and_used_by_its_name(capsys):
+    assert search_plan("--image-count", "2") == 0
+    printed = capsys.readouterr().out
+    assert "layer4.2" in printed and "predicted error" in printed and "macs:" in printed
+    plan = load_plan("plans/plan.json")
+    assert plan.rates or plan.ranks
+    assert [path.name for path in Path("plans").iterdir()] == ["plan.json"]
+    assert main(["compress", "--weights", "dense.pth", "--plan", "plans/plan.json", "--output", "small.pth"]) == 0
+    report = json.loads(Path("small.json").read_text())["layers"]
+    ranks = {layer["name"]: layer["rank"] for layer in report if layer["rank"]}
+    assert ranks == plan.ranks
+    norton_det.load_resnet50("small.pth")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"budget": "macs=0.01"}, "budget macs=0.01 is impossible: the smallest is macs=0."),
+        ({"budget": "watts=5"}, "expected macs, parameters, milliseconds=NUMBER"),
+        ({"images": "nowhere"}, "'nowhere' is neither a folder nor"),
+        ({"images": "."}, "no folder with images"),
+        ({"output": "plan.pth"}, "a plan is a .json file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, expected, capsys):
+    assert search_plan(**words) == 2
+    message = capsys.readouterr().err.strip()
+    assert expected in message
+    assert "\n" not in message
+    assert not Path("plans").exists()
+
+
+def test_a_classifier_is_no_detector(capsys):
+    assert search_plan("--whole-detector") == 2
+    assert "a classifier's" in capsys.readouterr().err

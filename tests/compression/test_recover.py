@@ -1,0 +1,222 @@
+"""Recovery from unlabelled images: it helps, never hurts, holds little, and goes on where it was stopped."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from norton_det.compression import recover as module
+from norton_det.compression.activations import ActivationFile
+from norton_det.compression.compress import compress
+from norton_det.compression.distill import Distillation, distill, relative_error, settle_statistics
+from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.recover import recover
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
+
+PLAN = load_plan({"notation": "[0.]+[0.2]*19", "rank": 1, "parts": {"neck": 1, "rpn": 1, "box_head": 8}})
+KINDS = {
+    "faster_rcnn": ["box head"],
+    "mask_rcnn": ["box head", "mask head"],
+    "keypoint_rcnn": ["box head", "keypoint head"],
+}
+
+
+@pytest.fixture(autouse=True)
+def small_crops(monkeypatch):
+    monkeypatch.setattr(module, "CROP", 64)
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(1)
+    coarse = [torch.rand(1, 3, 8, 8 + i % 3, generator=generator) for i in range(17)]
+    return [nn.functional.interpolate(image, scale_factor=9, mode="bilinear")[0] for image in coarse]
+
+
+@pytest.fixture(scope="module")
+def network(images):
+    torch.manual_seed(0)
+    return as_if_trained(build_resnet50(ResNetSpec.dense(0.125), num_classes=4), images)
+
+
+@torch.no_grad()
+def as_if_trained(network, images):
+    """With BatchNorm's statistics those of images."""
+    network.train()
+    for image in images:
+        network(nn.functional.interpolate(image[None], (64, 64)))
+    return network.eval()
+
+
+def detector(kind, images):
+    torch.manual_seed(0)
+    settings = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20)
+    spec = DetectorSpec(
+        kind, 3, ResNetSpec.dense(0.125), 16, 32, mask_channels=8, keypoint_channels=8, settings=settings
+    )
+    built = build_from_spec(spec).eval()
+    as_if_trained(built.backbone, images)
+    built.categories, built.category_ids = ["__background__", "a", "b"], [0, 1, 2]
+    return built
+
+
+def write(path, maps):
+    file = ActivationFile(path)
+    for batch in maps.split(3):
+        file.append(batch)
+    return file
+
+
+def test_a_file_gives_back_maps_and_windows_of_them(tmp_path):
+    maps = torch.randn(7, 5, 6, 4)
+    file = write(tmp_path / "maps", maps)
+    assert file.count == 7
+    chosen = [6, 0, 3]
+    assert torch.equal(file.read(chosen), maps[chosen])
+    assert torch.equal(file.read(chosen, slice(2, 5), slice(1, 3)), maps[chosen][:, :, 2:5, 1:3])
+    assert torch.equal(file.select([4, 1]).read(chosen), maps[chosen][:, [4, 1]])
+    file.delete()
+    assert not (tmp_path / "maps").exists()
+
+
+def test_every_part_is_better_or_as_it_was(network, images):
+    compressed, report = compress(network, PLAN)
+    restored, recovery = recover(compressed, network, images, report.kept, steps=25)
+    assert [part.name for part in recovery][:2] == ["stem", "layer1.0"]
+    assert len(recovery) == 17
+    assert all(part.after <= part.before for part in recovery)
+    assert sum(part.after < part.before for part in recovery) > 10
+    # measured by itself, in another way: the output of the last stage on images as the network sees them
+    pixels = torch.stack([module._crop(module._normalised(network, image), 0)[0] for image in images[:4]])
+
+    def features(model):
+        x = model.maxpool(model.relu(model.bn1(model.conv1(pixels))))
+        return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+
+    with torch.no_grad():
+        wanted, before, after = (features(model.eval()) for model in (network, compressed, restored))
+    assert (after - wanted).norm() < 0.95 * (before - wanted).norm()
+
+
+def test_nothing_is_done_where_nothing_is_lost(network, images):
+    compressed, report = compress(network, CompressionPlan())
+    restored, recovery = recover(compressed, network, images, report.kept, steps=2)
+    assert all(part.before == part.after == 0 for part in recovery)
+    assert all(
+        torch.equal(a, b) for a, b in zip(restored.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+
+
+def test_models_are_left_alone_and_the_seed_decides(network, images):
+    compressed, report = compress(network, PLAN)
+    before = [copy.deepcopy(model.state_dict()) for model in (compressed, network)]
+    first, again, other = (recover(compressed, network, images, report.kept, steps=2, seed=s)[0] for s in (0, 0, 1))
+    for model, state in zip((compressed, network), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    states = [model.state_dict() for model in (first, again, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert all(parameter.requires_grad for parameter in first.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_is_restored_to_its_heads(kind, images):
+    dense = detector(kind, images)
+    compressed, report = compress(dense, PLAN)
+    _, recovery = recover(compressed, dense, images, report.kept, steps=3)
+    assert [part.name for part in recovery][17:] == ["neck", "rpn", *KINDS[kind]]
+    assert all(part.after <= part.before for part in recovery)
+
+
+def test_without_kept_channels_the_levels_are_targets(images, network):
+    dense = detector("faster_rcnn", images)
+    compressed, _ = compress(dense, PLAN)
+    _, recovery = recover(compressed, dense, images, steps=3)
+    assert [part.name for part in recovery] == ["body and neck", "rpn", "box head"]
+    assert recovery[0].after < recovery[0].before
+    with pytest.raises(ValueError, match="kept"):
+        recover(compress(network, PLAN)[0], network, images)
+
+
+def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
+    compressed, report = compress(network, PLAN)
+    read, living, most = ActivationFile.read, weakref.WeakSet(), []
+
+    class Images:
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, index):
+            image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(index))
+            living.add(image)
+            most.append(len(living))
+            return image
+
+    def counted(file, chosen, *window):
+        assert len(chosen) <= module.BATCH
+        return read(file, chosen, *window)
+
+    monkeypatch.setattr(ActivationFile, "read", counted)
+    recover(compressed, network, Images(), report.kept, steps=1)
+    assert max(most) <= 2
+
+
+def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_path, monkeypatch):
+    compressed, report = compress(network, PLAN)
+    whole, expected = recover(compressed, network, images, report.kept, steps=2)
+    calls = []
+
+    def stopped(part, inputs, targets, how):
+        calls.append(how.name)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return distill(part, inputs, targets, how)
+
+    monkeypatch.setattr(module, "distill", stopped)
+    kept_in = tmp_path / "recovery.pth"
+    with pytest.raises(KeyboardInterrupt):
+        recover(compressed, network, images, report.kept, steps=2, checkpoint=kept_in)
+    resumed, recovery = recover(compressed, network, images, report.kept, steps=2, checkpoint=kept_in)
+    assert calls[5:7] == ["layer2.1", "layer2.1"]
+    assert recovery == expected
+    assert all(torch.equal(v, resumed.state_dict()[name]) for name, v in whole.state_dict().items())
+
+
+def test_settled_statistics_change_nothing_but_the_mode(tmp_path):
+    torch.manual_seed(0)
+    part = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)
+    ).eval()
+    for norm in (part[1], part[4]):
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+    maps = torch.randn(12, 3, 16, 16)
+    with torch.no_grad():
+        expected = part(maps)
+        settle_statistics(part, [write(tmp_path / "maps", maps)], 5)
+        torch.testing.assert_close(part(maps), expected)
+        torch.testing.assert_close(part.train()(maps), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
+    # what is trained on says the opposite of what is held back
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    maps = torch.randn(16, 3, 4, 4)
+    wanted = part(maps).detach() * torch.where(torch.arange(16) < 2, 1.01, -9.0)[:, None, None, None]
+    inputs, targets = [write(tmp_path / "inputs", maps)], [write(tmp_path / "targets", wanted)]
+    state = copy.deepcopy(part.state_dict())
+    before, after = distill(part, inputs, targets, Distillation("part", 3, 4, 2, torch.Generator().manual_seed(0)))
+    assert before == after == pytest.approx(0.01 / 1.01, rel=1e-3)
+    assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+    assert relative_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
+
+
+def test_one_image_is_too_few(network, images):
+    compressed, report = compress(network, PLAN)
+    with pytest.raises(ValueError, match="at least two images, got 1"):
+        recover(compressed, network, images[:1], report.kept)
