@@ -44,19 +44,21 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     for channels, stride, size, count in layers(*arguments.image):
         layer = CPConv2d(channels, channels, 3, arguments.rank, stride, 1, bias=False, device=device)
-        layer.form = min(FORMS, key=lambda form: timer(cp_shape(layer), form, (1, channels, *size)))
-        dense = layer.to_conv().to(memory_format=torch.channels_last)
-        fast = layer if layer.form == "depthwise" else dense
+        seconds = {form: timer(cp_shape(layer), form, (1, channels, *size)) for form in FORMS}
+        chosen = min(FORMS, key=seconds.__getitem__)
+        dense, depthwise = (
+            form.to(memory_format=torch.channels_last) for form in (layer.to_conv(), layer.to_depthwise())
+        )
         x = torch.randn(1, channels, *size, device=device)
         last = x.contiguous(memory_format=torch.channels_last)
         calls = {
-            "chosen": partial(fast, last),
+            "chosen": partial(depthwise if chosen == "depthwise" else dense, last),
             "three": partial(three_convolutions, layer, last),
             "three, contiguous": partial(three_convolutions, layer, x),
             "dense": partial(dense, last),
         }
         times = {name: latency.median for name, latency in interleaved_latency(calls, runs=arguments.runs).items()}
-        print(f"{channels:3} channels, {size[0]}x{size[1]}, stride {stride}, {count} layers, form {layer.form}: "
+        print(f"{channels:3} channels, {size[0]}x{size[1]}, stride {stride}, {count} layers, form {chosen}: "
               + ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items()))  # fmt: skip
         rows += [times] * count
     for name in ("three, contiguous", "three", "dense"):

@@ -54,9 +54,10 @@ def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -
 
 
 def outputs_of(part: nn.Module, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A part's outputs as a tuple, whether it gives one tensor or several."""
+    """A part's outputs as a tuple of maps, be it one tensor or several; features (N, C) as (N, C, 1, 1)."""
     outputs = part(*maps)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(output[..., None, None] if output.ndim == 2 else output for output in outputs)
 
 
 def read_batches(files: Files, indices: Sequence[int], size: int, device: torch.device) -> Iterator[list[Tensor]]:

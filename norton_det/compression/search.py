@@ -63,6 +63,7 @@ def search_plan(
 
     To try several budgets, call `measure_sensitivities` once and `best_plan` for each.
     """
+    _affordable(Scope(model, whole_detector, budget.size), budget)
     sensitivities = measure_sensitivities(
         model, images, whole_detector=whole_detector, criterion=criterion, seed=seed
     )

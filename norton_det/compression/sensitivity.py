@@ -137,18 +137,20 @@ def _block_errors(
     output = block(x)
     inside = block.relu(block.bn1(block.conv1(x)))
     identity = (x if block.downsample is None else block.downsample(x))[half:]
-    target = block.conv3(block.relu(block.bn2(block.conv2(inside[:half]))))
+    dense = block.conv2(inside[:half])
+    moments = _moments(dense)
+    target = block.conv3(block.relu(block.bn2(dense)))
     positions = random_positions(target, ROWS, generator)
     target = sample(target, positions)
     decomposed = {rank: _decomposed(block, rank, criterion) for rank in RANKS}
 
     def reduced_output(option: Option) -> Tensor:
         rank, rate = option
-        reduced, kept = decomposed[rank].reduced(rate)
-        y = reduced.conv2(inside[:half, kept])
-        reduced.bn2.running_var, reduced.bn2.running_mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+        reduced, first, second = decomposed[rank].reduced(rate)
+        y = reduced.conv2(inside[:half, first])
+        _match_moments(reduced.bn2, y, *(moment[second] for moment in moments))
         refit_pointwise(reduced.conv3, reduced.bn3, sample(reduced.relu(reduced.bn2(y)), positions), target)
-        y = reduced.relu(reduced.bn2(reduced.conv2(inside[half:, kept])))
+        y = reduced.relu(reduced.bn2(reduced.conv2(inside[half:, first])))
         changed: Tensor = reduced.relu(reduced.bn3(reduced.conv3(y)) + identity)
         return changed
 
@@ -160,6 +162,20 @@ def _block_errors(
     return [gain * error for error in errors]
 
 
+def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (K,) of the channels of maps (N, K, H, W)."""
+    variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
+    return mean, variance.sqrt()
+
+
+def _match_moments(norm: Any, y: Tensor, dense_mean: Tensor, dense_deviation: Tensor) -> None:
+    """Change a BatchNorm's statistics, in place, so that its output on y has the moments that the dense one's had."""
+    mean, deviation = _moments(y)
+    ratio = (deviation / dense_deviation.clamp_min(1e-12)).clamp(1e-3, 1e3)
+    norm.running_mean = mean - ratio * (dense_mean - norm.running_mean)
+    norm.running_var = ratio.square() * (norm.running_var + norm.eps) - norm.eps
+
+
 @dataclass(frozen=True)
 class _Decomposed:
     """A bottleneck whose 3x3 convolution has been decomposed, and the scores of its two inner groups."""
@@ -167,13 +183,13 @@ class _Decomposed:
     block: Any
     scores: tuple[Tensor, Tensor]
 
-    def reduced(self, rate: float) -> tuple[Any, Tensor]:
-        """A pruned copy, and which outputs of its first convolution were kept."""
+    def reduced(self, rate: float) -> tuple[Any, Tensor, Tensor]:
+        """A pruned copy, and which outputs of its first and second convolution were kept."""
         block = copy.deepcopy(self.block)
         first, second = (kept_filters(scores, kept_channels(len(scores), rate)) for scores in self.scores)
         slice_channels(block, [("conv1", "bn1")], ["conv2"], first)
         slice_channels(block, [("conv2", "bn2")], ["conv3"], second)
-        return block, first
+        return block, first, second
 
 
 def _decomposed(block: Any, rank: int | None, criterion: Criterion) -> _Decomposed:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import FeaturePyramidNetwork
 
-from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
 from norton_det.models.detectors import BODY
 from norton_det.models.resnet import GROUPS
 
@@ -52,9 +52,9 @@ def _scaled(conv: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
 
 def fold_pyramid(detector: GeneralizedRCNN) -> None:
     """Spare the pyramid the lateral convolution of its finest level, in place, where that level's output convolution
-    is a CP one; see `FoldedPyramid`."""
+    is a CP one in its depthwise form; see `FoldedPyramid`."""
     pyramid = detector.backbone.fpn
-    if isinstance(pyramid.layer_blocks[0][0], CPConv2d):
+    if isinstance(pyramid.layer_blocks[0][0], DepthwiseCPConv2d):
         detector.backbone.fpn = FoldedPyramid(pyramid)
 
 
@@ -70,7 +70,7 @@ class FoldedPyramid(nn.Module):
         super().__init__()
         self.pyramid = pyramid
         finest, lateral = pyramid.layer_blocks[0][0], pyramid.inner_blocks[0][0]
-        pointwise = finest.channel.detach().flatten(0, 1)  # (R, K, C) to (R*K, C)
+        pointwise = finest.pointwise.weight.detach().flatten(1)  # (R*K, C, 1, 1) to (R*K, C)
         self.merged = nn.Conv2d(lateral.in_channels, len(pointwise), 1)
         self.merged.weight = nn.Parameter((pointwise @ lateral.weight.detach().flatten(1))[..., None, None])
         self.merged.bias = nn.Parameter(pointwise @ lateral.bias.detach())

@@ -21,7 +21,7 @@ CPShape = tuple[int, int, tuple[int, int], int, tuple[int, int], tuple[int, int]
 
 @torch.no_grad()
 def choose_forms(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> None:
-    """Give every CP convolution, in place, the form that `timer` finds fastest; a dense one becomes an nn.Conv2d.
+    """Put in the place of every CP convolution its dense or its depthwise form, whichever `timer` finds faster.
 
     A layer that runs on several sizes (the RPN's: five) takes the form with the smallest sum. `image` is a float
     RGB image (3, H, W) of the size to be fast at.
@@ -30,8 +30,8 @@ def choose_forms(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> None
         layer = detector.get_submodule(name)
         assert isinstance(layer, CPConv2d)
         seconds = {form: sum(timer(cp_shape(layer), form, shape) for shape in shapes) for form in FORMS}
-        if seconds["dense"] < seconds["depthwise"]:
-            detector.set_submodule(name, layer.to_conv())
+        form = layer.to_conv() if seconds["dense"] < seconds["depthwise"] else layer.to_depthwise()
+        detector.set_submodule(name, form.eval())
 
 
 def _input_shapes(detector: GeneralizedRCNN, image: Tensor) -> dict[str, list[Shape]]:
@@ -62,10 +62,10 @@ def cp_shape(layer: CPConv2d) -> CPShape:
 
 
 def build_layer(shape: CPShape, form: Form) -> nn.Module:
-    """A layer to be timed: in its dense form the convolution itself, whose weight needs no reconstruction."""
+    """A layer to be timed, in a form as it is deployed."""
     inputs, outputs, kernel, rank, stride, padding, dilation = shape
-    layer = CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation, form="depthwise")
-    return (layer if form == "depthwise" else layer.to_conv()).eval()
+    layer = CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation)
+    return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
 
 
 def torch_timer(device: torch.device, dtype: torch.dtype) -> Timer:

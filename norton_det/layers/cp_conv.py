@@ -196,35 +196,21 @@ class CPConv2d(nn.Module):
         """Convolve x (N, C, H, W) to (N, K, H', W'); channels_last stays channels_last."""
         if self.form == "dense":
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
-        return self.depthwise(self.pointwise(x))
-
-    def pointwise(self, x: Tensor) -> Tensor:
-        """The 1x1 convolution to the components' channels: (N, C, H, W) to (N, R*K, H, W)."""
-        return F.conv2d(x, self.channel.view(self.rank * self.out_channels, self.in_channels, 1, 1))
-
-    def depthwise(self, x: Tensor) -> Tensor:
-        """The depthwise convolution behind it, summed over the components: (N, R*K, H, W) to (N, K, H', W')."""
         channels = self.rank * self.out_channels
+        x = F.conv2d(x, self.channel.view(channels, self.in_channels, 1, 1))
+        geometry = (self.stride, self.padding, self.dilation)
+        return _sum_components(F.conv2d(x, *self._kernels(), *geometry, groups=channels), self.rank)
+
+    def _kernels(self) -> tuple[Tensor, Tensor | None]:
+        """The depthwise kernels (R*K, 1, kh, kw) and bias (R*K,)."""
         kernels = self.vertical[..., :, None] * self.horizontal[..., None, :]  # (R, K, kh, kw)
         # The bias belongs to the sum, so the first component carries it. (K,) to (R*K,)
-        bias = None if self.bias is None else F.pad(self.bias, (0, channels - self.out_channels))
-        x = F.conv2d(
-            x,
-            kernels.view(channels, 1, *self.kernel_size),
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            groups=channels,
-        )
-        # Chunks rather than slices: the gradient is then one concatenation.
-        first, *others = x.chunk(self.rank, dim=1)
-        if not others:
-            return x
-        total = first + others[0]
-        for component in others[1:]:
-            total += component  # an addition keeps nothing for its gradient, so it may work in place
-        return total
+        padding = (self.rank - 1) * self.out_channels
+        return kernels.flatten(0, 1)[:, None], None if self.bias is None else F.pad(self.bias, (0, padding))
+
+    def to_depthwise(self) -> DepthwiseCPConv2d:
+        """Return the depthwise form with its kernels computed once, for inference."""
+        return DepthwiseCPConv2d(self)
 
     def separable_macs(self, input_shape: torch.Size, output_shape: torch.Size) -> int:
         """Multiply-accumulates of the paper's three convolutions for (N, C, H, W) to (N, K, H', W').
@@ -262,3 +248,48 @@ def _pair(name: str, value: object) -> tuple[int, int]:
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, int) for part in value):
         return value
     raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+
+
+class DepthwiseCPConv2d(nn.Module):
+    """A CP convolution in its depthwise form for inference: as `CPConv2d`, its kernels multiplied out once."""
+
+    def __init__(self, layer: CPConv2d) -> None:
+        super().__init__()
+        channels = layer.rank * layer.out_channels
+        kernels, bias = layer._kernels()
+        self.rank = layer.rank
+        self.pointwise = nn.Conv2d(layer.in_channels, channels, 1, bias=False)
+        self.pointwise.weight = nn.Parameter(layer.channel.detach().flatten(0, 1)[..., None, None].clone())
+        self.spatial = nn.Conv2d(
+            channels,
+            channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            channels,
+            bias is not None,
+        )
+        self.spatial.weight = nn.Parameter(kernels.detach().clone())
+        if bias is not None:
+            self.spatial.bias = nn.Parameter(bias.detach().clone())
+
+    def depthwise(self, x: Tensor) -> Tensor:
+        """What follows the 1x1 convolution: (N, R*K, H, W) to (N, K, H', W')."""
+        return _sum_components(self.spatial(x), self.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (N, C, H, W) to (N, K, H', W')."""
+        return self.depthwise(self.pointwise(x))
+
+
+def _sum_components(x: Tensor, rank: int) -> Tensor:
+    """From (N, R*K, H, W), component by component, to (N, K, H, W)."""
+    # Chunks rather than slices: the gradient is then one concatenation.
+    first, *others = x.chunk(rank, dim=1)
+    if not others:
+        return x
+    total = first + others[0]
+    for component in others[1:]:
+        total += component  # an addition keeps nothing for its gradient, so it may work in place
+    return total

@@ -11,14 +11,21 @@ import norton_det
 from norton_det.cli.main import main
 from norton_det.compression import search
 from norton_det.compression.plan import load_plan
+from norton_det.compression.sensitivity import OPTIONS, PRUNED_STAGES, RATES, Sensitivities
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from norton_det.models.resnet import BLOCK_NAMES, ResNetSpec, build_resnet50
+
+SENSITIVITIES = Sensitivities(
+    {block: [0.1 / (rank or 9) + rate for rank, rate in OPTIONS] for block in BLOCK_NAMES},
+    {stage: list(RATES) for stage in PRUNED_STAGES},
+)
+"""As if measured, which takes its time and has its own tests."""
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(search, "measure_sensitivities", lambda *_, **__: SENSITIVITIES)
     torch.manual_seed(0)
     save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=10))
     Path("images").mkdir()

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def detector():
         5,
         ResNetSpec.dense(0.125),
         fpn_channels=16,
-        box_channels=96,
+        box_channels=256,
         mask_channels=8,
         settings=DetectorSettings(min_size=(64,), max_size=64),
     )
@@ -162,10 +163,8 @@ def test_a_whole_budget_leaves_the_network_alone(network, sensitivities):
 
 
 def test_the_same_seed_gives_the_same_plan(network, images, sensitivities):
-    again = measure_sensitivities(network, images)
-    assert again == sensitivities
     budget = Budget("macs", 0.5)
-    assert best_plan(network, again, budget)[0] == best_plan(network, sensitivities, budget)[0]
+    assert search_plan(network, images, budget) == best_plan(network, sensitivities, budget)
 
 
 def test_a_layer_that_rank_one_loses_nothing_of_gets_rank_one(network, sensitivities):
@@ -189,8 +188,8 @@ def test_channels_that_are_silent_cost_nothing_to_drop(network, images):
     assert options[None, 0.6] > 10 * options[None, 0.5]
 
 
-def test_the_plan_file_is_a_plan(network, images, tmp_path):
-    plan, report = search_plan(network, images, Budget("macs", 0.4))
+def test_the_plan_file_is_a_plan(network, sensitivities, tmp_path):
+    plan, report = best_plan(network, sensitivities, Budget("macs", 0.4))
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan.to_dict()))
     assert load_plan(path) == plan
@@ -201,16 +200,24 @@ def test_the_plan_file_is_a_plan(network, images, tmp_path):
     assert set(plan.ranks) <= set(SPATIAL_LAYERS)
 
 
+def smallest(model, sensitivities, kind, size=None):
+    with pytest.raises(ValueError, match="impossible") as caught:
+        best_plan(model, sensitivities, Budget(kind, 1e-3, size))
+    return float(str(caught.value).rsplit("=", 1)[1])
+
+
 def test_a_whole_detector_is_planned_part_by_part(detector, detector_sensitivities):
     assert set(detector_sensitivities.parts) == {"neck", "rpn", "box_head", "mask_head"}
-    budget = Budget("macs", 0.2, (128, 128))
-    plan, report = best_plan(detector, detector_sensitivities, budget)
-    assert set(plan.parts) >= {"box_head"}  # nearly all of this small detector's MACs
+    share = smallest(detector, detector_sensitivities, "macs", (128, 128))
+    plan, report = best_plan(detector, detector_sensitivities, Budget("macs", share, (128, 128)))
     compressed, _ = compress(detector, plan)
-    assert total(count_detector(compressed, 128, 128)).macs == report.cost <= 0.2 * report.dense_cost
-    assert "mask_head" not in plan.parts  # its MACs stand beside the total
-    by_size = best_plan(detector, detector_sensitivities, Budget("parameters", 0.2))[0]
-    assert by_size.parts
+    assert total(count_detector(compressed, 128, 128)).macs == report.cost <= share * report.dense_cost
+    assert set(plan.parts) == {"neck", "rpn", "box_head"}  # the mask head's MACs stand beside the total
+    share = smallest(detector, detector_sensitivities, "parameters")
+    assert set(best_plan(detector, detector_sensitivities, Budget("parameters", share))[0].parts) == {
+        *plan.parts,
+        "mask_head",
+    }
 
 
 def test_errors_of_parts_fall_with_rank(detector_sensitivities):
@@ -220,8 +227,8 @@ def test_errors_of_parts_fall_with_rank(detector_sensitivities):
         assert by_rank == sorted(by_rank, reverse=True)
 
 
-def test_a_detectors_body_alone_leaves_its_parts(detector, images):
-    plan, _ = search_plan(detector, images, Budget("macs", 0.3, (64, 64)))
+def test_a_detectors_body_alone_leaves_its_parts(detector, detector_sensitivities):
+    plan, _ = best_plan(detector, replace(detector_sensitivities, parts={}), Budget("macs", 0.4, (64, 64)))
     assert not plan.parts
     assert plan.ranks
 
@@ -262,10 +269,8 @@ def test_a_budget_that_is_none_says_so(text, message):
 
 def test_what_cannot_be_is_refused_before_anything_is_measured(network, images, monkeypatch):
     monkeypatch.setattr(search, "measure_sensitivities", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(ValueError, match=r"macs=0.01 is impossible: the smallest is macs=0\.\d+$") as caught:
+    with pytest.raises(ValueError, match=r"macs=0.01 is impossible: the smallest is macs=0\.\d+$"):
         search_plan(network, images, Budget("macs", 0.01))
-    smallest = float(str(caught.value).rsplit("=", 1)[1])
-    assert Scope(network, False, None).cost(CompressionPlan(), "macs") * smallest > 0
     with pytest.raises(ValueError, match="a classifier's"):
         search_plan(network, images, Budget("macs", 0.5), whole_detector=True)
     compressed, _ = compress(network, load_plan("norton-59"))
@@ -274,11 +279,9 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(network, images, 
 
 
 def test_the_smallest_budget_that_is_named_is_possible(network, sensitivities):
-    with pytest.raises(ValueError, match="impossible") as caught:
-        best_plan(network, sensitivities, Budget("macs", 0.01))
-    smallest = float(str(caught.value).rsplit("=", 1)[1])
-    _, report = best_plan(network, sensitivities, Budget("macs", smallest))
-    assert report.cost <= smallest * report.dense_cost
+    share = smallest(network, sensitivities, "macs")
+    _, report = best_plan(network, sensitivities, Budget("macs", share))
+    assert (share - 1e-3) * report.dense_cost <= report.cost <= share * report.dense_cost
 
 
 def test_without_images_nothing_is_measured(network):

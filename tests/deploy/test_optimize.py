@@ -14,7 +14,7 @@ from norton_det.deploy.forms import choose_forms
 from norton_det.deploy.openvino import quantize, save_openvino, to_openvino
 from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import compile_openvino, load_exported
-from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.resnet import ResNetSpec
@@ -105,8 +105,9 @@ def test_the_same_detections_at_any_size(kind, runtime, images):
 @torch.no_grad()
 def test_a_folded_pyramid_computes_the_same_with_less(images):
     detector = small_detector("faster_rcnn")
-    pyramid = detector.backbone.fpn
+    pyramid = copy.deepcopy(detector.backbone.fpn)
     maps = detector.backbone.body(torch.rand(1, 3, 97, 131))
+    choose_forms(detector, images[0], lambda shape, form, inputs: float(form == "dense"))
     fold_pyramid(detector)
     folded = detector.backbone.fpn(maps)
     for (name, ours), (other, theirs) in zip(folded.items(), pyramid(maps).items(), strict=True):
@@ -137,7 +138,8 @@ def test_each_layer_gets_the_form_that_the_timer_finds_fastest(images):
         return 2.0 if (form == "dense") == (shape[0] == 32) else 1.0  # the neck's and the RPN's stay depthwise
 
     choose_forms(detector, images[0], timer)
-    kept = [name for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)]
+    kept = [name for name, layer in detector.named_modules() if isinstance(layer, DepthwiseCPConv2d)]
+    assert not [layer for layer in detector.modules() if isinstance(layer, CPConv2d)]
     assert kept == [*(f"backbone.fpn.layer_blocks.{i}.0" for i in range(4)), "rpn.head.conv.0.0"]
     rpn_sizes = {inputs for shape, _, inputs in asked if shape[:2] == (32, 32)}
     assert len(rpn_sizes) == 5
