@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 RELATIVE_GAP = 1e-4
 """The solution's error exceeds the optimum by at most this share."""
+FEASIBILITY = 1e-6
+"""By this share of the largest single cost the solver may overdraw a budget: that much is held back."""
 
 Levels = tuple[int, ...]
 
@@ -52,8 +55,8 @@ class Solution:
 
 
 def cheapest(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item]) -> float:
-    """The smallest cost that any combination has."""
-    return _solve(groups, items, None).cost
+    """The smallest budget that `solve` takes: the cost of the cheapest combination, and what is held back."""
+    return _solve(groups, items, None).cost + 2 * FEASIBILITY * _largest_cost(groups, items)
 
 
 def solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], budget: float) -> Solution:
@@ -62,6 +65,12 @@ def solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], bud
     Raises ValueError where none is cheap enough.
     """
     return _solve(groups, items, budget)
+
+
+def _largest_cost(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item]) -> float:
+    of_groups = [abs(choice.cost) for choices in groups.values() for choice in choices]
+    of_items = [abs(cost) for item in items.values() for costs in item.costs.values() for cost in costs]
+    return max(of_groups + of_items) or 1.0
 
 
 @dataclass
@@ -105,7 +114,7 @@ def _solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], bu
                     column for levels, pairs in by_levels.items() if levels[place] == level for _, column in pairs
                 ]
                 programme.equation(inside, [level_column], 0)
-    chosen = _optimise(programme, budget)
+    chosen = _optimise(programme, budget, _largest_cost(groups, items))
     return Solution(
         {name: next(i for i, c in enumerate(columns) if chosen[c]) for name, columns in level_columns.items()},
         {name: next(o for c, o in columns.items() if chosen[c]) for name, columns in option_columns.items()},
@@ -130,18 +139,17 @@ def _columns(programme: _Programme, item: Item, levels: Levels) -> list[tuple[in
     return columns
 
 
-def _optimise(programme: _Programme, budget: float | None) -> np.ndarray:
-    """Which columns are taken, (columns,) bool."""
+def _optimise(programme: _Programme, budget: float | None, unit: float) -> NDArray[np.bool_]:
+    """Which columns are taken, (columns,). Errors and costs (by `unit`) are scaled: tolerances are absolute."""
     rows, columns, values = zip(*programme.entries, strict=True)
     count = len(programme.errors)
     equations = coo_array((values, (rows, columns)), shape=(len(programme.sums), count)).tocsc()
     constraints = [LinearConstraint(equations, programme.sums, programme.sums)]
-    costs = np.array(programme.costs)
+    errors, costs = np.array(programme.errors), np.array(programme.costs)
     if budget is not None:
-        scale = np.abs(costs).max() or 1.0
-        constraints.append(LinearConstraint(costs[None] / scale, -np.inf, budget / scale))
+        constraints.append(LinearConstraint(costs[None] / unit, -np.inf, budget / unit - FEASIBILITY))
     result = milp(
-        costs if budget is None else np.array(programme.errors),
+        costs / unit if budget is None else errors / (errors.max() or 1.0),
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=constraints,

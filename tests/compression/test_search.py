@@ -8,16 +8,20 @@ import torch
 from torch import nn
 
 from norton_det.analysis.complexity import count, count_detector, total
-from norton_det.compression import prices, search
+from norton_det.compression import cost_table as cost_table_module
+from norton_det.compression import prices, search, sensitivity
 from norton_det.compression.budget import Budget, Scope
 from norton_det.compression.choice import Choice, Item, cheapest, solve
 from norton_det.compression.compress import compress
 from norton_det.compression.cost_table import cost_table
+from norton_det.compression.least_squares import least_squares
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.search import best_plan, measure_sensitivities, search_plan
+from norton_det.data.images import find_images, read_image
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import SPATIAL_LAYERS, ResNetSpec, build_resnet50
+from norton_det.models.resnet import BLOCK_NAMES, SPATIAL_LAYERS, ResNetSpec, build_resnet50
+from norton_det.models.weights import read_weights, resnet50_from_weights
 
 RANK_ONE = "layer3.2.conv2"
 
@@ -109,7 +113,7 @@ def test_the_solver_finds_what_brute_force_finds(seed):
     groups, items = random_problem(seed)
     combinations = np.array(list(every_combination(groups, items)))
     least, most = combinations[:, 1].min(), combinations[:, 1].max()
-    assert cheapest(groups, items) == pytest.approx(least)
+    assert least <= cheapest(groups, items) <= least * (1 + 1e-4)
     for share in (0.05, 0.2, 0.5, 1):
         budget = least + share * (most - least)
         solution = solve(groups, items, budget)
@@ -155,11 +159,13 @@ def test_more_budget_never_foretells_more_error(network, sensitivities):
         assert report.cost <= share * report.dense_cost
     errors = [report.predicted_error for report in reports]
     assert all(more <= less * 1.001 for less, more in itertools.pairwise(errors))
-    assert errors[-1] == 0
+    assert errors[-1] < 1e-9 * errors[0]
 
 
 def test_a_whole_budget_leaves_the_network_alone(network, sensitivities):
-    assert best_plan(network, sensitivities, Budget("parameters", 1.0))[0] == CompressionPlan()
+    plan, _ = best_plan(network, sensitivities, Budget("parameters", 1.0))
+    assert set(plan.ranks) <= {RANK_ONE}  # which costs it nothing
+    assert not plan.rates
 
 
 def test_the_same_seed_gives_the_same_plan(network, images, sensitivities):
@@ -245,7 +251,7 @@ def test_times_between_the_measured_widths_are_interpolated(monkeypatch):
 
 def test_a_budget_in_milliseconds_is_measured(network, sensitivities):
     generous, report = best_plan(network, sensitivities, Budget("milliseconds", 1e5, (32, 32)))
-    assert generous == CompressionPlan()
+    assert not generous.rates
     assert 0 < report.cost < 1e4
     with pytest.raises(ValueError, match=r"impossible: the smallest is milliseconds="):
         best_plan(network, sensitivities, Budget("milliseconds", 1e-4, (32, 32)))
@@ -287,3 +293,78 @@ def test_the_smallest_budget_that_is_named_is_possible(network, sensitivities):
 def test_without_images_nothing_is_measured(network):
     with pytest.raises(ValueError, match="at least 2 images, got 0"):
         measure_sensitivities(network, [])
+
+
+REAL_BLOCKS = tuple(block for block in BLOCK_NAMES if not block.startswith("layer4"))
+
+
+@torch.no_grad()
+def errors_after_refits(dense, plan, fit, images):
+    """The share of energy that each of the first three stages has lost, on images that nothing was fitted on.
+
+    Block after block, what a closed form can restore is restored: BatchNorm's statistics, then the last 1x1, to give
+    the dense block's output. The channels that are gone are guessed from those that are left.
+    """
+    compressed, report = compress(dense, plan)
+    half = len(fit)
+    x = torch.cat([fit, images])
+    x = dense.maxpool(dense.relu(dense.bn1(dense.conv1(x))))
+    y = x[:, report.kept["stem"]]
+
+    def normed(norm, maps):
+        norm.running_var, norm.running_mean = torch.var_mean(maps[:half], dim=(0, 2, 3))
+        return norm(maps)
+
+    errors = {}
+    for name in REAL_BLOCKS:
+        block, stage = compressed.get_submodule(name), name.split(".")[0]
+        kept = report.kept[stage]
+        x = dense.get_submodule(name)(x)
+        identity = y if block.downsample is None else normed(block.downsample[1], block.downsample[0](y))
+        y = block.relu(normed(block.bn1, block.conv1(y)))
+        y = block.relu(normed(block.bn2, block.conv2(y)))
+        y = block.relu(last_convolution(block, y, x[:half, kept] - identity[:half]) + identity)
+        whole = y.new_empty(len(y), len(x[0]), *y.shape[2:])
+        whole[:, kept] = y
+        gone = [channel for channel in range(len(x[0])) if channel not in set(kept)]
+        if gone:
+            rows = y[:half].permute(0, 2, 3, 1).flatten(0, 2), x[:half, gone].permute(0, 2, 3, 1).flatten(0, 2)
+            weight, bias = least_squares(*rows)
+            whole[:, gone] = nn.functional.conv2d(y, weight[:, :, None, None], bias)
+        errors[stage] = float((whole - x)[half:].square().sum() / x[half:].square().sum())
+    return errors
+
+
+def last_convolution(block, y, target):
+    """conv3 and its BatchNorm in one, by least squares."""
+    rows = y[: len(target)].permute(0, 2, 3, 1).flatten(0, 2), target.permute(0, 2, 3, 1).flatten(0, 2)
+    weight, bias = least_squares(*rows)
+    return nn.functional.conv2d(y, weight[:, :, None, None], bias)
+
+
+def test_real_filters_lose_less_than_under_the_papers_plan(real_data, monkeypatch):
+    """At the MACs of norton-59, on the part of a ResNet-50 whose trained weights are at hand: stem to layer3."""
+    weights = read_weights(real_data / "weights" / "resnet50_imagenet_partial.pth")
+    dense = resnet50_from_weights(weights, strict=False).eval()
+    paths = [find_images(real_data / "coco" / split, 10) for split in ("train2017", "val2017")]
+    fit, held_out = (
+        sensitivity.prepare([read_image(p).as_subclass(torch.Tensor) / 255 for p in part], 96, torch.device("cpu"))
+        for part in paths
+    )
+    for module in (sensitivity, cost_table_module):
+        monkeypatch.setattr(module, "BLOCK_NAMES", REAL_BLOCKS)
+    paper = load_plan("norton-59")
+    paper = CompressionPlan(
+        {layer: rank for layer, rank in paper.ranks.items() if "layer4" not in layer},
+        {group: rate for group, rate in paper.rates.items() if "layer4" not in group},
+    )
+    scope = Scope(dense, False, None)
+    limit = scope.cost(paper, "macs")
+    generator = torch.Generator().manual_seed(0)
+    measured = sensitivity.measure_body(dense, fit, ("layer1", "layer2", "layer3"), "pabs", generator)
+    table = cost_table(scope, "macs", scope.cost(CompressionPlan(), "macs"))
+    solution = solve(*search._with_errors(table, measured), limit - table.fixed)
+    searched = search._as_plan(solution)
+    assert scope.cost(searched, "macs") <= limit
+    ours, papers = (errors_after_refits(dense, plan, fit, held_out) for plan in (searched, paper))
+    assert sum(ours.values()) < 0.95 * sum(papers.values()), (ours, papers)
