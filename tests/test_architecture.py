@@ -12,7 +12,7 @@ ALLOWED = {
     "layers": {"ops"},
     "analysis": set(),
     "models": {"layers"},
-    "compression": {"ops", "layers", "analysis", "models"},
+    "compression": {"ops", "layers", "analysis", "models", "files"},
     "data": {"files"},
     "evaluation": {"data", "files"},
     "engine": {"evaluation", "models", "files"},

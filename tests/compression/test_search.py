@@ -346,9 +346,9 @@ def test_real_filters_lose_less_than_under_the_papers_plan(real_data, monkeypatc
     """At the MACs of norton-59, on the part of a ResNet-50 whose trained weights are at hand: stem to layer3."""
     weights = read_weights(real_data / "weights" / "resnet50_imagenet_partial.pth")
     dense = resnet50_from_weights(weights, strict=False).eval()
-    paths = [find_images(real_data / "coco" / split, 10) for split in ("train2017", "val2017")]
+    paths = [find_images(real_data / "coco" / split, 16) for split in ("train2017", "val2017")]
     fit, held_out = (
-        sensitivity.prepare([read_image(p).as_subclass(torch.Tensor) / 255 for p in part], 96, torch.device("cpu"))
+        sensitivity.prepare([read_image(p).as_subclass(torch.Tensor) / 255 for p in part], 128, torch.device("cpu"))
         for part in paths
     )
     for module in (sensitivity, cost_table_module):
