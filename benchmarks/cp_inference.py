@@ -13,7 +13,7 @@ import torch
 from cp_training_step import three_convolutions
 
 from norton_det.analysis.latency import interleaved_latency
-from norton_det.deploy.forms import cp_shape, torch_timer
+from norton_det.deploy.forms import cp_shape, in_form, torch_timer
 from norton_det.layers.cp_conv import FORMS, CPConv2d
 
 STAGES = [(64, 4, 3), (128, 8, 4), (256, 16, 6), (512, 32, 3)]  # width, stride of the map, blocks
@@ -46,13 +46,11 @@ def main() -> None:
         layer = CPConv2d(channels, channels, 3, arguments.rank, stride, 1, bias=False, device=device)
         seconds = {form: timer(cp_shape(layer), form, (1, channels, *size)) for form in FORMS}
         chosen = min(FORMS, key=seconds.__getitem__)
-        dense, depthwise = (
-            form.to(memory_format=torch.channels_last) for form in (layer.to_conv(), layer.to_depthwise())
-        )
+        fast, dense = (in_form(layer, form).to(memory_format=torch.channels_last) for form in (chosen, "dense"))
         x = torch.randn(1, channels, *size, device=device)
         last = x.contiguous(memory_format=torch.channels_last)
         calls = {
-            "chosen": partial(depthwise if chosen == "depthwise" else dense, last),
+            "chosen": partial(fast, last),
             "three": partial(three_convolutions, layer, last),
             "three, contiguous": partial(three_convolutions, layer, x),
             "dense": partial(dense, last),

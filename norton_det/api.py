@@ -1,7 +1,6 @@
 """The public face: joins models and compression without any configuration."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.compression import compress as method
+from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.recover import recover
+from norton_det.compression.recover import compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.models.detectors import DetectorKind, DetectorSpec, build_from_spec
@@ -32,7 +31,7 @@ def compress(
     rank: int | None = None,
     criterion: Criterion = "pabs",
     images: Sequence[Tensor] = (),
-) -> tuple[nn.Module, method.CompressionReport]:
+) -> tuple[nn.Module, CompressionReport]:
     """A compressed copy of a torchvision ResNet-50 or of an R-CNN on one, trained or not, and the report.
 
     `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
@@ -47,11 +46,7 @@ def compress(
     >>> sum(p.numel() for p in compressed.parameters())
     5885736
     """
-    compressed, report = method.compress(model, load_plan(plan, rank), criterion)
-    if not len(images):
-        return compressed, report
-    restored, recovery = recover(compressed, model, images, report.kept)
-    return restored, replace(report, recovery=recovery)
+    return compress_and_recover(model, load_plan(plan, rank), images, criterion)
 
 
 def load_resnet50(path: str | Path, strict: bool = True) -> ResNet:

@@ -14,9 +14,8 @@ from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
-from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.recover import recover
+from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
 from norton_det.data.coco import CocoDataset
@@ -45,7 +44,7 @@ from norton_det.models.norms import (
     warn_of_small_batches,
 )
 from norton_det.models.precision import PRECISIONS
-from norton_det.models.resnet import ResNetSpec
+from norton_det.models.resnet import LAST_BLOCKS, ResNetSpec
 from norton_det.models.weights import (
     Weights,
     default_categories,
@@ -56,7 +55,7 @@ from norton_det.models.weights import (
 )
 
 log = logging.getLogger(__name__)
-RESTORED = ("layer1.2", "layer2.3", "layer3.5", "layer4.2", "neck", "rpn", "box head", "mask head", "keypoint head")
+RESTORED = (*LAST_BLOCKS, "neck", "rpn", "box head", "mask head", "keypoint head")
 """The restored parts whose errors are told."""
 TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
 
@@ -210,8 +209,7 @@ def backbone_from_weights(
 
     Dense weights are compressed by `plan` on the spot, and restored on `images`, where there are any, finished parts
     kept in the file `unfinished`; compressed ones bring their own structure. With `strict` every tensor must be
-    there.
-    Raises ValueError where weights or plan do not fit.
+    there. Raises ValueError where weights or plan do not fit.
     """
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
@@ -410,18 +408,13 @@ def _compressed(
     model: nn.Module, plan: CompressionPlan, images: Sequence[torch.Tensor], unfinished: Path | None
 ) -> BuiltDetector:
     with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
-        compressed, report = compress(model, plan, progress=lambda layer: bar.update())
-    if len(images):
-        if unfinished is not None:
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
-        compressed, parts = recover(compressed, model, images, report.kept, checkpoint=unfinished)
-        log.info(
-            "restored on %d images: %s",
-            len(images),
-            ", ".join(
-                f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in parts if part.name in RESTORED
-            ),
+        compressed, report = compress_and_recover(
+            model, plan, images, progress=lambda layer: bar.update(), checkpoint=unfinished
         )
+    if report.recovery:
+        told = [part for part in report.recovery if part.name in RESTORED]
+        errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
+        log.info("restored on %d images: %s", len(images), errors)
     return BuiltDetector(compressed, plan, report.kept)
 
 

@@ -2,21 +2,21 @@
 
 import argparse
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from torch import Tensor
 from tqdm import tqdm
 
-from norton_det.compression.compress import CompressionReport, compress
+from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import load_plan
-from norton_det.compression.recover import recover
+from norton_det.compression.recover import compress_and_recover
 from norton_det.compression.saliency import Criterion
-from norton_det.data.catalog import image_folder
-from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.catalog import open_images
 from norton_det.engine.checkpoint import save_weights
 from norton_det.files import write_json
-from norton_det.models.weights import detector_from_weights, read_weights, resnet50_from_weights
+from norton_det.models.weights import model_from_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +40,21 @@ def run(args: argparse.Namespace) -> None:
     weights = read_weights(args.weights)
     if weights.is_compressed:
         raise ValueError(f"{args.weights} is compressed already")
-    model = detector_from_weights(weights) if weights.is_detector else resnet50_from_weights(weights)
+    images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
+    unfinished = args.output.with_suffix(".recovery.pth")
     with tqdm(total=len(plan.ranks), desc="decompose") as bar:
-        compressed, report = compress(model, plan, args.criterion, progress=lambda layer: bar.update())
-    if args.images:
-        images = ImageFiles(find_images(image_folder(args.images), args.image_count))
-        unfinished = args.output.with_suffix(".recovery.pth")
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        compressed, recovery = recover(compressed, model, images, report.kept, checkpoint=unfinished)
-        report = replace(report, recovery=recovery)
+        compressed, report = compress_and_recover(
+            model_from_weights(weights),
+            plan,
+            images,
+            args.criterion,
+            progress=lambda layer: bar.update(),
+            checkpoint=unfinished,
+        )
     dense_source = str(Path(args.weights).resolve())
     save_weights(args.output, compressed, plan=plan.to_dict(), kept=report.kept, dense_weights=dense_source)
     write_json(args.output.with_suffix(".json"), report.to_dict())
-    if args.images:
+    if images:
         unfinished.unlink(missing_ok=True)
     print(format_report(report))
     print(f"weights: {args.output}\nreport:  {args.output.with_suffix('.json')}")

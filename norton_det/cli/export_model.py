@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.data.catalog import image_folder
-from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.catalog import open_images
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.agreement import agreement
 from norton_det.deploy.openvino import save_openvino
@@ -57,7 +56,7 @@ def load_images(where: str | None, count: int) -> list[Tensor]:
     if where is None:
         rng = np.random.default_rng(0)
         return [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1).float() / 255 for _ in range(count)]
-    return list(ImageFiles(find_images(image_folder(where), count)))
+    return list(open_images(where, count))
 
 
 @torch.inference_mode()

@@ -4,17 +4,14 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor
-
 from norton_det.compression.budget import Budget, Scope
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.search import SearchReport, search_plan
-from norton_det.data.catalog import image_folder
-from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.catalog import open_images
 from norton_det.files import write_json
 from norton_det.models.resnet import BLOCK_NAMES, STAGES, ResNetSpec
-from norton_det.models.weights import detector_from_weights, read_weights, resnet50_from_weights
+from norton_det.models.weights import model_from_weights, read_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +42,8 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".json":
         raise ValueError(f"--output {args.output}: a plan is a .json file")
     budget = Budget.parse(args.budget, tuple(args.input_size) if args.input_size else None)
-    images = load_images(args.images, args.image_count)
-    weights = read_weights(args.weights)
-    model = detector_from_weights(weights) if weights.is_detector else resnet50_from_weights(weights)
+    images = open_images(args.images, args.image_count)
+    model = model_from_weights(read_weights(args.weights))
     plan, report = search_plan(
         model, images, budget, whole_detector=args.whole_detector, criterion=args.criterion, seed=args.seed
     )
@@ -55,11 +51,6 @@ def run(args: argparse.Namespace) -> None:
     print(format_plan(plan, Scope(model, args.whole_detector, budget.size).body))
     print(format_report(report, budget))
     print(f"plan: {args.output}")
-
-
-def load_images(where: str, count: int) -> list[Tensor]:
-    """Float RGB images (3, H, W) in 0 to 1, from a folder or dataset."""
-    return list(ImageFiles(find_images(image_folder(where), count)))
 
 
 def format_plan(plan: CompressionPlan, dense: ResNetSpec) -> str:

@@ -60,7 +60,6 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     weights = build.starting_weights(config)
     built = build.build_detector(config, categories, weights, images=build.recovery_images(config, files))
     output = Path(config.output_dir)
-    built.detector.to(device)
     run, dataset = build.build_training(config, built, files, categories, device)
     output.mkdir(parents=True, exist_ok=True)
     start = resume(run) if from_checkpoint else 0

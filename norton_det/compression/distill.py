@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from norton_det.analysis.watch import watch_inputs
 from norton_det.compression.activations import ActivationFile
 
 LEARNING_RATE = 0.03
@@ -143,17 +144,15 @@ def settle_statistics(part: nn.Module, inputs: Files, size: int) -> None:
     Training that follows normalises by the statistics of its batches, so these should be what the weights expect.
     """
     norms = batch_norms(part)
-    moments: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+    moments: dict[nn.BatchNorm2d, list[Tensor]] = {norm: [] for norm in norms}
 
-    def record(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-        x = arguments[0].double()
+    def record(norm: nn.BatchNorm2d, x: Tensor) -> None:
+        x = x.double()
         moments[norm].append(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]) * len(x))
 
-    hooks = [norm.register_forward_pre_hook(record) for norm in norms]
-    for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
-        part(*maps)
-    for hook in hooks:
-        hook.remove()
+    with watch_inputs({norm: norm for norm in norms}, record):
+        for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
+            part(*maps)
     for norm in norms:
         mean, square = torch.stack(moments[norm]).sum(0) / inputs[0].count
         assert norm.running_mean is not None and norm.running_var is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from norton_det.analysis.watch import watch_inputs
 from norton_det.compression.least_squares import least_squares
 from norton_det.compression.sensitivity import RANKS, relative_error
 from norton_det.layers.cp_conv import CPConv2d
@@ -46,15 +47,9 @@ def measure_parts(
 def _part_inputs(detector: Any, images: Tensor) -> dict[str, list[Tensor]]:
     """What each part reads: the neck and the RPN a map a level, the heads their regions."""
     neck: list[Tensor] = []
-    hooks = [
-        detector.get_submodule(name).register_forward_pre_hook(lambda _, inputs: neck.append(inputs[0]))
-        for name in part_layers(detector, "neck")
-    ]
-    try:
+    layers = {name: detector.get_submodule(name) for name in part_layers(detector, "neck")}
+    with watch_inputs(layers, lambda _, x: neck.append(x)):
         features = detector.backbone(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     shapes = [(images.shape[2], images.shape[3])] * len(images)
     proposals, _ = detector.rpn(ImageList(images, shapes), features)
     found = {"neck": neck, "rpn": list(features.values())}

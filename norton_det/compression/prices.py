@@ -2,8 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from norton_det.analysis.complexity import PROPOSALS, count
 from norton_det.analysis.latency import median_seconds
+from norton_det.analysis.watch import watch_inputs
 from norton_det.layers.cp_conv import CPConv2d
 
 GRID = 4
@@ -70,21 +70,6 @@ class StaticPart(nn.Module):
                 head(image.new_zeros(regions, channels, side, side))
 
 
-@contextmanager
-def _inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each layer reads, by its name, while it lasts."""
-    read: dict[str, list[Tensor]] = {name: [] for name in layers}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: read[name].append(inputs[0]))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield read
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @torch.no_grad()
 def find_sites(
     part: StaticPart, layers: Iterable[str], normed: Iterable[str], size: tuple[int, int]
@@ -92,7 +77,8 @@ def find_sites(
     """The sites of a network's dense layers on an image of `size` (H, W); `normed`: those with BatchNorm behind."""
     shadow = copy.deepcopy(part).to("meta").eval()
     modules = {name: shadow.network.get_submodule(name) for name in layers}
-    with _inputs_of(modules) as read:
+    read: dict[str, list[Tensor]] = {name: [] for name in modules}
+    with watch_inputs(modules, lambda name, x: read[name].append(x)):
         shadow(torch.empty(1, 3, *size, device="meta"))
     return {name: _site(modules[name], read[name], name in set(normed)) for name in modules}
 
@@ -184,7 +170,8 @@ def static_milliseconds(part: StaticPart, size: tuple[int, int], device: torch.d
             part.set_submodule(name, nn.Identity())
     image = torch.zeros(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     layers = {name: module for name, module in part.named_modules() if isinstance(module, CPConv2d)}
-    with _inputs_of(layers) as read:  # type: ignore[arg-type]
+    read: dict[str, list[Tensor]] = {name: [] for name in layers}
+    with watch_inputs(layers, lambda name, x: read[name].append(x)):
         part(image)
     for name, inputs in read.items():
         part.set_submodule(name, fastest(layers[name], inputs)[0])

@@ -7,23 +7,27 @@ Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps,
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from norton_det.compression.activations import ActivationFile
-from norton_det.compression.compress import PartReport
+from norton_det.compression.compress import CompressionReport, PartReport, compress
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
+from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.saliency import Criterion
 from norton_det.files import atomic_path
 from norton_det.models.norms import make_eps_positive
-from norton_det.models.resnet import BLOCK_NAMES
+from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS
 
 STEPS = 60
 """Gradient steps of each part."""
@@ -35,8 +39,24 @@ BATCH, REGION_BATCH = 8, 64
 """Images, and regions, a step."""
 HELD_BACK = 8
 """One image in so many is measured on, not trained on."""
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of a classifier's input: RGB in 0 to 1 is normalised by them, as torchvision's networks expect."""
+HEADS = ("box", "mask", "keypoint")
+
+
+def compress_and_recover(
+    model: nn.Module,
+    plan: CompressionPlan,
+    images: Sequence[Tensor],
+    criterion: Criterion = "pabs",
+    *,
+    progress: Callable[[str], object] = lambda layer: None,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, CompressionReport]:
+    """`compress`, then `recover` on the images, where there are any; the report tells of both."""
+    compressed, report = compress(model, plan, criterion, progress)
+    if not len(images):
+        return compressed, report
+    restored, parts = recover(compressed, model, images, report.kept, checkpoint=checkpoint)
+    return restored, replace(report, recovery=parts)
 
 
 def recover(
@@ -87,18 +107,16 @@ def recover(
             pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
         maps = _Maps([pixels], [pixels], len(held))
         if kept is None:
-            levels = run.restore(_Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
+            levels = run.pass_on(_Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
         else:
             stages = _restore_body(run, maps, kept)
             if not isinstance(student, GeneralizedRCNN):
                 return student, tuple(run.reports)
-            levels = run.restore(_Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
+            levels = run.pass_on(_Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
         run.restore(_Part("rpn", _OnEachLevel(student.rpn.head.conv), _OnEachLevel(teacher.rpn.head.conv)), levels)
-        for kind in ("box", "mask", "keypoint"):
-            ours, theirs = (getattr(model.roi_heads, f"{kind}_head", None) for model in (student, teacher))
-            if ours is not None and theirs is not None:
-                regions = run.pool(kind, images, order, len(held))
-                run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH), regions)
+        for kind, regions in run.pool(images, order, len(held)).items():
+            ours, theirs = (getattr(model.roi_heads, f"{kind}_head") for model in (student, teacher))
+            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH), regions)
     return student, tuple(run.reports)
 
 
@@ -148,8 +166,13 @@ class _Run:
         self._files += 1
         return ActivationFile(self._folder / f"{self._files}.maps")
 
-    def restore(self, part: _Part, maps: _Maps) -> _Maps:
-        """Restore a part on what enters it, unless that was done before it was stopped; what leaves it."""
+    def pass_on(self, part: _Part, maps: _Maps) -> _Maps:
+        """Restore a part on what enters it; what leaves it."""
+        wanted = self.restore(part, maps)
+        return _Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
+
+    def restore(self, part: _Part, maps: _Maps) -> list[ActivationFile]:
+        """Restore a part, unless that was done before it was stopped; what leaves the dense one."""
         wanted = self._apply(part.teacher, maps.teacher, part.batch)
         report = self._finished.get(part.name)
         if report is None:
@@ -159,7 +182,7 @@ class _Run:
             report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
         self.reports.append(report)
         self._save()
-        return _Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
+        return wanted
 
     @torch.no_grad()
     def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:
@@ -172,22 +195,21 @@ class _Run:
         return results
 
     @torch.no_grad()
-    def pool(self, kind: str, images: Sequence[Tensor], order: Sequence[int], held: int) -> _Maps:
-        """What the head of a kind sees: regions of both pyramids at the dense model's best proposals."""
-        student, teacher = self.new_file(), self.new_file()
+    def pool(self, images: Sequence[Tensor], order: Sequence[int], held: int) -> dict[str, _Maps]:
+        """What each head sees: regions of both pyramids at the dense model's best proposals."""
+        kinds = [kind for kind in HEADS if getattr(self.student.roi_heads, f"{kind}_head", None) is not None]
+        files = {kind: (self.new_file(), self.new_file()) for kind in kinds}
         held_regions = 0
-        for place, index in enumerate(tqdm(order, desc=f"{kind} regions")):
+        for place, index in enumerate(tqdm(order, desc="regions")):
             batch, _ = self.teacher.transform([images[index].to(self.device)])
-            levels = self.teacher.backbone(batch.tensors)
-            boxes = [self.teacher.rpn(batch, levels)[0][0][:REGIONS]]
-            for file, model, maps in (
-                (student, self.student, self.student.backbone(batch.tensors)),
-                (teacher, self.teacher, levels),
-            ):
-                pooler = getattr(model.roi_heads, f"{kind}_roi_pool")
-                file.append(pooler(maps, boxes, batch.image_sizes))
+            ours, theirs = (model.backbone(batch.tensors) for model in (self.student, self.teacher))
+            boxes = [self.teacher.rpn(batch, theirs)[0][0][:REGIONS]]
+            for kind, (student, teacher) in files.items():
+                pooler = getattr(self.teacher.roi_heads, f"{kind}_roi_pool")
+                student.append(pooler(ours, boxes, batch.image_sizes))
+                teacher.append(pooler(theirs, boxes, batch.image_sizes))
             held_regions += len(boxes[0]) if place < held else 0
-        return _Maps([student], [teacher], held_regions)
+        return {kind: _Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
 
     def _save(self) -> None:
         if self._checkpoint is None or len(self.reports) <= len(self._finished):
@@ -206,20 +228,17 @@ def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> 
         parts.append(_Part(name, student.get_submodule(name), teacher.get_submodule(name), kept[stage]))
     stages: dict[str, _Maps] = {}
     for part in parts:
-        after = run.restore(part, maps)
+        after = run.pass_on(part, maps)
         if maps not in stages.values():
             maps.delete()
         maps = after
-        if part.name in _LAST_BLOCKS:
+        if part.name in LAST_BLOCKS:
             stages[part.name] = maps
     return _Maps(
         [file for stage in stages.values() for file in stage.student],
         [file for stage in stages.values() for file in stage.teacher],
         maps.held,
     )
-
-
-_LAST_BLOCKS = {block.partition(".")[0]: block for block in BLOCK_NAMES}.values()
 
 
 def _body(model: Any) -> nn.Module:
@@ -269,8 +288,10 @@ def _normalised(model: Any, image: Tensor) -> Tensor:
     if isinstance(model, GeneralizedRCNN):
         tensors: Tensor = model.transform([image])[0].tensors
         return tensors[0]
-    mean, deviation = (torch.tensor(values, device=image.device)[:, None, None] for values in (MEAN, DEVIATION))
-    return (image - mean) / deviation
+    preset: Any = ResNet50_Weights.IMAGENET1K_V1
+    preprocess = preset.transforms()
+    normalised: Tensor = normalize(image, preprocess.mean, preprocess.std)
+    return normalised
 
 
 def _crop(image: Tensor, seed: int) -> Tensor:

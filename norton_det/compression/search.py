@@ -63,11 +63,12 @@ def search_plan(
 
     To try several budgets, call `measure_sensitivities` once and `best_plan` for each.
     """
-    _affordable(Scope(model, whole_detector, budget.size), budget)
+    scope = Scope(model, whole_detector, budget.size)
+    affordable = _affordable(scope, budget)  # first: a budget that is too small is refused before minutes of work
     sensitivities = measure_sensitivities(
         model, images, whole_detector=whole_detector, criterion=criterion, seed=seed
     )
-    return best_plan(model, sensitivities, budget)
+    return _best_plan(scope, sensitivities, budget, *affordable)
 
 
 def measure_sensitivities(
@@ -103,7 +104,12 @@ def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) ->
     Raises ValueError for a budget below the smallest possible, which is named.
     """
     scope = Scope(model, bool(sensitivities.parts), budget.size)
-    dense_cost, limit, table = _affordable(scope, budget)
+    return _best_plan(scope, sensitivities, budget, *_affordable(scope, budget))
+
+
+def _best_plan(
+    scope: Scope, sensitivities: Sensitivities, budget: Budget, dense_cost: float, limit: float, table: CostTable
+) -> tuple[CompressionPlan, SearchReport]:
     groups, items = _with_errors(table, sensitivities)
     target = limit
     for _ in range(1 if budget.is_share else TIMED_ROUNDS):

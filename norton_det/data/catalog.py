@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from norton_det.data.images import ImageFiles, find_images
 from norton_det.data.shapes import write_shapes
 
 Task = Literal["bbox", "segm", "keypoints"]
@@ -176,6 +177,14 @@ def _missing(files: DatasetFiles) -> str | None:
     if not files.images.is_dir():
         return f"the image folder {files.images}"
     return None if files.annotations.is_file() else f"the annotation file {files.annotations}"
+
+
+def open_images(where: str, count: int) -> ImageFiles:
+    """The first `count` images, by name, of the folder that a dataset's name or a path stands for.
+
+    Raises as `image_folder` and `find_images` do.
+    """
+    return ImageFiles(find_images(image_folder(where), count))
 
 
 def image_folder(where: str) -> Path:

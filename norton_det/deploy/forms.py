@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.analysis.latency import median_seconds
+from norton_det.analysis.watch import watch_inputs
 from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
 
 Shape = tuple[int, ...]
@@ -30,26 +31,20 @@ def choose_forms(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> None
         layer = detector.get_submodule(name)
         assert isinstance(layer, CPConv2d)
         seconds = {form: sum(timer(cp_shape(layer), form, shape) for shape in shapes) for form in FORMS}
-        form = layer.to_conv() if seconds["dense"] < seconds["depthwise"] else layer.to_depthwise()
-        detector.set_submodule(name, form.eval())
+        detector.set_submodule(name, in_form(layer, min(FORMS, key=seconds.__getitem__)))
+
+
+def in_form(layer: CPConv2d, form: Form) -> nn.Module:
+    """What computes the same in a form, as it is deployed: nothing is left to multiply out in a call."""
+    return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
 
 
 def _input_shapes(detector: GeneralizedRCNN, image: Tensor) -> dict[str, list[Shape]]:
     """The shapes that each CP convolution is called with on an image, by the layer's name."""
-    names: dict[nn.Module, str] = {
-        layer: name for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)
-    }
+    layers = {name: layer for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)}
     met: dict[str, list[Shape]] = {}
-
-    def record(layer: CPConv2d, inputs: tuple[Tensor, ...]) -> None:
-        met.setdefault(names[layer], []).append(tuple(inputs[0].shape))
-
-    hooks = [layer.register_forward_pre_hook(record) for layer in names]
-    try:
+    with watch_inputs(layers, lambda name, x: met.setdefault(name, []).append(tuple(x.shape))):
         detector([image])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return met
 
 
@@ -64,8 +59,7 @@ def cp_shape(layer: CPConv2d) -> CPShape:
 def build_layer(shape: CPShape, form: Form) -> nn.Module:
     """A layer to be timed, in a form as it is deployed."""
     inputs, outputs, kernel, rank, stride, padding, dilation = shape
-    layer = CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation)
-    return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
+    return in_form(CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation), form)
 
 
 def torch_timer(device: torch.device, dtype: torch.dtype) -> Timer:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from norton_det.analysis.watch import watch_inputs
 from norton_det.deploy.optimize import Runtime, optimize
 from norton_det.deploy.runtimes import Precision
 
@@ -70,22 +71,11 @@ def fix_workload(detector: GeneralizedRCNN, detections: int) -> None:
 @torch.inference_mode()
 def count_regions(detector: GeneralizedRCNN, images: Sequence[Tensor]) -> dict[str, int]:
     """How many regions each head of a detector sees: {"box": .., "mask": .., "keypoint": ..}."""
+    kinds = ("box", "mask", "keypoint")
+    heads = {kind: getattr(detector.roi_heads, f"{kind}_head", None) for kind in kinds}
     seen: dict[str, int] = {}
-    hooks = []
-    for kind in ("box", "mask", "keypoint"):
-        head = getattr(detector.roi_heads, f"{kind}_head", None)
-        if head is not None:
-            hooks.append(head.register_forward_pre_hook(_counter(seen, kind)))
-    try:
+    with watch_inputs(
+        {kind: head for kind, head in heads.items() if head is not None}, lambda kind, x: seen.update({kind: len(x)})
+    ):
         detector(list(images))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen
-
-
-def _counter(seen: dict[str, int], kind: str) -> Any:
-    def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        seen[kind] = len(inputs[0])
-
-    return count

@@ -17,6 +17,8 @@ from norton_det.layers.cp_conv import CPConv2d
 BLOCKS = (3, 4, 6, 3)
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 BLOCK_NAMES = tuple(f"{stage}.{i}" for stage, count in zip(STAGES, BLOCKS, strict=True) for i in range(count))
+LAST_BLOCKS = tuple(f"{stage}.{count - 1}" for stage, count in zip(STAGES, BLOCKS, strict=True))
+"""The last bottleneck of each stage: its outputs are the stage's."""
 SPATIAL_LAYERS = tuple(f"{block}.conv2" for block in BLOCK_NAMES)
 """The sixteen 3x3 convolutions of the bottlenecks: the layers that a plan may decompose."""
 

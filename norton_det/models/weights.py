@@ -110,6 +110,11 @@ def resnet50_from_weights(weights: Weights, strict: bool = True) -> ResNet:
     return network
 
 
+def model_from_weights(weights: Weights) -> GeneralizedRCNN | ResNet:
+    """The detector or the classifier that a file holds. Raises ValueError where it does not fit."""
+    return detector_from_weights(weights) if weights.is_detector else resnet50_from_weights(weights)
+
+
 def detector_from_weights(weights: Weights, settings: DetectorSettings | None = None) -> GeneralizedRCNN:
     """A detector of the structure that the tensor shapes tell, with its weights, `.categories` and
     `.category_ids`.
