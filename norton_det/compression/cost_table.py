@@ -33,14 +33,17 @@ class CostTable:
 
 
 def cost_table(scope: Scope, kind: BudgetKind, dense_cost: float) -> CostTable:
-    """The table of a scope whose dense network costs `dense_cost`: the parts that never change are what is left."""
+    """The table of a scope whose dense network costs `dense_cost`: the parts that never change are what is left.
+
+    That is nothing where the layers, timed one by one, take longer than the network.
+    """
     layers = _Layers(scope, kind)
     groups = {stage: [Choice(0.0, layers.lateral(stage, rate)) for rate in RATES] for stage in PRUNED_STAGES}
     items = {name: layers.bottlenecks(name) for name in BLOCK_NAMES}
     items |= {part: layers.part(part) for part in PARTS if any(name in layers.sites for name in PARTS[part])}
     changeable = sum(choices[0].cost for choices in groups.values())
     changeable += sum(item.costs[(0,) * len(item.groups)][0] for item in items.values())
-    return CostTable(dense_cost - changeable, groups, items)
+    return CostTable(max(0.0, dense_cost - changeable), groups, items)
 
 
 class _Layers:

@@ -152,6 +152,13 @@ def test_the_table_costs_what_the_project_counts(network, detector, kind, whole)
         assert table.fixed + solution.cost == getattr(counted, kind)
 
 
+def test_what_never_changes_costs_at_least_nothing(network):
+    scope = Scope(network, False, (32, 32))
+    table = cost_table(scope, "macs", dense_cost=1.0)  # less than its layers, as it may be where time is measured
+    assert table.fixed == 0
+    assert table.least > 0
+
+
 def test_more_budget_never_foretells_more_error(network, sensitivities):
     budgets = [0.3, 0.45, 0.6, 0.8, 1.0]
     reports = [best_plan(network, sensitivities, Budget("macs", share))[1] for share in budgets]
