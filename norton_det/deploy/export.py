@@ -3,6 +3,8 @@
 import copy
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import boxes as box_ops
 
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path
@@ -104,7 +107,7 @@ def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Descr
     description = describe_export(detector)
     graph = ExportedGraph(detector)
     resized, _ = detector.eval().transform.resize(example, None)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with atomic_path(path) as temporary, _nms_without_branches(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
         torch.onnx.export(
             graph,
@@ -118,6 +121,22 @@ def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Descr
         )
         _add_metadata(temporary, description)
     return description
+
+
+@contextmanager
+def _nms_without_branches() -> Iterator[None]:
+    """torchvision's `batched_nms` without its branch for no boxes, whose result OpenVINO takes for one box."""
+
+    def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+        beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
+        return box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
+
+    original = box_ops.batched_nms
+    box_ops.batched_nms = batched_nms
+    try:
+        yield
+    finally:
+        box_ops.batched_nms = original
 
 
 def _add_metadata(path: Path, description: Description) -> None:

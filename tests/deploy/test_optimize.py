@@ -102,6 +102,25 @@ def test_the_same_detections_at_any_size(kind, runtime, images):
     assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_with_nothing_in_it_has_no_detections(kind, runtime, images):
+    if runtime != "torch":
+        pytest.importorskip(runtime)
+    detector = small_detector(kind)
+    best = [found["scores"].max().item() for found in detect(detector, images)]
+    detector.roi_heads.score_thresh = (min(best) + max(best)) / 2
+    full, empty = images[best.index(max(best))], images[best.index(min(best))]
+    expected = detect(detector, [empty])[0]
+    assert len(expected["labels"]) == 0
+    fast = optimize(detector, [full], runtime)
+    assert_same_detections(detect(fast, [full]), detect(detector, [full]))
+    found = detect(fast, [empty])[0]
+    assert {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+
+
 @torch.no_grad()
 def test_a_folded_pyramid_computes_the_same_with_less(images):
     detector = small_detector("faster_rcnn")
