@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from norton_det.compression.budget import Budget, Scope
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
-from norton_det.compression.search import SearchReport, search_plan
+from norton_det.compression.search.budget import Budget, Scope
+from norton_det.compression.search.plan_search import SearchReport, search_plan
 from norton_det.data.catalog import open_images
 from norton_det.files import write_json
 from norton_det.models.resnet import BLOCK_NAMES, STAGES, ResNetSpec

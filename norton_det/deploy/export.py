@@ -129,7 +129,8 @@ def _nms_without_branches() -> Iterator[None]:
 
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-        return box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
+        kept: Tensor = box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
+        return kept
 
     original = box_ops.batched_nms
     box_ops.batched_nms = batched_nms

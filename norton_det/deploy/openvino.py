@@ -15,8 +15,11 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from norton_det.analysis.latency import median_seconds
 from norton_det.deploy.export import METADATA_KEY, export_onnx
 from norton_det.deploy.forms import CPShape, Shape, build_layer
-from norton_det.deploy.runtimes import openvino_core
+from norton_det.deploy.runtimes import compile_openvino, openvino_core
 from norton_det.layers.cp_conv import Form
+
+NOT_QUANTIZED = [".*roi_pool.*", r".*/roi_heads/[^/]+$"]
+"""Names of nodes that pool regions and make detections of what the heads give: indices and coordinates."""
 
 
 def to_openvino(detector: GeneralizedRCNN, example: Tensor) -> Any:
@@ -35,7 +38,8 @@ def to_openvino(detector: GeneralizedRCNN, example: Tensor) -> Any:
 def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) -> Any:
     """The model with int8 convolutions and linear layers, their ranges taken from the given images.
 
-    Raises ValueError where nncf is not installed or there are no images.
+    Images on which a mask or keypoint head has nothing to do are left out: they would give its ranges as zero. Raises
+    ValueError where nncf is not installed, or no image is left.
     """
     if not images:
         raise ValueError("int8 needs images to calibrate on")
@@ -45,10 +49,20 @@ def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) ->
     except ImportError:
         raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
     nncf.set_log_level(logging.ERROR)
+    if detector.roi_heads.has_mask() or detector.roi_heads.has_keypoint():
+        found = compile_openvino(model, "float32", "the model to quantise")(images)
+        images = [image for image, detections in zip(images, found, strict=True) if len(detections["boxes"])]
+        if not images:
+            raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
     with torch.inference_mode():
         resized = [detector.transform.resize(image, None)[0].contiguous().numpy() for image in images]
     description = model.get_rt_info([METADATA_KEY]).astype(str)
-    quantized = nncf.quantize(model, nncf.Dataset(resized), subset_size=len(resized))
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(resized),
+        subset_size=len(resized),
+        ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTIZED, validate=False),
+    )
     quantized.set_rt_info(description, [METADATA_KEY])
     return quantized
 

@@ -9,9 +9,9 @@ from torchvision.io import write_png
 
 import norton_det
 from norton_det.cli.main import main
-from norton_det.compression import search
 from norton_det.compression.plan import load_plan
-from norton_det.compression.sensitivity import OPTIONS, PRUNED_STAGES, RATES, Sensitivities
+from norton_det.compression.search import plan_search as search
+from norton_det.compression.search.body_sensitivities import OPTIONS, PRUNED_STAGES, RATES, Sensitivities
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.resnet import BLOCK_NAMES, ResNetSpec, build_resnet50
 

@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from norton_det.analysis.complexity import count, count_detector, total
-from norton_det.compression import cost_table as cost_table_module
-from norton_det.compression import prices, search, sensitivity
-from norton_det.compression.budget import Budget, Scope
-from norton_det.compression.choice import Choice, Item, cheapest, solve
 from norton_det.compression.compress import compress
-from norton_det.compression.cost_table import cost_table
-from norton_det.compression.least_squares import least_squares
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.search import best_plan, measure_sensitivities, search_plan
+from norton_det.compression.search import body_sensitivities as sensitivity
+from norton_det.compression.search import cost_table as cost_table_module
+from norton_det.compression.search import plan_search as search
+from norton_det.compression.search import prices
+from norton_det.compression.search.budget import Budget, Scope
+from norton_det.compression.search.choice import Choice, Item, cheapest, solve
+from norton_det.compression.search.cost_table import cost_table
+from norton_det.compression.search.least_squares import least_squares
+from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, search_plan
 from norton_det.data.images import find_images, read_image
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec

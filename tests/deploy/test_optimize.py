@@ -185,6 +185,25 @@ def test_int8_quantises_the_convolutions(images):
     assert all(torch.isfinite(detections["boxes"]).all() and len(detections["boxes"]) for detections in found)
 
 
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn"])
+def test_int8_takes_no_ranges_from_images_with_nothing_in_them(kind, images):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    detector = small_detector(kind)
+    fold_batch_norms(detector)
+    best = [found["scores"].max().item() for found in detect(detector, images)]
+    detector.roi_heads.score_thresh = (min(best) + max(best)) / 2
+    full, empty = images[best.index(max(best))], images[best.index(min(best))]
+    model = to_openvino(detector, full)
+    alone, together = (
+        compile_openvino(quantize(model, detector, given), "int8", "the model")([full])[0]
+        for given in ([full], [empty, full])
+    )
+    assert all(torch.equal(values, together[name]) for name, values in alone.items())
+    with pytest.raises(ValueError, match="on these it finds nothing"):
+        quantize(model, detector, [empty])
+
+
 def test_exported_files_are_detectors(tmp_path, images):
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")

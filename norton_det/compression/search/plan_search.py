@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
-from norton_det.compression.budget import Budget, Scope
-from norton_det.compression.choice import Choice, Item, Solution, solve
 from norton_det.compression.compress import body_prefix
-from norton_det.compression.cost_table import CostTable, cost_table
-from norton_det.compression.part_sensitivity import PART_RANKS, measure_parts
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
-from norton_det.compression.sensitivity import OPTIONS, PRUNED_STAGES, RATES, Sensitivities, measure_body, prepare
+from norton_det.compression.search.body_sensitivities import (
+    OPTIONS,
+    PRUNED_STAGES,
+    RATES,
+    Sensitivities,
+    measure_body,
+    prepare,
+)
+from norton_det.compression.search.budget import Budget, Scope
+from norton_det.compression.search.choice import Choice, Item, Solution, solve
+from norton_det.compression.search.cost_table import CostTable, cost_table
+from norton_det.compression.search.part_sensitivities import PART_RANKS, measure_parts
 from norton_det.models.detectors import PARTS, part_layers
 from norton_det.models.norms import make_eps_positive, unfreeze_batch_norms
 from norton_det.models.resnet import BLOCK_NAMES, STAGES

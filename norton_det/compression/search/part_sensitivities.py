@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from norton_det.analysis.watch import watch_inputs
-from norton_det.compression.least_squares import least_squares
-from norton_det.compression.sensitivity import RANKS, relative_error
+from norton_det.compression.search.body_sensitivities import RANKS, relative_error
+from norton_det.compression.search.least_squares import least_squares
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
 from norton_det.models.detectors import PARTS, part_layers

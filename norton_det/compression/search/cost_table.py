@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from norton_det.analysis.complexity import OUTSIDE_TOTAL
-from norton_det.compression.budget import BudgetKind, Scope
-from norton_det.compression.choice import Choice, Item, Levels, cheapest
-from norton_det.compression.part_sensitivity import PART_RANKS
 from norton_det.compression.plan import kept_channels
-from norton_det.compression.prices import Price, Site
-from norton_det.compression.sensitivity import OPTIONS, PRUNED_STAGES, RATES
+from norton_det.compression.search.body_sensitivities import OPTIONS, PRUNED_STAGES, RATES
+from norton_det.compression.search.budget import BudgetKind, Scope
+from norton_det.compression.search.choice import Choice, Item, Levels, cheapest
+from norton_det.compression.search.part_sensitivities import PART_RANKS
+from norton_det.compression.search.prices import Price, Site
 from norton_det.models.detectors import LATERALS, PARTS
 from norton_det.models.resnet import BLOCK_NAMES, STAGES
 

@@ -12,7 +12,15 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from norton_det.analysis.complexity import Count, count, count_detector, total
 from norton_det.compression.compress import body_prefix
 from norton_det.compression.plan import CompressionPlan
-from norton_det.compression.prices import Price, Site, StaticPart, counted, find_sites, static_milliseconds, timed
+from norton_det.compression.search.prices import (
+    Price,
+    Site,
+    StaticPart,
+    counted,
+    find_sites,
+    static_milliseconds,
+    timed,
+)
 from norton_det.models.detectors import BODY, LATERALS, PARTS, DetectorSpec, build_from_spec, part_layers, settings_of
 from norton_det.models.resnet import GROUPS, ResNetSpec, build_resnet50
 

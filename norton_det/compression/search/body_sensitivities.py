@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
-from norton_det.compression.least_squares import least_squares, random_positions, refit_pointwise, sample
 from norton_det.compression.plan import kept_channels
 from norton_det.compression.prune import slice_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
+from norton_det.compression.search.least_squares import least_squares, random_positions, refit_pointwise, sample
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.resnet import BLOCK_NAMES, GROUPS, STAGES
 
