@@ -130,9 +130,22 @@ def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN |
     return detector
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """What a network compressed on the spot is restored on (no images: it is not), where, and the file that keeps
+    finished parts."""
+
+    images: Sequence[torch.Tensor] = ()
+    device: torch.device | None = None
+    unfinished: Path | None = None
+
+
 def recovery_images(config: Config, files: DatasetFiles) -> ImageFiles:
-    """The training images that a network compressed at the start is restored on; none where none are wanted."""
-    count = config.model.recover_images
+    """The training images that a network compressed at the start is restored on; none where none are wanted.
+
+    The main process alone restores, `build_training` gives the others what came of it.
+    """
+    count = config.model.recover_images if distributed.is_main() else 0
     return ImageFiles(find_images(files.images, count) if count else [])
 
 
@@ -202,14 +215,12 @@ def backbone_from_weights(
     weights: Weights,
     plan: CompressionPlan | None,
     strict: bool = True,
-    images: Sequence[torch.Tensor] = (),
-    unfinished: Path | None = None,
+    recovery: Recovery | None = None,
 ) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]]]:
     """A ResNet-50 classifier, the plan that it was built by (None: dense) and the dense channels that were kept.
 
-    Dense weights are compressed by `plan` on the spot, and restored on `images`, where there are any, finished parts
-    kept in the file `unfinished`; compressed ones bring their own structure. With `strict` every tensor must be
-    there. Raises ValueError where weights or plan do not fit.
+    Dense weights are compressed by `plan` on the spot, and restored as `recovery` says; compressed ones bring their
+    own structure. With `strict` every tensor must be there. Raises ValueError where weights or plan do not fit.
     """
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
@@ -217,7 +228,7 @@ def backbone_from_weights(
         return network, *_own_structure(weights)
     if plan is None:
         return network, None, {}
-    compressed = _compressed(network, plan, images, unfinished)
+    compressed = _compressed(network, plan, recovery or Recovery())
     return compressed.detector, plan, compressed.kept
 
 
@@ -238,6 +249,7 @@ def build_training(
     dataset = build_training_dataset(config, files, categories)
     teacher = build_teacher(config, built.detector)
     model: nn.Module = built.detector.to(device)
+    distributed.share(model.state_dict().values())
     built.detector.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -353,7 +365,7 @@ def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tens
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltDetector(detector, *_own_structure(weights))
-    return _compressed(detector, plan, images, _unfinished(config)) if plan else BuiltDetector(detector, None)
+    return _compressed(detector, plan, _recovery(config, images)) if plan else BuiltDetector(detector, None)
 
 
 def _from_backbone(
@@ -365,7 +377,7 @@ def _from_backbone(
     if weights is None:
         body = _body(config, plan)
     else:
-        network, plan, kept = backbone_from_weights(weights, plan, False, images, _unfinished(config))
+        network, plan, kept = backbone_from_weights(weights, plan, False, _recovery(config, images))
         state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
         body = ResNetSpec.from_state_dict(network.state_dict())
     detector = build_from_spec(_spec(config, num_classes, body, resolve_plan(config)))
@@ -400,21 +412,24 @@ def _own_structure(weights: Weights) -> tuple[CompressionPlan | None, dict[str, 
     return plan, weights.metadata.get("kept", {})
 
 
-def _unfinished(config: Config) -> Path:
-    return Path(config.output_dir) / "recovery.pth"
+def _recovery(config: Config, images: Sequence[torch.Tensor]) -> Recovery:
+    return Recovery(images, resolve_device(config), Path(config.output_dir) / "recovery.pth")
 
 
-def _compressed(
-    model: nn.Module, plan: CompressionPlan, images: Sequence[torch.Tensor], unfinished: Path | None
-) -> BuiltDetector:
+def _compressed(model: nn.Module, plan: CompressionPlan, recovery: Recovery) -> BuiltDetector:
     with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
         compressed, report = compress_and_recover(
-            model, plan, images, progress=lambda layer: bar.update(), checkpoint=unfinished
+            model,
+            plan,
+            recovery.images,
+            device=recovery.device,
+            progress=lambda layer: bar.update(),
+            checkpoint=recovery.unfinished,
         )
     if report.recovery:
         told = [part for part in report.recovery if part.name in RESTORED]
         errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
-        log.info("restored on %d images: %s", len(images), errors)
+        log.info("restored on %d images: %s", len(recovery.images), errors)
     return BuiltDetector(compressed, plan, report.kept)
 
 

@@ -15,6 +15,7 @@ from norton_det.compression.recover import compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.data.catalog import open_images
 from norton_det.engine.checkpoint import save_weights
+from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 from norton_det.models.weights import model_from_weights, read_weights
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
             plan,
             images,
             args.criterion,
+            device=find_device("auto"),
             progress=lambda layer: bar.update(),
             checkpoint=unfinished,
         )

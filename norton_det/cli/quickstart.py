@@ -1,4 +1,4 @@
-"""The whole story on drawn data: train, compress, fine-tune, evaluate and benchmark, in minutes on a CPU."""
+"""The whole story on drawn data: train, compress, recover without labels, fine-tune, evaluate and benchmark."""
 
 import argparse
 import json
@@ -50,17 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the commands of the story one after the other, then compare what they left."""
     output: Path = args.output
-    folders = {name: output / name for name in ("dense", "compressed", "fine_tuned")}
+    folders = {name: output / name for name in ("dense", "compressed", "recovered", "fine_tuned")}
     weights = {name: folder / "model_final.pth" for name, folder in folders.items()}
     config = load_config(CONFIG)
     plan = config.model.plan
     assert isinstance(plan, dict)
 
     _command("train", "--config", CONFIG, "model.plan=none", f"output_dir={folders['dense']}")
-    source, target = ["--weights", weights["dense"]], ["--output", weights["compressed"]]
-    _command("compress", *source, "--plan", plan["notation"], "--rank", plan["rank"], *target)
-    start = f"model.weights={weights['compressed']}"
-    _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders['compressed']}")
+    compress = ["compress", "--weights", weights["dense"], "--plan", plan["notation"], "--rank", plan["rank"]]
+    for name, images in (("compressed", []), ("recovered", ["--images", config.data.train])):
+        _command(*compress, *images, "--output", weights[name])
+        start = f"model.weights={weights[name]}"
+        _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders[name]}")
     _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
 
     rows = compare(config, folders, weights)

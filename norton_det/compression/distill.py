@@ -13,7 +13,7 @@ from tqdm import tqdm
 from norton_det.analysis.watch import watch_inputs
 from norton_det.compression.activations import ActivationFile
 
-LEARNING_RATE = 0.03
+LEARNING_RATE = 0.05
 """Of a tensor, in shares of the root mean square of its own numbers, which differ by orders between layers."""
 LEAST_SCALE = 0.01
 """What takes that one's place where the numbers are smaller, as in a bias of zeros."""

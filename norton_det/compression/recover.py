@@ -48,15 +48,20 @@ def compress_and_recover(
     images: Sequence[Tensor],
     criterion: Criterion = "pabs",
     *,
+    device: torch.device | None = None,
     progress: Callable[[str], object] = lambda layer: None,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
-    """`compress`, then `recover` on the images, where there are any; the report tells of both."""
+    """`compress`, then `recover` on the images, where there are any, on `device` (None: where the model is).
+
+    The report tells of both; the result lies where the model does.
+    """
     compressed, report = compress(model, plan, criterion, progress)
     if not len(images):
         return compressed, report
-    restored, parts = recover(compressed, model, images, report.kept, checkpoint=checkpoint)
-    return restored, replace(report, recovery=parts)
+    home = _device(model)
+    restored, parts = recover(compressed.to(device or home), model, images, report.kept, checkpoint=checkpoint)
+    return restored.to(home), replace(report, recovery=parts)
 
 
 def recover(

@@ -1,7 +1,7 @@
 """The thin layer over torch.distributed: a plain process and one started by torchrun run the same code."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -79,11 +79,11 @@ def gradients(model: nn.Module, *, shared: bool) -> AbstractContextManager[None]
     return nullcontext() if shared or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers: BatchNorm's statistics, which each takes from its own images."""
+def share(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process the main one's numbers, in place."""
     if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def gather(value: T) -> list[T]:

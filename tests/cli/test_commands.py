@@ -29,6 +29,7 @@ TINY = [
     "train.batch_size=2",
     "test.batch_size=2",
     "train.log_period=1",
+    "model.recover_images=0",
     "model.train_proposals=50",
     "model.test_proposals=50",
 ]
