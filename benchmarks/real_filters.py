@@ -55,9 +55,10 @@ def image_paths(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def load_images(paths: list[Path]) -> Tensor:
-    """Of each image, its shorter side 256 pixels, the central 224, normalised: (N, 3, 224, 224)."""
-    transform = ResNet50_Weights.IMAGENET1K_V1.transforms()
+def load_images(paths: list[Path], **normalisation: tuple[float, ...]) -> Tensor:
+    """Of each image, its shorter side 256 pixels, the central 224, normalised, by ImageNet's mean and std unless
+    others are given: (N, 3, 224, 224)."""
+    transform = ResNet50_Weights.IMAGENET1K_V1.transforms(**normalisation)
     return torch.stack([transform(read_image(str(path), ImageReadMode.RGB)) for path in paths])
 
 
