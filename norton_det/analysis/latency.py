@@ -20,12 +20,19 @@ class Latency:
     p95: float
     runs: int
 
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> "Latency":
+        """Of calls that took so long each, at least one."""
+        ordered = sorted(milliseconds)
+        last = len(ordered) - 1
+        return cls(statistics.median(ordered), ordered[round(0.05 * last)], ordered[round(0.95 * last)], len(ordered))
+
 
 def interleaved_latency(
     calls: Mapping[str, Callable[[], object]], *, runs: int, warmup: int = 2
 ) -> dict[str, Latency]:
     """Time each of `calls` `runs` times, in turn (A B A B ..), after `warmup` rounds that are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    milliseconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in tqdm(range(warmup + runs), desc="time"):
         for name, call in calls.items():
             synchronise()
@@ -33,8 +40,8 @@ def interleaved_latency(
             call()
             synchronise()
             if round_number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in seconds.items()}
+                milliseconds[name].append(1000 * (time.perf_counter() - start))
+    return {name: Latency.of(values) for name, values in milliseconds.items()}
 
 
 def detector_latency(
@@ -64,14 +71,3 @@ def synchronise() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _summary(seconds: list[float]) -> Latency:
-    milliseconds = sorted(1000 * value for value in seconds)
-    last = len(milliseconds) - 1
-    return Latency(
-        median=statistics.median(milliseconds),
-        p5=milliseconds[round(0.05 * last)],
-        p95=milliseconds[round(0.95 * last)],
-        runs=len(milliseconds),
-    )

@@ -1,43 +1,118 @@
-"""Draw a detector's findings on images."""
+"""Draw a detector's findings on images, and write them as JSON."""
 
 import argparse
+import glob
 import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision.io import write_png
 from tqdm import tqdm
 
 from norton_det.api import load_detector
-from norton_det.data.images import read_image
-from norton_det.files import atomic_path
+from norton_det.cli.demo_detectors import find_weights
+from norton_det.data.catalog import Categories, Task
+from norton_det.data.images import find_images, read_photo
+from norton_det.evaluation.results import to_results
+from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions
+from norton_det.visualization.video import Window
 
 log = logging.getLogger(__name__)
+LONGEST = 2000
+"""Pixels a side at most of what is shown to the detector and drawn."""
+TASK_BY_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--weights", required=True, help="a detector's weights file")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, help="image files")
-    parser.add_argument("--output", required=True, type=Path, help="a folder for the pictures")
-    parser.add_argument("--confidence", type=float, default=0.5, help="draw detections of at least this score")
+    parser.add_argument(
+        "--weights",
+        help="a detector's weights or an exported file (default: the newest model_final.pth below output/)",
+    )
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="image files, patterns such as 'photos/*.jpg', folders"
+    )
+    parser.add_argument("--output", type=Path, help="a folder for the pictures; without it a window opens")
+    parser.add_argument("--json", type=Path, help="write the detections there")
+    parser.add_argument("--confidence", type=float, default=0.5, help="keep detections of at least this score")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write one picture an image."""
-    detector = load_detector(args.weights).to(args.device).eval()
-    for path in tqdm(args.input, desc="detect"):
-        image = read_image(path)
+    """Write or show a picture an image; one that cannot be read is told, and the others go on."""
+    weights = find_weights(args.weights, None)
+    if weights is None:
+        raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
+    paths = find_inputs(args.input)
+    window = None if args.output else Window("norton_det")
+    detector: Any = load_detector(weights).to(args.device).eval()
+    names = picture_names(paths)
+    results = []
+    for path, image, scale in tqdm(_readable(paths), total=len(paths), desc="detect"):
         with torch.inference_mode():
-            prediction = detector([image.to(args.device) / 255])[0]
-        picture = draw_predictions(
-            image,
-            {key: value.cpu() for key, value in prediction.items()},
-            detector.categories,
-            args.confidence,
-        )
-        with atomic_path(args.output / f"{path.stem}.png") as temporary:
-            write_png(picture, str(temporary))
-    print(f"pictures: {args.output}")
+            found = detector([image.to(args.device) / 255])[0]
+        kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
+        results.append({"file": str(path), "scale": scale, **describe(image, kept, detector)})
+        picture = draw_predictions(image, kept, detector.categories, args.confidence)
+        if window is None:
+            with atomic_path(args.output / names[path]) as temporary:
+                write_png(picture, str(temporary))
+        elif not window.show(picture, until_key=True):
+            break
+    if args.json:
+        write_json(args.json, results)
+    if window is None:
+        print(f"pictures: {args.output}")
+    if len(results) < len(paths) and window is None:
+        raise ValueError(f"{len(paths) - len(results)} of {len(paths)} images could not be read, see above")
+
+
+def find_inputs(inputs: Sequence[str]) -> list[Path]:
+    """The files that files, patterns and folders stand for, in that order, each once.
+
+    Raises ValueError for a pattern or a folder without images.
+    """
+    paths: list[Path] = []
+    for text in inputs:
+        if Path(text).is_dir():
+            paths += find_images(Path(text))
+        elif glob.has_magic(text) and not Path(text).exists():
+            matched = sorted(glob.glob(text, recursive=True))
+            if not matched:
+                raise ValueError(f"--input {text}: no file matches")
+            paths += map(Path, matched)
+        else:
+            paths.append(Path(text))
+    return list(dict.fromkeys(paths))
+
+
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The name of each image's picture; images of one name get their folders' names too."""
+    stems = Counter(path.stem for path in paths)
+    return {path: f"{path.stem if stems[path.stem] == 1 else '_'.join(path.parts).strip('/_')}.png" for path in paths}
+
+
+def describe(image: Tensor, found: Mapping[str, Tensor], detector: Any) -> dict[str, Any]:
+    """The picture's size, and its detections as COCO's results are, with the category's name."""
+    categories = Categories(tuple(detector.categories), tuple(detector.category_ids))
+    task: Task = next((task for output, task in TASK_BY_OUTPUT.items() if output in found), "bbox")
+    detections = to_results(0, found, categories, task)
+    for detection, label in zip(detections, found["labels"].tolist(), strict=True):
+        del detection["image_id"]
+        detection["category"] = detector.categories[label]
+    return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
+
+
+def _readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+    for path in paths:
+        try:
+            image, scale = read_photo(path, LONGEST)
+        except (ValueError, OSError) as error:
+            log.error("%s", error)
+            continue
+        yield path, image.as_subclass(Tensor), scale

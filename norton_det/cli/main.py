@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised where fvcore is imported
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # float16 may skip the first step
+    warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__)
     command.add_arguments(parser)

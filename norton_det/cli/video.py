@@ -1,44 +1,144 @@
-"""Draw a detector's findings on a video or a webcam, with the frame rate."""
+"""Draw a detector's findings on a video, a webcam or a drawn clip, with the frame rate; dense and compressed side by
+side where that is asked for."""
 
 import argparse
 import itertools
 import statistics
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from norton_det.api import load_detector
-from norton_det.visualization.draw import draw_predictions, with_title
-from norton_det.visualization.video import VideoSource, video_sink
+from norton_det.analysis.latency import Latency
+from norton_det.cli.demo_detectors import (
+    COCO_FRAMES,
+    DemoDetector,
+    Treatment,
+    compressed_coco,
+    demo_detectors,
+    find_weights,
+)
+from norton_det.data.clip import FRAME_RATE, drawn_clip
+from norton_det.deploy.optimize import Runtime
+from norton_det.visualization.draw import draw_predictions, side_by_side
+from norton_det.visualization.video import VideoSource, ahead, open_screen
+
+LEAST_SIZE = 32
+"""Pixels."""
+RECENT = 15
+"""Frames whose median latency is shown."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A frame, uint8 RGB (3, H, W), and what each detector found on it, in so many milliseconds."""
+
+    frame: Tensor
+    predictions: list[dict[str, Tensor]]
+    milliseconds: list[float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--weights", required=True, help="a detector's weights file")
-    source = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "--weights",
+        help="a detector's weights or an exported file (default: the newest model_final.pth below output/)",
+    )
+    parser.add_argument("--config", help="the configuration whose trained detector to take")
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--webcam", nargs="?", const=0, type=int, metavar="INDEX", help="a camera, the first by default"
     )
-    source.add_argument("--video-input", type=Path, help="a video file")
-    parser.add_argument("--output", required=True, type=Path, help="the video to write (.mp4)")
+    source.add_argument("--video-input", type=Path, help="a video file (default: a drawn clip)")
+    parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window opens")
+    parser.add_argument(
+        "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
+    )
     parser.add_argument("--confidence", type=float, default=0.5, help="draw detections of at least this score")
+    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
     parser.add_argument("--max-frames", type=int, help="stop after so many frames")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the drawn video and print how fast the detector was."""
+    """Show or write the drawn frames, and print how fast each detector was."""
+    if args.output and args.output.suffix.lower() != ".mp4":
+        raise ValueError(f"--output {args.output}: a video is an .mp4 file")
+    for option, least in (("max_frames", 1), ("size", LEAST_SIZE)):
+        if (value := getattr(args, option)) is not None and value < least:
+            raise ValueError(f"--{option.replace('_', '-')}: at least {least}, got {value}")
+    weights = find_weights(args.weights, args.config)
+    frames, frame_rate, is_live = _open_source(args)
+    with open_screen(args.output, frame_rate) as screen:
+        first = list(itertools.islice(frames, 1 if weights else COCO_FRAMES))
+        detectors = demo_detectors(
+            weights or compressed_coco(first),
+            args.compare,
+            first[0],
+            Treatment(args.device, args.runtime, args.size),
+        )
+        frames = ahead(itertools.islice(itertools.chain(first, frames), args.max_frames), newest_only=is_live)
+        found = ahead(_detect(detectors, frames, args.device), newest_only=is_live)
+        latencies: list[list[float]] = [[] for _ in detectors]
+        started = time.perf_counter()
+        with suppress(KeyboardInterrupt):
+            for result in tqdm(found, desc="detect"):
+                for measured, milliseconds in zip(latencies, result.milliseconds, strict=True):
+                    measured.append(milliseconds)
+                recent = [statistics.median(measured[-RECENT:]) for measured in latencies]
+                if not screen.show(_picture(detectors, result, recent, args.confidence)):
+                    break
+    print(_summary(detectors, latencies, time.perf_counter() - started))
+    if args.output:
+        print(f"video: {args.output}")
+
+
+def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, bool]:
+    """Frames, their rate a second, and whether they are live."""
+    if args.webcam is None and args.video_input is None:
+        return drawn_clip(), FRAME_RATE, False
     source = VideoSource(args.video_input if args.webcam is None else args.webcam)
-    detector = load_detector(args.weights).to(args.device).eval()
-    latencies: list[float] = []
-    with video_sink(args.output, source.frame_rate) as sink, torch.inference_mode():
-        for frame in tqdm(itertools.islice(source, args.max_frames), desc="detect"):
-            start = time.perf_counter()
-            prediction = {key: value.cpu() for key, value in detector([frame.to(args.device) / 255])[0].items()}
-            latencies.append(1000 * (time.perf_counter() - start))
-            picture = draw_predictions(frame, prediction, detector.categories, args.confidence)
-            rate = f"{latencies[-1]:.0f} ms  {1000 / latencies[-1]:.1f} frames/s"
-            sink.write(with_title(picture, rate))
-    print(f"{len(latencies)} frames, median {statistics.median(latencies):.1f} ms a frame; video: {args.output}")
+    return iter(source), source.frame_rate, source.is_live
+
+
+def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: str) -> Iterator[Found]:
+    for frame in frames:
+        predictions, milliseconds = [], []
+        for detector in detectors:
+            started = time.perf_counter()
+            [prediction] = detector.detect([frame.to(device) / 255])
+            predictions.append({key: value.cpu() for key, value in prediction.items()})
+            milliseconds.append(1000 * (time.perf_counter() - started))
+        yield Found(frame, predictions, milliseconds)
+
+
+def _picture(detectors: Sequence[DemoDetector], found: Found, recent: Sequence[float], confidence: float) -> Tensor:
+    """The frame once a detector, next to each other, under its name, latency, frame rate and ratio to the first."""
+    pictures, titles = [], []
+    for detector, prediction, milliseconds in zip(detectors, found.predictions, recent, strict=True):
+        categories = detector.detect.categories
+        shown = draw_predictions(found.frame, prediction, categories, confidence)
+        pictures.append(shown if detector.is_trained else found.frame)
+        titles.append(f"{detector.name}  {milliseconds:.0f} ms  {1000 / milliseconds:.1f} frames/s")
+    if len(detectors) > 1:
+        titles[-1] += f"  {recent[0] / recent[-1]:.2f}x"
+    return side_by_side(pictures, titles)
+
+
+def _summary(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[float]], seconds: float) -> str:
+    count = len(latencies[0])
+    lines = [f"{count} frames, {count / seconds:.1f} frames/s from end to end"]
+    if count:
+        found = [Latency.of(measured) for measured in latencies]
+        for detector, latency in zip(detectors, found, strict=True):
+            lines.append(f"{detector.name}: median {latency.median:.1f} ms, p95 {latency.p95:.1f} ms")
+        if len(found) > 1:
+            lines.append(f"{found[0].median / found[-1].median:.2f}x")
+    return "\n".join(lines)

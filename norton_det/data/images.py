@@ -1,29 +1,61 @@
-"""Reading an image file."""
+"""Reading image files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_image
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
 
 def read_image(path: str | Path) -> Tensor:
-    """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file; grey, palette and CMYK images are converted.
+    """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file, its pixels as they lie there; grey, palette, CMYK and
+    16-bit images are converted.
 
     Raises:
         ValueError: it is no image that can be read.
         FileNotFoundError: it is not there.
     """
+    with _opened(path) as file:
+        pixels: Tensor = to_image(_as_rgb(file))
+    return pixels
+
+
+def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
+    """An image to look at, as `read_image` gives it, but upright, as its EXIF data say, and at most `longest` pixels
+    a side; and how many of the file's pixels make one of its sides' pixels.
+
+    Raises as `read_image` does.
+    """
+    with _opened(path) as file:
+        side = max(file.size)
+        file.draft("RGB", (longest, longest))  # of a large JPEG only a smaller version is decoded
+        picture = ImageOps.exif_transpose(_as_rgb(file))
+        picture.thumbnail((longest, longest))
+        pixels: Tensor = to_image(picture)
+    return pixels, side / max(picture.size)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            pixels: Tensor = to_image(file.convert("RGB"))
+            yield file
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    return pixels
+
+
+def _as_rgb(file: Image.Image) -> Image.Image:
+    if file.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+        file = Image.fromarray((np.asarray(file) / 257).astype(np.uint8))
+    return file.convert("RGB")
 
 
 class ImageFiles(Sequence[Tensor]):
@@ -47,10 +79,10 @@ class ImageFiles(Sequence[Tensor]):
         return read_image(self.paths[index]).as_subclass(Tensor).float() / 255
 
 
-def find_images(folder: Path, count: int) -> list[Path]:
-    """The first images of a folder by name, at most `count`. Raises ValueError where there are none."""
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
+def find_images(folder: Path, count: int | None = None) -> list[Path]:
+    """The first `count` images of a folder by name (None: all). Raises ValueError where there are none."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder}: no folder with images ({', '.join(suffixes)})")
+        raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return paths[:count]

@@ -82,16 +82,25 @@ def imagenet_weights() -> Weights:
 
     Raises ValueError that names the address and the way on where there is no network.
     """
-    enum = ResNet50_Weights.IMAGENET1K_V1
+    way_on = "put the file there, or start without them: model.backbone_weights=none"
+    return _downloaded(ResNet50_Weights.IMAGENET1K_V1, "ImageNet weights", way_on)
+
+
+def coco_weights() -> Weights:
+    """torchvision's COCO Faster R-CNN, likewise."""
+    way_on = "put the file there, or train a small detector on drawn data: make quickstart"
+    return _downloaded(FasterRCNN_ResNet50_FPN_Weights.COCO_V1, "COCO weights", way_on)
+
+
+def _downloaded(weights: Any, name: str, way_on: str) -> Weights:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        state = enum.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
-            f"ImageNet weights are not in {cache} and cannot be downloaded from {enum.url} ({error}); put the file "
-            "there, or start without them: model.backbone_weights=none"
+            f"{name} are not in {cached.parent} and cannot be downloaded from {weights.url} ({error}); {way_on}"
         ) from None
-    return Weights("torchvision ImageNet ResNet-50", dict(state), {})
+    return Weights(str(cached), dict(state), {})
 
 
 def resnet50_from_weights(weights: Weights, strict: bool = True) -> ResNet:

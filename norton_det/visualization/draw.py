@@ -12,8 +12,12 @@ from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmenta
 from norton_det.data.shapes import SKELETON
 
 Picture = npt.NDArray[np.uint8]
+Plate = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
 _GOLDEN_ANGLE = 0.61803398875
 _DRAWN = ("boxes", "labels", "masks", "keypoints")
+_LIMBS = [(start - 1, end - 1) for start, end in SKELETON]
+_LEFT, _RIGHT, _MIDDLE = "#ff9f1c", "#2ec4f1", "#7ae582"
 
 
 def category_colour(label: int) -> tuple[int, int, int]:
@@ -64,23 +68,38 @@ def _draw_objects(
     if not names:
         return image.clone()
     colours = [category_colour(label) for label in objects["labels"].tolist()]
-    thickness = max(1, round(min(image.shape[1:]) / 300))
+    thickness = max(1, round(min(image.shape[1:]) / 220))
     picture = image
     if "masks" in objects:
         for mask, colour in zip(objects["masks"], colours, strict=True):
             picture = draw_segmentation_masks(picture, mask, alpha=0.45, colors=colour)
     if "keypoints" in objects:
+        picture = _with_skeletons(picture, objects["keypoints"][..., :2], visible, thickness)
+    picture = draw_bounding_boxes(picture, objects["boxes"], colors=colours, width=thickness)
+    return _with_labels(picture, objects["boxes"], names, colours)
+
+
+def _with_skeletons(picture: Tensor, points: Tensor, visible: Tensor | None, thickness: int) -> Tensor:
+    """Limbs of the left, of the right and between them in a colour each, and the points (N, 17, 2) in white."""
+    for colour in (_MIDDLE, _LEFT, _RIGHT, "white"):
+        limbs = [limb for limb in _LIMBS if _side(limb) == colour]
         picture = draw_keypoints(
             picture,
-            objects["keypoints"][..., :2],
-            connectivity=[(start - 1, end - 1) for start, end in SKELETON],
-            colors="yellow",
+            points,
+            connectivity=limbs,
+            colors=colour,
             radius=thickness + 1,
             width=thickness + 1,
             visibility=visible,
         )
-    picture = draw_bounding_boxes(picture, objects["boxes"], colors=colours, width=thickness)
-    return _with_labels(picture, objects["boxes"], names, colours)
+    return picture
+
+
+def _side(limb: tuple[int, int]) -> str:
+    """The colour of a limb: in COCO's order the nose comes first, then left and right in turn."""
+    if 0 in limb or (limb[0] + limb[1]) % 2:
+        return _MIDDLE
+    return _LEFT if limb[0] % 2 else _RIGHT
 
 
 def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:
@@ -112,18 +131,37 @@ def with_title(picture: Tensor, title: str) -> Tensor:
 def _with_labels(
     picture: Tensor, boxes: Tensor, names: Sequence[str], colours: Sequence[tuple[int, int, int]]
 ) -> Tensor:
-    """Each name on a plate of its colour above its box, moved to stay inside the image."""
+    """Each name on a plate of its colour at its box, inside the image, and beside the other plates where it can."""
     canvas = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
     height, width = canvas.shape[:2]
     scale = max(0.32, min(height, width) / 1000)
+    plates: list[Plate] = []
     for box, name, colour in zip(boxes.tolist(), names, colours, strict=True):
         (text_width, text_height), baseline = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        left = int(max(0, min(box[0], width - text_width - 2)))
-        bottom = int(max(text_height + baseline, box[1]))
-        cv2.rectangle(canvas, (left, bottom - text_height - baseline), (left + text_width + 2, bottom), colour, -1)
-        ink = (
-            (0, 0, 0) if sum(w * c for w, c in zip((0.299, 0.587, 0.114), colour, strict=True)) > 140 else (255,) * 3
-        )
+        plate = _place_plate(box, (text_width + 2, text_height + baseline), (width, height), plates)
+        plates.append(plate)
+        left, top, right, bottom = plate
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, -1)
+        brightness = sum(w * c for w, c in zip((0.299, 0.587, 0.114), colour, strict=True))
+        ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
         origin = (left + 1, bottom - baseline // 2 - 1)
         cv2.putText(canvas, name, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     return torch.from_numpy(canvas).permute(2, 0, 1)
+
+
+def _place_plate(
+    box: Sequence[float], size: tuple[int, int], image: tuple[int, int], taken: Sequence[Plate]
+) -> Plate:
+    """Where a plate of a size goes: above its box, below its upper edge, above its lower one or below the box, the
+    first place that is free. Sizes are (width, height)."""
+    plate_width, plate_height = size
+    left = int(max(0, min(box[0], image[0] - plate_width)))
+    tops = (box[1] - plate_height, box[1], box[3] - plate_height, box[3])
+    places = []
+    for top in (int(max(0, min(top, image[1] - plate_height))) for top in tops):
+        places.append((left, top, left + plate_width, top + plate_height))
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+
+
+def _overlap(a: Plate, b: Plate) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

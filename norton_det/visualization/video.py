@@ -1,24 +1,39 @@
-"""Frames in, frames out: a video file or a camera as an iterator, a writer as a context manager. Frames are RGB."""
+"""Frames in, frames out: a video file or a camera as an iterator, a file or a window to show them in.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Frames are uint8 RGB (3, H, W).
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Protocol, TypeVar
 
 import cv2
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+AHEAD = 4
+"""Items that wait between two stages of work; of a live source it is the newest alone."""
+QUIT_KEYS = (ord("q"), 27)
+
 
 class VideoSource:
-    """The frames of a file or a camera, uint8 RGB (3, H, W).
+    """The frames of a file or a camera.
 
-    `source` is a path or a camera's number. Raises ValueError naming it where it cannot be opened or is empty.
+    `source` is a path or a camera's number; `is_live` tells a camera. Raises ValueError naming it where it cannot
+    be opened, or has no frame that can be read.
     """
 
     def __init__(self, source: Path | int) -> None:
         if isinstance(source, Path) and not source.is_file():
             raise ValueError(f"no video file {str(source)!r}")
-        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        self.is_live = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_live else str(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             raise ValueError(f"{self.name}: cannot be opened as a video")
@@ -37,35 +52,110 @@ class VideoSource:
             raise ValueError(f"{self.name}: no frame could be read")
 
 
-class VideoSink:
-    """An MP4 file that takes uint8 RGB frames (3, H, W) of one size."""
+def ahead(items: Iterable[T], newest_only: bool = False) -> Iterator[T]:
+    """The same items, taken by a thread of their own up to AHEAD before they are asked for.
+
+    With `newest_only` an item that nobody has asked for is dropped when the next one is there. An exception in the
+    thread is raised here.
+    """
+    waiting: Queue[tuple[list[T], BaseException | None]] = Queue(1 if newest_only else AHEAD)
+    stopped = Event()
+
+    def put(item: list[T], error: BaseException | None = None) -> None:
+        if newest_only and item:
+            with suppress(Empty):
+                waiting.get_nowait()
+        while not stopped.is_set():
+            with suppress(Full):
+                return waiting.put((item, error), timeout=0.1)
+
+    def take() -> None:
+        try:
+            for item in items:
+                put([item])
+                if stopped.is_set():
+                    return
+            put([])
+        except BaseException as error:  # whatever it is, it belongs to the one who waits
+            put([], error)
+
+    Thread(target=take, daemon=True).start()
+    try:
+        while True:
+            found, error = waiting.get()
+            if error is not None:
+                raise error
+            if not found:
+                return
+            yield found[0]
+    finally:
+        stopped.set()
+
+
+class Screen(Protocol):
+    """Where frames are shown."""
+
+    def show(self, frame: Tensor) -> bool:
+        """Take a frame; False: whoever looks wants no more."""
+
+
+class VideoFile:
+    """An MP4 file that takes frames of one size; it bears its name once it is finished."""
 
     def __init__(self, path: Path, frame_rate: float) -> None:
         self._path, self._frame_rate = path, frame_rate
+        self._unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
         self._writer: cv2.VideoWriter | None = None
 
-    def write(self, frame: Tensor) -> None:
+    def show(self, frame: Tensor) -> bool:
         """Append a frame. Raises ValueError where the file cannot be written."""
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _, height, width = frame.shape
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._frame_rate, (width, height))
+            self._writer = cv2.VideoWriter(str(self._unfinished), codec, self._frame_rate, (width, height))
             if not self._writer.isOpened():
                 raise ValueError(f"{self._path}: cannot be written as a video")
-        self._writer.write(cv2.cvtColor(frame.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2BGR))
+        self._writer.write(_as_bgr(frame))
+        return True
 
     def close(self) -> None:
         """Finish the file, so that it can be played."""
         if self._writer is not None:
             self._writer.release()
+            self._unfinished.replace(self._path)
+
+
+class Window:
+    """A window; q and Esc close it. Raises ValueError where there is no display."""
+
+    def __init__(self, title: str) -> None:
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise ValueError("there is no display for a window: name a file with --output")
+        self._title = title
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+
+    def show(self, frame: Tensor, until_key: bool = False) -> bool:
+        """Show a frame, until a key is pressed where that is asked for; False where it was one to quit, or the window
+        was closed."""
+        cv2.imshow(self._title, _as_bgr(frame))
+        key = cv2.waitKey(0 if until_key else 1) & 0xFF
+        return key not in QUIT_KEYS and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self) -> None:
+        """Close it."""
+        cv2.destroyWindow(self._title)
 
 
 @contextmanager
-def video_sink(path: Path, frame_rate: float) -> Iterator[VideoSink]:
-    """A `VideoSink` that is finished whatever happens."""
-    sink = VideoSink(path, frame_rate)
+def open_screen(output: Path | None, frame_rate: float) -> Iterator[Screen]:
+    """A file, or without one a window, that is finished whatever happens."""
+    screen = VideoFile(output, frame_rate) if output else Window("norton_det")
     try:
-        yield sink
+        yield screen
     finally:
-        sink.close()
+        screen.close()
+
+
+def _as_bgr(frame: Tensor) -> cv2.typing.MatLike:
+    return cv2.cvtColor(frame.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2BGR)

@@ -1,0 +1,158 @@
+"""The video demo as its user types it, on a drawn clip, with tiny detectors."""
+
+import os
+import re
+import shutil
+
+import pytest
+import torch
+
+from norton_det.cli import demo_detectors, video
+from norton_det.cli.demo_detectors import Treatment, find_weights
+from norton_det.cli.main import main
+from norton_det.data.clip import drawn_clip
+from norton_det.engine.checkpoint import save_weights
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
+from norton_det.models.weights import read_weights
+from norton_det.visualization.video import VideoSource
+
+SETTINGS = DetectorSettings(min_size=(96,), max_size=170, test_proposals=20)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """dense.pth, and compressed.pth that was made of it."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    spec = DetectorSpec(
+        "faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, settings=SETTINGS
+    )
+    dense = build_from_spec(spec)
+    dense.categories, dense.category_ids = ["__background__", "cat", "dog"], [0, 1, 2]
+    save_weights(folder / "dense.pth", dense)
+    words = ["compress", "--weights", folder / "dense.pth", "--plan", "norton-77", "--output", folder / "small.pth"]
+    assert main([str(word) for word in words]) == 0
+    return folder
+
+
+@pytest.fixture
+def empty_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def play(*words, frames=3):
+    return main([str(word) for word in ("video", "--runtime", "torch", "--max-frames", frames, *words)])
+
+
+def test_a_drawn_clip_is_shown_with_the_frame_rate(folder, empty_place, capsys):
+    assert play("--weights", folder / "small.pth", "--output", "clip.mp4") == 0
+    told = capsys.readouterr().out
+    assert re.search(r"3 frames, [\d.]+ frames/s from end to end\ncompressed: median [\d.]+ ms, p95 [\d.]+ ms", told)
+    frames = list(VideoSource(empty_place / "clip.mp4"))
+    assert len(frames) == 3
+    assert frames[0].shape[2] == next(drawn_clip(1)).shape[2]
+
+
+def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
+    assert play("--weights", folder / "small.pth", "--compare", "--output", "clip.mp4") == 0
+    told = capsys.readouterr().out
+    assert "dense: median" in told and "compressed: median" in told
+    assert re.search(r"^[\d.]+x$", told, re.MULTILINE)
+    assert next(iter(VideoSource(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
+
+
+def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_nothing(folder, tmp_path):
+    lonely = tmp_path / "lonely.pth"
+    content = torch.load(folder / "small.pth", weights_only=True)
+    torch.save({**content, "dense_weights": str(tmp_path / "gone.pth")}, lonely)
+    frame = next(drawn_clip(1))
+    dense, compressed = demo_detectors.demo_detectors(lonely, "", frame, Treatment("cpu", "torch", None))
+    assert (dense.is_trained, compressed.is_trained) == (False, True)
+    assert "random weights" in dense.name
+    parameters = [sum(p.numel() for p in model.detect.detector.parameters()) for model in (dense, compressed)]
+    original = read_weights(folder / "dense.pth").state
+    folded = {key for key in original if ".bn" in key or "downsample.1" in key}  # optimising folds BatchNorm
+    assert parameters[0] >= sum(value.numel() for key, value in original.items() if key not in folded)
+    assert parameters[1] < parameters[0]
+    found = video.Found(frame, [{"boxes": torch.tensor([[0.0, 0, 50, 50]]), "labels": torch.tensor([1]),
+                                 "scores": torch.tensor([0.99])}] * 2, [2.0, 1.0])  # fmt: skip
+    left, right = video._picture([dense, compressed], found, [2.0, 1.0], 0.5).chunk(2, dim=2)
+    assert torch.equal(left[:, -frame.shape[1] :], frame)
+    assert not torch.equal(right[:, -frame.shape[1] :], frame)
+
+
+def test_the_newest_trained_detector_is_taken(folder, empty_place):
+    assert find_weights(None, None) is None
+    for age, name in enumerate(("new", "old")):
+        path = empty_place / "output" / name / "model_final.pth"
+        path.parent.mkdir(parents=True)
+        shutil.copy(folder / "small.pth", path)
+        os.utime(path, (1000 - age, 1000 - age))
+    assert str(find_weights(None, None)) == "output/new/model_final.pth"
+    assert str(find_weights("mine.pth", None)) == "mine.pth"
+
+
+def test_without_weights_and_network_one_line_tells_the_way(empty_place, monkeypatch, capsys):
+    def offline(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(empty_place))
+    assert play("--output", "clip.mp4") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "make quickstart" in line and "no route to host" in line
+
+
+def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_place, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(demo_detectors, "coco_weights", lambda: read_weights(folder / "dense.pth"))
+    monkeypatch.setattr(video, "COCO_FRAMES", 2)
+    monkeypatch.setattr("norton_det.compression.recover.CROP", 64)
+    monkeypatch.setattr("norton_det.compression.recover.STEPS", 1)
+    assert play("--output", "clip.mp4", "--compare") == 0
+    kept = empty_place / "output/coco_demo/model_final.pth"
+    assert read_weights(kept).is_compressed
+    written = kept.stat().st_mtime_ns
+    assert play("--output", "again.mp4") == 0
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypatch, capsys):
+    shown = []
+    picture = video._picture
+
+    def interrupted(*arguments):
+        shown.append(arguments)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+        return picture(*arguments)
+
+    monkeypatch.setattr(video, "_picture", interrupted)
+    assert play("--weights", folder / "small.pth", "--output", "clip.mp4", frames=100) == 0
+    assert len(list(VideoSource(empty_place / "clip.mp4"))) == 2
+    assert "3 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--weights", "small.pth"], "--output"),
+        (["--weights", "small.pth", "--output", "clip.gif"], "an .mp4 file"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--video-input", "gone.mp4"], "no video file 'gone.mp4'"),
+        (["--weights", "dense.pth", "--output", "c.mp4", "--compare"], "dense.pth is dense"),
+        (["--weights", "gone.pth", "--output", "c.mp4"], "no weights file 'gone.pth'"),
+        (["--config", "quickstart.yaml", "--output", "c.mp4"], "quickstart_norton/model_final.pth is not there"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--max-frames", "0"], "--max-frames: at least 1"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--size", "5"], "--size: at least 32"),
+    ],
+)
+def test_a_mistake_is_one_line(words, expected, folder, empty_place, capsys):
+    for name in ("dense.pth", "small.pth"):
+        shutil.copy(folder / name, empty_place / name)
+    assert main(["video", "--runtime", "torch", *words]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert expected in line

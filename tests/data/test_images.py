@@ -1,0 +1,84 @@
+"""Every kind of image file gives the right picture, or one line that names it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from norton_det.data.images import find_images, read_image, read_photo
+
+RAMP = np.linspace(0, 255, 48, dtype=np.uint8).reshape(6, 8)
+
+
+def colour_picture():
+    return Image.fromarray(np.stack([RAMP, RAMP[::-1], np.full_like(RAMP, 90)], axis=2))
+
+
+def test_grey_palette_cmyk_and_transparent_images_are_rgb(tmp_path):
+    picture = colour_picture()
+    for mode, suffix, tolerance in (("L", "png", 0), ("P", "png", 40), ("CMYK", "tif", 0), ("RGBA", "png", 0)):
+        path = tmp_path / f"{mode}.{suffix}"
+        picture.convert(mode).save(path)
+        expected = torch.from_numpy(np.array(picture.convert("L").convert("RGB") if mode == "L" else picture))
+        found = read_image(path)
+        assert found.shape == (3, 6, 8) and found.dtype == torch.uint8
+        assert (found.permute(1, 2, 0).int() - expected.int()).abs().max() <= tolerance, mode
+
+
+def test_16_bits_keep_their_range(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
+    assert torch.equal(read_image(path), torch.from_numpy(RAMP).expand(3, 6, 8))
+
+
+def test_a_photo_stands_upright_and_data_do_not(tmp_path):
+    path = tmp_path / "turned.png"
+    picture = colour_picture()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    picture.save(path, exif=exif)
+    raw = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(read_image(path), raw)
+    upright, scale = read_photo(path, 100)
+    assert torch.equal(upright, raw.rot90(-1, (1, 2)))
+    assert scale == 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_large_photo_is_made_smaller_and_tells_by_how_much(suffix, tmp_path):
+    path = tmp_path / f"large.{suffix}"
+    Image.new("RGB", (900, 600), (10, 200, 30)).save(path)
+    photo, scale = read_photo(path, 300)
+    assert photo.shape == (3, 200, 300)
+    assert scale == 3
+    assert (photo[:, 100, 100].int() - torch.tensor([10, 200, 30])).abs().max() < 4
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("no image")
+    picture = colour_picture().resize((64, 64))
+    picture.save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    for name in ("empty.jpg", "text.png", "cut.jpg"):
+        for read in (read_image, lambda path: read_photo(path, 100)):
+            with pytest.raises(ValueError, match=name):
+                read(tmp_path / name)
+
+
+def test_a_decompression_bomb_is_refused_with_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = tmp_path / "bomb.png"
+    Image.new("L", (40, 30)).save(path)
+    with pytest.raises(ValueError, match=r"bomb\.png.*1200 pixels"):
+        read_image(path)
+
+
+def test_images_of_a_folder_come_by_name(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png"]
+    assert [path.name for path in find_images(tmp_path, 1)] == ["a.JPG"]
+    with pytest.raises(ValueError, match="no folder with images"):
+        find_images(tmp_path / "gone")
