@@ -1,5 +1,6 @@
 """Drawing predictions and annotations on images: boxes with names, masks, skeletons."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from norton_det.data.shapes import SKELETON
 
@@ -17,7 +18,7 @@ Plate = tuple[int, int, int, int]
 _GOLDEN_ANGLE = 0.61803398875
 _DRAWN = ("boxes", "labels", "masks", "keypoints")
 _LIMBS = [(start - 1, end - 1) for start, end in SKELETON]
-_LEFT, _RIGHT, _MIDDLE = "#ff9f1c", "#2ec4f1", "#7ae582"
+_LEFT, _RIGHT, _MIDDLE = (255, 159, 28), (46, 196, 241), (122, 229, 130)
 
 
 def category_colour(label: int) -> tuple[int, int, int]:
@@ -79,27 +80,25 @@ def _draw_objects(
     return _with_labels(picture, objects["boxes"], names, colours)
 
 
-def _with_skeletons(picture: Tensor, points: Tensor, visible: Tensor | None, thickness: int) -> Tensor:
-    """Limbs of the left, of the right and between them in a colour each, and the points (N, 17, 2) in white."""
-    for colour in (_MIDDLE, _LEFT, _RIGHT, "white"):
-        limbs = [limb for limb in _LIMBS if _side(limb) == colour]
-        picture = draw_keypoints(
-            picture,
-            points,
-            connectivity=limbs,
-            colors=colour,
-            radius=thickness + 1,
-            width=thickness + 1,
-            visibility=visible,
-        )
-    return picture
+def _with_skeletons(picture: Tensor, people: Tensor, visible: Tensor | None, thickness: int) -> Tensor:
+    """Limbs between the points (N, 17, 2), those of the left, of the right and between them in a colour each."""
+    canvas = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+    if visible is None:
+        visible = torch.ones(people.shape[:2], dtype=torch.bool)
+    for points, seen in zip(people.round().int().tolist(), visible.tolist(), strict=True):
+        for start, end in _LIMBS:
+            if seen[start] and seen[end]:
+                cv2.line(canvas, points[start], points[end], _limb_colour(start, end), thickness + 1, cv2.LINE_AA)
+        for point in itertools.compress(points, seen):
+            cv2.circle(canvas, point, thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+    return torch.from_numpy(canvas).permute(2, 0, 1)
 
 
-def _side(limb: tuple[int, int]) -> str:
-    """The colour of a limb: in COCO's order the nose comes first, then left and right in turn."""
-    if 0 in limb or (limb[0] + limb[1]) % 2:
+def _limb_colour(start: int, end: int) -> tuple[int, int, int]:
+    """In COCO's order the nose comes first, then left and right in turn."""
+    if 0 in (start, end) or (start + end) % 2:
         return _MIDDLE
-    return _LEFT if limb[0] % 2 else _RIGHT
+    return _LEFT if start % 2 else _RIGHT
 
 
 def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:

@@ -35,6 +35,6 @@ def test_only_visible_keypoints_are_drawn():
     keypoints[0, 0] = torch.tensor([40, 50, 2])
     keypoints[0, 7] = torch.tensor([100, 50, 0])
     picture = draw_targets(BLACK, target(keypoints=keypoints), NAMES)
-    assert picture[:2, 50, 40].tolist() == [255, 255]
+    assert picture[:, 50, 40].tolist() == [255, 255, 255]
     assert not picture[:, 40:60, 90:110].any()
     assert not picture[:, :10, :10].any()
