@@ -23,8 +23,8 @@ from norton_det.visualization.draw import draw_predictions
 from norton_det.visualization.video import Window
 
 log = logging.getLogger(__name__)
-LONGEST = 2000
-"""Pixels a side at most of what is shown to the detector and drawn."""
+LONGEST = 1333
+"""Pixels a side at most of what is drawn: detectors see no more, and masks take memory by its square."""
 TASK_BY_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
