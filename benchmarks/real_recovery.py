@@ -46,7 +46,7 @@ def plans(network: ResNet, images: list[Tensor]) -> dict[str, CompressionPlan]:
     return found
 
 
-def errors(network: ResNet, images: list[Tensor], test: Tensor, plan: CompressionPlan) -> dict[str, Any]:
+def errors(network: ResNet, images: list[Tensor], test: Tensor, plan: CompressionPlan, steps: int) -> dict[str, Any]:
     """The stages' errors after compression, with BatchNorm's statistics estimated anew, and restored."""
     compressed, report = compress(network, plan)
     dense = stage_outputs(network, test)
@@ -58,7 +58,7 @@ def errors(network: ResNet, images: list[Tensor], test: Tensor, plan: Compressio
     result: dict[str, Any] = {"compressed": of(compressed)}
     result["BatchNorm"] = of(recover(compressed, network, images, report.kept, steps=0)[0])
     started = time.perf_counter()
-    restored, _ = recover(compressed, network, images, report.kept)
+    restored, _ = recover(compressed, network, images, report.kept, steps=steps)
     return {**result, "restored": of(restored), "seconds": round(time.perf_counter() - started)}
 
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, type=Path, help="the folder of images to fit on")
     parser.add_argument("--test", required=True, type=Path, help="the folder of images to measure on")
     parser.add_argument("--count", type=int, default=128, help="how many images to fit on")
+    parser.add_argument("--steps", type=int, default=1000, help="gradient steps of each part")
     arguments = parser.parse_args()
     logging.getLogger("norton_det").setLevel(logging.ERROR)  # that layer4 is missing is no news
     torch.manual_seed(0)  # what the file lacks is random
@@ -78,7 +79,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name, plan in plans(network, images).items():
         if name not in result:
-            result[name] = errors(network, images, test, plan)
+            result[name] = errors(network, images, test, plan, arguments.steps)
             print(name, result[name], flush=True)
             write_json(RESULT, result, indent=2)
 

@@ -1,9 +1,13 @@
-"""Slow, literal versions of what norton_det computes in another way."""
+"""Slow, literal versions of what norton_det computes in another way, and networks that look trained."""
 
+from collections.abc import Mapping, Sequence
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.resnet import GROUPS
 
 
 def separable(layer: CPConv2d, x: Tensor) -> Tensor:
@@ -17,3 +21,36 @@ def separable(layer: CPConv2d, x: Tensor) -> Tensor:
     x = F.conv2d(x, horizontal, None, (1, sw), (0, pw), (1, dw), groups=channels)
     x = x.unflatten(1, (layer.rank, layer.out_channels)).sum(1)
     return x if layer.bias is None else x + layer.bias[:, None, None]
+
+
+@torch.no_grad()
+def silenced(network: nn.Module, kept: Mapping[str, Sequence[int]], image: Tensor) -> Tensor:
+    """Pruning without slicing: the whole network with every dropped channel silenced behind its BatchNorm."""
+    handles = []
+    for group in GROUPS.values():
+        mask = torch.zeros(len(network.get_submodule(group.producers[0][1]).weight))
+        mask[kept[group.name]] = 1
+        for _, norm in group.producers:
+            hook = network.get_submodule(norm).register_forward_hook(
+                lambda module, inputs, output, mask=mask: output * mask[:, None, None]
+            )
+            handles.append(hook)
+    output: Tensor = network(image)
+    for handle in handles:
+        handle.remove()
+    return output
+
+
+def perturb_batch_norms(model: nn.Module) -> nn.Module:
+    """Trained-looking statistics, so that a BatchNorm whose numbers were lost or shuffled shows."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if hasattr(module, "running_var"):
+            for tensor, low, high in (
+                (module.running_var, 0.5, 2),
+                (module.running_mean, -0.2, 0.2),
+                (module.weight, 0.3, 1),
+                (module.bias, -0.2, 0.2),
+            ):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model

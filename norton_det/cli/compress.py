@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import load_plan
-from norton_det.compression.recover import compress_and_recover
+from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.data.catalog import open_images
 from norton_det.engine.checkpoint import save_weights
@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
     parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="gradient steps of each part on them: more restore more"
+    )
     parser.add_argument("--output", required=True, type=Path, help="where the compressed weights go (.pth)")
 
 
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
     plan = load_plan(args.plan, args.rank)
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
+    if args.steps < 0:
+        raise ValueError(f"--steps: at least 0, got {args.steps}")
     weights = read_weights(args.weights)
     if weights.is_compressed:
         raise ValueError(f"{args.weights} is compressed already")
@@ -49,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             plan,
             images,
             args.criterion,
+            steps=args.steps,
             device=find_device("auto"),
             progress=lambda layer: bar.update(),
             checkpoint=unfinished,

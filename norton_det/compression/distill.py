@@ -24,11 +24,13 @@ Files = Sequence[ActivationFile]
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a part is trained: gradient steps, maps a step, how many of the first maps are held back, its draws."""
+    """How a part is trained: gradient steps; maps that are read at a time, and maps of a step; how many of the first
+    maps are held back; its draws."""
 
     name: str
     steps: int
     batch: int
+    step: int
     held: int
     generator: torch.Generator
 
@@ -94,7 +96,7 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
             lambda step: min((step + 1) / rising, 0.5 * (1 + math.cos(math.pi * step / max(1, how.steps)))),
         )
         for _ in tqdm(range(how.steps), desc=f"restore {how.name}", leave=False):
-            order = torch.randperm(len(indices), generator=how.generator)[: how.batch]
+            order = torch.randperm(len(indices), generator=how.generator)[: how.step]
             chosen = [indices[place] for place in order.tolist()]
             wanted = [file.read(chosen).to(device) for file in targets]
             outputs = outputs_of(part, [file.read(chosen).to(device) for file in inputs])

@@ -24,7 +24,7 @@ WHOLE_DETECTOR = {"neck": 1, "rpn": 1, "box_head": 128, "mask_head": 1, "keypoin
 
 _NOTATION_GROUPS = ("stem", *STAGES[:3])
 _ENTRIES = len(_NOTATION_GROUPS) + len(BLOCK_NAMES)
-_TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d+)\s*)?")
+_TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d{1,4})\s*)?")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def kept_channels(width: int, rate: float) -> int:
 
 def parse_notation(text: str) -> list[float]:
     """The numbers of a sum of repeated lists. Raises ValueError naming what could not be read."""
+    if not isinstance(text, str):
+        raise ValueError(f"plan: expected the paper's notation as text, got {text!r}")
     entries: list[float] = []
     position = 0
     while True:
@@ -151,13 +153,21 @@ def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> Compressi
         return CompressionPlan.from_notation(PRESETS[preset], parts=None if preset == text else WHOLE_DETECTOR)
     if text.lstrip().startswith("["):
         return CompressionPlan.from_notation(text)
-    if Path(text).is_file():
+    if _is_file(text):
         try:
-            return CompressionPlan.from_dict(json.loads(Path(text).read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = json.loads(Path(text).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"plan file {text} is not JSON: {error}") from None
+        return CompressionPlan.from_dict(content)
     hint = _nearest(text, PRESETS)
     raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}, or with -all), no file, no notation{hint}")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def _check_rank(name: str, rank: object) -> None:
@@ -165,12 +175,12 @@ def _check_rank(name: str, rank: object) -> None:
         raise ValueError(f"plan: rank of {name} must be a whole number from 1 on, got {rank!r}")
 
 
-def _check_name(name: str, valid: Iterable[str], what: str) -> None:
+def _check_name(name: object, valid: Iterable[str], what: str) -> None:
     valid = list(valid)
     if name not in valid:
         raise ValueError(f"plan: {name!r} is no {what}{_nearest(name, valid)}")
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(valid), n=1)
+def _nearest(name: object, valid: Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""

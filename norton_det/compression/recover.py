@@ -29,14 +29,16 @@ from norton_det.files import atomic_path
 from norton_det.models.norms import make_eps_positive
 from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS
 
-STEPS = 60
+STEPS = 240
 """Gradient steps of each part."""
 CROP = 224
 """Pixels of the square that is taken of each resized image for body, neck and RPN."""
 REGIONS = 16
 """Proposals of each image that the heads are restored on."""
 BATCH, REGION_BATCH = 8, 64
-"""Images, and regions, a step."""
+"""Images, and regions, that are read at a time."""
+STEP, REGION_STEP = 2, 16
+"""Those of a gradient step: many small steps restore more than few large ones in the same time."""
 HELD_BACK = 8
 """One image in so many is measured on, not trained on."""
 HEADS = ("box", "mask", "keypoint")
@@ -48,6 +50,7 @@ def compress_and_recover(
     images: Sequence[Tensor],
     criterion: Criterion = "pabs",
     *,
+    steps: int = STEPS,
     device: torch.device | None = None,
     progress: Callable[[str], object] = lambda layer: None,
     checkpoint: Path | None = None,
@@ -60,7 +63,9 @@ def compress_and_recover(
     if not len(images):
         return compressed, report
     home = _device(model)
-    restored, parts = recover(compressed.to(device or home), model, images, report.kept, checkpoint=checkpoint)
+    restored, parts = recover(
+        compressed.to(device or home), model, images, report.kept, steps=steps, checkpoint=checkpoint
+    )
     return restored.to(home), replace(report, recovery=parts)
 
 
@@ -121,7 +126,7 @@ def recover(
         run.restore(_Part("rpn", _OnEachLevel(student.rpn.head.conv), _OnEachLevel(teacher.rpn.head.conv)), levels)
         for kind, regions in run.pool(images, order, len(held)).items():
             ours, theirs = (getattr(model.roi_heads, f"{kind}_head") for model in (student, teacher))
-            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH), regions)
+            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), regions)
     return student, tuple(run.reports)
 
 
@@ -134,6 +139,7 @@ class _Part:
     teacher: nn.Module
     kept: Sequence[int] | None = None
     batch: int = BATCH
+    step: int = STEP
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class _Run:
         if report is None:
             targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
             generator = torch.Generator().manual_seed(self._seed + len(self.reports))
-            how = Distillation(part.name, self._steps, part.batch, maps.held, generator)
+            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
             report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
         self.reports.append(report)
         self._save()

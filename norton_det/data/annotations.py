@@ -5,7 +5,6 @@ No Python object is left for each annotation, so that forked worker processes sh
 """
 
 import json
-import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 
 from norton_det.data.catalog import KEYPOINTS, Categories, DatasetFiles, Task, read_annotations
 
+LARGEST = 2**31 - 1
+"""Of ids, sizes and coordinates: beyond it something is wrong with the file."""
 MIN_KEYPOINTS = 10  # visible ones that a training image for keypoints needs, as in torchvision's references
 
 
@@ -88,8 +89,12 @@ def _images_by_id(entries: list[dict[str, Any]], file: Path) -> dict[int, dict[s
         path = PurePosixPath(entry["file_name"])
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{file}: the image path {entry['file_name']!r} leads out of the image folder")
-        if entry["id"] in images or entry["id"] < 0:
-            raise ValueError(f"{file}: image id {entry['id']}, expected each id once and none below 0")
+        if not path.name or not entry["file_name"].isprintable():
+            raise ValueError(f"{file}: {entry['file_name']!r} is no name of an image")
+        if entry["id"] in images or not 0 <= entry["id"] <= LARGEST:
+            raise ValueError(f"{file}: image id {entry['id']}, expected each id once, from 0 to {LARGEST}")
+        if not (0 < entry["height"] <= LARGEST and 0 < entry["width"] <= LARGEST):
+            raise ValueError(f"{file}: image {entry['id']} is {entry['width']} x {entry['height']} pixels")
         images[entry["id"]] = entry
     return dict(sorted(images.items()))
 
@@ -157,6 +162,8 @@ def _reason_to_drop(
         return "crowds"
     if box[2] - box[0] < 1 or box[3] - box[1] < 1:
         return "boxes below one pixel"
+    if not are_numbers([annotation.get("area", 0)], 1):
+        raise ValueError(f"area {annotation['area']!r}, expected a number")
     if task == "segm" and not _has_mask(annotation.get("segmentation"), image):
         return "objects without a mask"
     if task == "keypoints" and not are_numbers(annotation.get("keypoints", [0] * KEYPOINTS * 3), KEYPOINTS * 3):
@@ -168,20 +175,37 @@ def _has_mask(segmentation: Any, image: dict[str, Any]) -> bool:
     """Whether there is something to decode: RLE, or polygons of at least three points."""
     if isinstance(segmentation, dict):
         size = [image["height"], image["width"]]
-        if "counts" not in segmentation or segmentation.get("size") != size:
+        if segmentation.get("size") != size or not _are_run_lengths(segmentation.get("counts"), size[0] * size[1]):
             raise ValueError(f"RLE of size {segmentation.get('size')}, expected 'counts' and 'size' {size}")
         return True
-    return bool(segmentation) and all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation
+    polygons = segmentation if isinstance(segmentation, list) else []
+    return bool(polygons) and all(
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and are_numbers(polygon, len(polygon))
+        for polygon in polygons
+    )
+
+
+def _are_run_lengths(counts: Any, pixels: int) -> bool:
+    """Whether pycocotools can read them without leaving their memory: numbers that add up to the image, or text of
+    characters that hold five bits each and a sixth, which says that the number goes on, on all but the last."""
+    if isinstance(counts, str):
+        return bool(counts) and all("0" <= c < "p" for c in counts) and not (ord(counts[-1]) - ord("0")) & 32
+    return (
+        isinstance(counts, list)
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+        and sum(counts) == pixels
     )
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Whether a JSON value is a list of so many finite numbers."""
+    """Whether a JSON value is a list of so many numbers of a size that pixels may have."""
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        and all(isinstance(value, int | float) and abs(value) <= LARGEST for value in values)
     )
 
 

@@ -17,6 +17,7 @@ Task = Literal["bbox", "segm", "keypoints"]
 BACKGROUND = "__background__"
 UNUSED = "N/A"
 KEYPOINTS = 17
+MOST_LABELS = 10_000
 _COCO_LABELS = 91  # torchvision's: label = category id, 11 of them unused
 
 # name: (folder under the datasets root, split); both use <folder>/<split>/ and annotations/*_<split>.json
@@ -126,6 +127,8 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
         kind = "category with keypoints" if task == "keypoints" else "category"
         raise ValueError(f"{files.annotations}: no {kind}")
     every_id = files.keeps_ids and task != "keypoints"
+    if every_id and max(found) > MOST_LABELS:
+        raise ValueError(f"{files.annotations}: category id {max(found)}, expected at most {MOST_LABELS}")
     ids = list(range(1, max(_COCO_LABELS, max(found) + 1))) if every_id else sorted(found)
     return Categories((BACKGROUND, *(found.get(id, UNUSED) for id in ids)), (0, *ids))
 
@@ -138,7 +141,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -154,7 +157,7 @@ def _declared_categories(path: Path) -> list[dict[str, Any]]:
     if len(places) == 1:
         try:
             categories, _ = json.JSONDecoder().raw_decode(text, places[0].end())
-        except ValueError:
+        except (ValueError, RecursionError):
             categories = None
         if isinstance(categories, list) and all(isinstance(category, dict) for category in categories):
             return categories

@@ -112,7 +112,6 @@ def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_pla
     monkeypatch.setattr(demo_detectors, "coco_weights", lambda: read_weights(folder / "dense.pth"))
     monkeypatch.setattr(video, "COCO_FRAMES", 2)
     monkeypatch.setattr("norton_det.compression.recover.CROP", 64)
-    monkeypatch.setattr("norton_det.compression.recover.STEPS", 1)
     assert play("--output", "clip.mp4", "--compare") == 0
     kept = empty_place / "output/coco_demo/model_final.pth"
     assert read_weights(kept).is_compressed

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from reference import perturb_batch_norms, silenced
 from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
@@ -12,21 +13,6 @@ from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_fr
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-def perturb_batch_norms(model):
-    """Trained-looking statistics, so that a BatchNorm whose numbers were lost or shuffled shows."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if hasattr(module, "running_var"):
-            for tensor, low, high in (
-                (module.running_var, 0.5, 2),
-                (module.running_mean, -0.2, 0.2),
-                (module.weight, 0.3, 1),
-                (module.bias, -0.2, 0.2),
-            ):
-                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-    return model
 
 
 @pytest.fixture
@@ -49,31 +35,13 @@ def test_an_empty_plan_changes_no_tensor(network):
     assert all(kept == list(range(len(kept))) for kept in report.kept.values())
 
 
-def masked(network, kept):
-    """The oracle of pruning: the whole network with every dropped channel silenced behind its BatchNorm."""
-    handles = []
-    for group in GROUPS.values():
-        mask = torch.zeros(len(network.get_submodule(group.producers[0][1]).weight))
-        mask[kept[group.name]] = 1
-        for _, norm in group.producers:
-            hook = network.get_submodule(norm).register_forward_hook(
-                lambda module, inputs, output, mask=mask: output * mask[:, None, None]
-            )
-            handles.append(hook)
-    with torch.no_grad():
-        output = network(IMAGE)
-    for handle in handles:
-        handle.remove()
-    return output
-
-
 @pytest.mark.parametrize("plan", ["norton-77", "[0.3]*20"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_pruning_equals_silencing_the_dropped_channels(network, plan, rank):
     plan = load_plan(plan, rank)
     decomposed, _ = compress(network, CompressionPlan(plan.ranks))
     compressed, report = compress(network, plan)
-    expected = masked(decomposed, report.kept)
+    expected = silenced(decomposed, report.kept, IMAGE)
     torch.testing.assert_close(compressed(IMAGE), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 

@@ -210,7 +210,7 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
     wanted = part(maps).detach() * torch.where(torch.arange(16) < 2, 1.01, -9.0)[:, None, None, None]
     inputs, targets = [write(tmp_path / "inputs", maps)], [write(tmp_path / "targets", wanted)]
     state = copy.deepcopy(part.state_dict())
-    before, after = distill(part, inputs, targets, Distillation("part", 3, 4, 2, torch.Generator().manual_seed(0)))
+    before, after = distill(part, inputs, targets, Distillation("part", 3, 4, 4, 2, torch.Generator().manual_seed(0)))
     assert before == after == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
     assert relative_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
