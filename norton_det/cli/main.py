@@ -15,6 +15,7 @@ COMMANDS = {
     "benchmark": "measure latency, dense beside compressed",
     "export-model": "write a detector as an ONNX or OpenVINO file",
     "compare-decompositions": "filter-wise CP beside layer-wise and reshape-based decompositions",
+    "gradcam": "class activation maps, dense beside compressed",
     "finetune-backbone": "fine-tune a compressed ResNet-50 on classification",
     "evaluate-predictions": "AP of a COCO results file",
     "image": "draw detections on images",

@@ -1,0 +1,91 @@
+"""A grid of heat maps on images: a row an image, a column a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from norton_det.files import atomic_path
+
+Box = tuple[float, float, float, float]
+_PANEL = 2.1
+"""Width of a panel in inches."""
+_LABEL = 1.3
+"""Width of the rows' names in inches."""
+_OPACITY = 0.65
+"""Of the hottest place."""
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """A picture, uint8 RGB (3, H, W); the area of it that the maps cover, xyxy pixels; and for each column a map
+    (h, w), at least 0, and a caption."""
+
+    name: str
+    picture: Tensor
+    area: Box
+    maps: Sequence[Tensor]
+    captions: Sequence[str]
+
+
+def save_heat_grid(path: Path, titles: Sequence[str], rows: Sequence[HeatRow]) -> None:
+    """Write a PNG: each row's name and picture, then the picture under each of its maps, below the column's title.
+
+    Each map is scaled by its own maximum: the colours say where, not how much. An area that is small in the picture
+    is enlarged under the maps.
+    """
+    ratios = [row.picture.shape[1] / row.picture.shape[2] for row in rows]
+    size = (_LABEL + _PANEL * (1 + len(titles)), 0.6 + sum(_PANEL * ratio + 0.3 for ratio in ratios))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), 1 + len(titles), squeeze=False, height_ratios=ratios)
+    for axes, title in zip(grid[0], ("image", *titles), strict=True):
+        axes.set_title(title, fontsize=9)
+    for panels, row in zip(grid, rows, strict=True):
+        for axes in panels:
+            axes.imshow(row.picture.permute(1, 2, 0).numpy())
+            _outline(axes, row)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel(fill(row.name, 15), rotation=0, ha="right", va="center", fontsize=10, labelpad=8)
+        for axes, cam, caption in zip(panels[1:], row.maps, row.captions, strict=True):
+            _lay_over(axes, row, cam)
+            axes.set_xlabel(caption, fontsize=9)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _lay_over(axes: Axes, row: HeatRow, cam: Tensor) -> None:
+    """Colours over the area, the more opaque the hotter."""
+    left, top, right, bottom = row.area
+    size = (max(1, round(bottom - top)), max(1, round(right - left)))
+    enlarged = F.interpolate(cam[None, None], size, mode="bicubic")[0, 0].clamp(min=0)
+    heat = (enlarged / enlarged.max().clamp(min=1e-12)).numpy()
+    extent = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
+    axes.imshow(heat, cmap="jet", vmin=0, vmax=1, alpha=_OPACITY * heat**0.5, extent=extent)
+    left, top, right, bottom = _window(row)
+    axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+
+
+def _window(row: HeatRow) -> Box:
+    """The part of the picture, of its shape, half as long as which the area is, or longer; xyxy pixels."""
+    left, top, right, bottom = row.area
+    height, width = row.picture.shape[1:]
+    share = min(1.0, 2 * max((right - left) / width, (bottom - top) / height))
+    x = min(max((left + right - share * width) / 2, 0), width * (1 - share))
+    y = min(max((top + bottom - share * height) / 2, 0), height * (1 - share))
+    return x, y, x + share * width, y + share * height
+
+
+def _outline(axes: Axes, row: HeatRow) -> None:
+    left, top, right, bottom = row.area
+    if (left, top, right, bottom) != (0, 0, *row.picture.shape[:0:-1]):
+        box = Rectangle(
+            (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1
+        )
+        axes.add_patch(box)
