@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -57,6 +58,19 @@ class ResizedInput(GeneralizedRCNNTransform):  # type: ignore[misc]
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         """The image as it is."""
         return image, target
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """The first half of it: less the mean."""
+        return image - torch.tensor(self.image_mean)[:, None, None]
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """The one image as a batch, padded with zeros at its right and below to full multiples, (1, 3, H, W), and the
+        second half of normalising: with a padding of any size right before it the stem would not run in int8.
+        """
+        [image] = images
+        height, width = image.shape[1:]
+        padded = F.pad(image[None], (0, -width % size_divisible, 0, -height % size_divisible))
+        return padded / torch.tensor(self.image_std)[:, None, None]
 
     def postprocess(self, result: list[dict[str, Tensor]], *_: Any) -> list[dict[str, Tensor]]:
         """Detections as they are: boxes in the pixels of the resized image, masks not pasted."""

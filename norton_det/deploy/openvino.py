@@ -29,10 +29,20 @@ def to_openvino(detector: GeneralizedRCNN, example: Tensor) -> Any:
         path = Path(folder) / "model.onnx"
         description = export_onnx(detector, path, example)
         model = core.read_model(path)
+        _fold_constants(model)
         model.set_rt_info(description.to_json(), [METADATA_KEY])
         # Written and read again, its nodes have names of their own, which quantisation asks for.
         save_openvino(model, path.with_suffix(".xml"))
         return core.read_model(path.with_suffix(".xml"))
+
+
+def _fold_constants(model: Any) -> None:
+    """Among them the weights of depthwise convolutions: int8 leaves out what is reshaped in the graph."""
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
 
 
 def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) -> Any:
