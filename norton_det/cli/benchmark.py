@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
+from norton_det.api import load_detector
 from norton_det.config import Config, load_config
 from norton_det.data.images import read_image
 from norton_det.data.shapes import draw_scene
@@ -39,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
-    parser.add_argument(
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument(
         "--plans", nargs="+", metavar="PLAN", help="compressed models to measure (default: the configuration's plan)"
+    )
+    models.add_argument(
+        "--runs", nargs="+", type=Path, metavar="DIR", help="measure the model_final.pth of these folders instead"
     )
     parser.add_argument(
         "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
@@ -68,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.image).as_subclass(Tensor).float() / 255 if args.image else drawn(*args.input_size)
     images = [image.to(device)] * args.batch
     models = {}
-    for name, detector in build_models(config, args.plans).items():
+    built = load_models(args.runs) if args.runs else build_models(config, args.plans)
+    for name, detector in built.items():
         fix_workload(detector, args.detections)
         models[name] = detector.to(device).eval()
     treatments = args.treatments or usable_treatments(device)
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
                 "batch": args.batch,
                 "models": {
                     name: {
+                        "trained": bool(args.runs),
                         **details[name],
                         **asdict(measured[treatments[0]][name]),
                         "treatments": {treatment: asdict(rows[name]) for treatment, rows in measured.items()},
@@ -111,6 +119,11 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
         models.setdefault("dense", pair["dense"].detector)
         models[plan] = pair["compressed"].detector
     return models
+
+
+def load_models(folders: Sequence[Path]) -> dict[str, Any]:
+    """The detectors that runs left, by the names of their folders."""
+    return {folder.resolve().name: load_detector(folder / "model_final.pth") for folder in folders}
 
 
 def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Measured]:
