@@ -19,16 +19,16 @@ BEFORE, AFTER = "#9aa5b1", "#2f81d8"
 """Colours of what was there before, or is compared, and of what is told."""
 _COLOURS = ("#e0803a", "#3aa17e", "#9068be", "#d1495b", "#c2a12b", "#4cb3c9", "#a1667a", "#7a8f3c")
 _INK, _GRID = "#010203", "#040506"  # which `_svg` replaces by what the page has
-_WIDTH = 5.0  # inches; 72 units each
+_WIDTH = 4.6  # inches; 72 units each
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "norton_det",
     "text.parse_math": False,
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
     "legend.frameon": False,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -53,10 +53,8 @@ _styled = rc_context(_STYLE)
 def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> str:
     """Curves over the iterations of training, by name; the last one is emphasised."""
     figure, axes = _axes(2.9)
-    for number, (name, points) in enumerate(curves.items()):
-        told = number == len(curves) - 1
-        colour = AFTER if told else _COLOURS[number % len(_COLOURS)]
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2.2 if told else 1.3, label=name)
+    for (name, points), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2.4 if colour == AFTER else 1.4, label=name)
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
@@ -73,12 +71,12 @@ def plot_categories(runs: Mapping[str, Mapping[str, float | None]]) -> str:
     categories = sorted(values, key=lambda category: values[category])
     figure, axes = _axes(0.8 + 0.26 * len(categories))
     bars = axes.barh(categories, [values[category] for category in categories], 0.62, color=AFTER, label=name)
-    axes.bar_label(bars, fmt="%.0f", padding=4, fontsize=9)
-    for number, (other, by_category) in enumerate(others):
+    axes.bar_label(bars, fmt="%.0f", padding=4, fontsize=9.5)
+    for (other, by_category), colour in zip(others, _colours(len(runs))[:-1], strict=True):
         points = [(by_category[c], c) for c in categories if by_category.get(c) is not None]
         if points:
-            style = {"s": 26, "color": _COLOURS[number % len(_COLOURS)], "zorder": 3, "label": other}
-            axes.scatter(*zip(*points, strict=True), **style)  # type: ignore[arg-type]
+            places, rows = zip(*points, strict=True)
+            axes.scatter(places, rows, s=30, color=colour, edgecolor="white", linewidth=0.8, zorder=3, label=other)
     axes.set_xlabel("AP")
     axes.margins(x=0.08, y=0.01)
     axes.set_xlim(left=0)
@@ -122,9 +120,12 @@ def plot_layers(layers: Sequence[LayerReport]) -> str:
     errors.bar(places, [layer.nmse or 0 for layer in layers], 0.8, color=AFTER)
     errors.set_ylabel("NMSE")
     stages = [_stage(layer.name) for layer in layers]
-    starts = [place for place in places if place == 0 or stages[place] != stages[place - 1]]
-    errors.set_xticks([start - 0.5 for start in starts], [stages[start] for start in starts], ha="left", fontsize=9)
+    middles = {stage: np.mean([place for place in places if stages[place] == stage]) for stage in stages}
+    errors.set_xticks(list(middles.values()), list(middles))
     errors.set_xlim(-0.6, len(layers) - 0.4)
+    for axes in (widths, errors):
+        axes.tick_params(axis="x", length=0)
+        axes.grid(visible=False, axis="x")
     _legend(figure, widths)
     return _svg(figure)
 
@@ -154,7 +155,7 @@ def plot_parts(models: Mapping[str, Mapping[str, Count]], value: str, unit: floa
     for model, counts in models.items():
         for part, count in counts.items():
             rows[part.replace("_", " ")][model] = getattr(count, value) / unit
-    return _bars(rows, label, "%.3g")
+    return _bars(rows, label)
 
 
 @_styled
@@ -165,7 +166,7 @@ def plot_latencies(treatments: Mapping[str, Mapping[str, Latency]]) -> str:
         name: {model: (row.median - row.p5, row.p95 - row.median) for model, row in models.items()}
         for name, models in treatments.items()
     }
-    return _bars(medians, "ms an image", "%.3g", spreads)
+    return _bars(medians, "ms an image", spreads)
 
 
 @_styled
@@ -180,7 +181,7 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
             frontier.append((latency, accuracy))
     axes.plot(*zip(*frontier, strict=True), color=BEFORE, linewidth=1.4, linestyle="--", zorder=1)
     for name, (latency, accuracy) in runs.items():
-        axes.scatter(latency, accuracy, s=60, color=AFTER if name == told else _COLOURS[0], zorder=3)
+        axes.scatter(latency, accuracy, s=60, color=AFTER if name == told else BEFORE, zorder=3)
         axes.annotate(name, (latency, accuracy), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9.5)
     axes.set_xlabel("ms an image, median")
     axes.set_ylabel("AP")
@@ -191,23 +192,18 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
 def _bars(
     rows: Mapping[str, Mapping[str, float]],
     label: str,
-    number_format: str,
     spreads: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> str:
     """Horizontal bars: a cluster a row, in it a bar a model; `spreads` are what a bar may be shorter and longer."""
     models = list(dict.fromkeys(model for values in rows.values() for model in values))
     figure, axes = _axes(0.9 + 0.24 * len(rows) * (len(models) + 0.6))
     thickness = 0.82 / len(models)
-    colours = [*[BEFORE, *_COLOURS][: len(models) - 1], AFTER]
-    for number, (model, colour) in enumerate(zip(models, colours, strict=True)):
+    for number, (model, colour) in enumerate(zip(models, _colours(len(models)), strict=True)):
         places = [row + (number - (len(models) - 1) / 2) * thickness for row in range(len(rows))]
         values = [row.get(model, np.nan) for row in rows.values()]
-        bars = axes.barh(places, values, thickness * 0.9, color=colour, label=model)
-        if spreads:
-            missing = (np.nan, np.nan)
-            errors = np.array([row.get(model, missing) for row in spreads.values()]).T
-            axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=_INK, elinewidth=0.9)
-        axes.bar_label(bars, fmt=number_format, padding=6 if spreads else 4, fontsize=9)
+        errors = np.array([row.get(model, (np.nan, np.nan)) for row in spreads.values()]).T if spreads else None
+        bars = axes.barh(places, values, thickness * 0.9, xerr=errors, ecolor=_INK, color=colour, label=model)
+        axes.bar_label(bars, fmt="%.3g", padding=4, fontsize=9.5)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -216,6 +212,12 @@ def _bars(
     axes.grid(visible=False, axis="y")
     _legend(figure, axes)
     return _svg(figure)
+
+
+def _colours(count: int) -> list[str]:
+    """Of `count` models: the first is what the last, which is emphasised, is compared with."""
+    others = [BEFORE, *(_COLOURS[number % len(_COLOURS)] for number in range(count))]
+    return [*others[: count - 1], AFTER]
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -229,10 +231,10 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _stage(name: str) -> str:
-    """Where a layer stands: stem, layer1 .. layer4 of the body, or another part of the detector."""
+    """Where a layer stands: layer1 .. layer4 of the body, "other" parts of the detector; "" for the stem."""
     if name.startswith("layer"):
         return name.split(".")[0]
-    return "stem" if name == "conv1" else "other parts"
+    return "" if name == "conv1" else "other"
 
 
 def _svg(figure: Figure) -> str:

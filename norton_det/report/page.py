@@ -10,11 +10,15 @@ from norton_det.report.pictures import Pair
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; one without `html` is left out, and `source` says which command leaves what it needs."""
+    """A part of the page; one without `html` is left out, and `source` says which command leaves what it needs.
+
+    On a large screen two stand next to each other, unless they are `wide`.
+    """
 
     title: str
     html: str
     source: str
+    wide: bool = False
 
     @property
     def anchor(self) -> str:
@@ -36,7 +40,11 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     shown = [section for section in sections if section.html]
     missing = [section for section in sections if not section.html]
     links = "".join(f'<a href="#{escape(s.anchor)}">{escape(s.title)}</a>' for s in shown)
-    body = "".join(f'<section id="{escape(s.anchor)}"><h2>{escape(s.title)}</h2>{s.html}</section>\n' for s in shown)
+    body = "".join(
+        f'<section id="{escape(s.anchor)}" class="{"wide" if s.wide else "narrow"}">'
+        f"<h2>{escape(s.title)}</h2>{s.html}</section>\n"
+        for s in shown
+    )
     left_out = "".join(f"<li>{escape(s.title)}: <code>{escape(s.source)}</code></li>" for s in missing)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

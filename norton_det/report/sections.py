@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from norton_det.analysis.complexity import OUTSIDE_TOTAL, Count, total
+from norton_det.analysis.complexity import PROPOSALS, Count, total
 from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.evaluation.coco import PrecisionRecall
 from norton_det.report import figures
@@ -101,7 +101,7 @@ def _results(material: Material) -> Section:
         for name in dict.fromkeys([reference, *material.runs])
     ]
     overview = table(["", *(quantity.label for quantity in quantities)], rows, told)
-    return Section("Results", facts(found) + (overview if len(rows) > 1 else "") if found else "", _TRAIN)
+    return Section("Results", facts(found) + (overview if len(rows) > 1 else "") if found else "", _TRAIN, wide=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _quantities(material: Material) -> list[_Quantity]:
             f"{_KINDS[kind]} AP",
             {name: run.accuracy[kind].get("AP") for name, run in material.runs.items() if kind in run.accuracy},
             _points,
-            lambda value, before: f"{value - before:+.1f} beside",
+            lambda value, before: f"{value - before:+.1f} vs",
         )
         for kind in material.kinds
     ]
@@ -140,7 +140,7 @@ def _average_precision(material: Material) -> Section:
         metrics = list(dict.fromkeys(metric for values in runs.values() for metric in values))
         rows = [[name, *(_cell(values.get(metric), _points) for metric in metrics)] for name, values in runs.items()]
         tables.append(table([f"{_KINDS[kind]}", *metrics], rows, material.told.name))
-    return Section("Average precision", "".join(tables), _TRAIN)
+    return Section("Average precision", "".join(tables), _TRAIN, wide=True)
 
 
 def _categories(material: Material) -> Section:
@@ -165,7 +165,7 @@ def _validation_images(material: Material) -> Section:
     if not material.pairs:
         return Section("Validation images", "", _TRAIN)
     explained = note("Evenly spread over the validation set; predictions of at least 50 %.")
-    return Section("Validation images", explained + pictures(material.pairs), _TRAIN)
+    return Section("Validation images", explained + pictures(material.pairs), _TRAIN, wide=True)
 
 
 def _pareto(material: Material) -> Section:
@@ -195,7 +195,8 @@ def _latency(benchmarks: Sequence[Benchmark]) -> Section:
             for treatment in treatments
         }
         height, width = benchmark.image
-        caption = f"An image of {width} x {height} pixels on {benchmark.machine}"
+        weights = "the runs" if any(model.trained for model in benchmark.models.values()) else "random weights"
+        caption = f"Latency of {weights}, images of {width} x {height} pixels, on {benchmark.machine}"
         drawn.append((figures.plot_latencies(rows), caption))
     return Section("Latency", plots(*drawn) if drawn else "", "norton-det benchmark --json F.json")
 
@@ -206,24 +207,15 @@ def _size(material: Material) -> Section:
     if not models:
         return Section("Size by part", "", _TRAIN)
     height, width = material.input_size
-    macs = figures.plot_parts(models, "macs", 1e9, "GMACs")
-    parameters = figures.plot_parts(models, "parameters", 1e6, "million parameters")
+    others = " and one in the other" if any(len(counts) > 4 for counts in models.values()) else ""
     drawn = plots(
-        (macs, f"Multiply-accumulates of an image of {width} x {height} pixels"),
-        (parameters, "Parameters"),
+        (
+            figures.plot_parts(models, "macs", 1e9, "GMACs"),
+            f"MACs for an image of {width} x {height} pixels, {PROPOSALS} regions in the box head{others}",
+        ),
+        (figures.plot_parts(models, "parameters", 1e6, "million parameters"), "Parameters"),
     )
-    columns = ["", *(f"{label}, {name}" for label in ("MACs", "parameters") for name in models)]
-    parts = list(dict.fromkeys(part for counts in models.values() for part in counts))
-    rows = [
-        [
-            part.replace("_", " ") + ("*" if part == OUTSIDE_TOTAL else ""),
-            *(_short(counts[part].macs) for counts in models.values()),
-            *(_short(counts[part].parameters) for counts in models.values()),
-        ]
-        for part in parts
-    ]
-    outside = note("* of one region; not in the total, as in published figures") if OUTSIDE_TOTAL in parts else ""
-    return Section("Size by part", drawn + table(columns, rows) + outside, _TRAIN)
+    return Section("Size by part", drawn, _TRAIN, wide=True)
 
 
 def _compression(compression: CompressionReport | None) -> Section:
@@ -261,7 +253,7 @@ def _training(material: Material) -> Section:
         return Section("Training", "", _TRAIN)
     runs = {name: run.steps for name, run in material.runs.items() if run.steps}
     parts = sorted({key for step in steps for key in step if key.startswith("loss_")})
-    components = {part.removeprefix("loss_").replace("_", " "): _curve(steps, part) for part in parts}
+    components = {part.removeprefix("loss_").replace("_", " "): _curve(steps, part) for part in [*parts, "loss"]}
     drawn = [
         (figures.plot_steps({name: _curve(own, "loss") for name, own in runs.items()}, "loss"), "Loss"),
         (
@@ -269,9 +261,9 @@ def _training(material: Material) -> Section:
             "Learning rate",
         ),
     ]
-    if components:
-        drawn.append((figures.plot_steps(components, "loss"), f"Parts of the loss of {material.told.name}"))
-    return Section("Training", plots(*drawn), _TRAIN)
+    if parts:
+        drawn.insert(1, (figures.plot_steps(components, "loss"), f"The loss of {material.told.name} and its parts"))
+    return Section("Training", plots(*drawn), _TRAIN, wide=True)
 
 
 def _configuration(config: Mapping[str, Any]) -> Section:
@@ -281,7 +273,7 @@ def _configuration(config: Mapping[str, Any]) -> Section:
         folded(name, table(["key", "value"], [[key, _plain(value)] for key, value in values.items()]))
         for name, values in groups.items()
     ]
-    return Section("Configuration", "".join(tables) if config else "", _TRAIN)
+    return Section("Configuration", "".join(tables) if config else "", _TRAIN, wide=True)
 
 
 def _curve(steps: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
@@ -319,7 +311,7 @@ def _short(value: float) -> str:
 
 
 def _change(value: float, before: float) -> str:
-    return f"{100 * (value / before - 1):+.0f} % beside"
+    return f"{100 * (value / before - 1):+.0f} % vs"
 
 
 def _arrow(before: int, after: int) -> str:
