@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from norton_det import build
@@ -11,7 +12,8 @@ from norton_det.config import Config, load_config
 from norton_det.data.catalog import read_categories
 from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_recall
 from norton_det.files import atomic_path
-from norton_det.models.detectors import replace_predictors, settings_of
+from norton_det.models.detectors import DetectorSpec, build_from_spec, settings_of
+from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import detector_from_weights, read_weights
 from norton_det.report.pictures import Pair, draw_pairs
 from norton_det.report.run_data import Benchmark, Run, read_benchmark, read_compression, read_run
@@ -77,22 +79,24 @@ def count_runs(
 ) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:
     """The name of the dense model, the size that is counted, (height, width), and the counts of all by part.
 
-    The dense model is the first dense run; where there is none, the one that the configuration describes, without its
-    plan. Where there is no configuration either, the first run stands for it.
+    The dense model is the first dense run; where there is none, the last run's detector as it was before compression,
+    of the width that `config` says. Without a configuration the first run stands for it.
     """
     weights = {run.name: read_weights(run.weights) for run in runs if run.weights}
-    detectors = {name: detector_from_weights(read) for name, read in weights.items()}
-    if not detectors:
+    if not weights:
         return runs[0].name, (0, 0), {}
-    told = list(detectors.values())[-1]
-    reference = next((name for name, read in weights.items() if not read.is_compressed), runs[0].name)
-    if config and weights[reference].is_compressed:
+    detectors = {name: detector_from_weights(read) for name, read in weights.items()}
+    settings = settings_of(list(detectors.values())[-1])
+    reference = next((name for name, read in weights.items() if not read.is_compressed), None)
+    if reference is None and config:
         reference = "dense"
-        detectors[reference] = build.random_pair(config)["dense"].detector
-        replace_predictors(detectors[reference], len(told.categories))
-    settings = settings_of(told)
+        spec = DetectorSpec.from_state_dict(list(weights.values())[-1].state)
+        detectors[reference] = build_from_spec(
+            replace(spec, body=ResNetSpec.dense(config.model.width), part_ranks={})
+        )
     size = settings.min_size[-1], settings.max_size
-    return reference, size, {name: count_detector(detector, *size) for name, detector in detectors.items()}
+    counts = {name: count_detector(detector, *size) for name, detector in detectors.items()}
+    return reference or runs[0].name, size, counts
 
 
 def _read_config(folder: Path) -> Config | None:

@@ -1,14 +1,14 @@
 """Validation images with their ground truth and the predictions, as images that stand inside a page."""
 
 import base64
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torchvision.io import encode_jpeg
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from norton_det.data.catalog import Categories, DatasetFiles, Task
 from norton_det.data.coco import CocoDataset
@@ -57,4 +57,6 @@ def _data_uri(picture: Tensor) -> str:
     """A picture, uint8 RGB (3, H, W), made smaller where it is large, as a JPEG inside a URI."""
     scale = min(1.0, LONGEST_SIDE / max(picture.shape[1:]))
     smaller = resize(picture, [round(scale * side) for side in picture.shape[1:]])
-    return "data:image/jpeg;base64," + base64.b64encode(bytes(encode_jpeg(smaller, quality=85).tolist())).decode()
+    buffer = io.BytesIO()
+    to_pil_image(smaller).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -16,7 +16,9 @@ CURVE = np.linspace(1, 0, 101)
 LAYER = LayerReport("layer1.0.conv2", (64, 64, 3, 3), (49, 49, 3, 3), 1, 0.25, 36864, 2744)
 FIGURES = {
     "steps": lambda: figures.plot_steps({HOSTILE: [(1, 2.0), (2, 1.0)], "b": [(1, 1.0)]}, "loss"),
-    "categories": lambda: figures.plot_categories({HOSTILE: {"a": 3.0, HOSTILE: None}, "b": {"a": 4.0, HOSTILE: None}}),
+    "categories": lambda: figures.plot_categories(
+        {HOSTILE: {"a": 3.0, HOSTILE: None}, "b": {"a": 4.0, HOSTILE: None}}
+    ),
     "precision_recall": lambda: figures.plot_precision_recall(
         PrecisionRecall({0.5: CURVE, 0.75: CURVE / 2}, {HOSTILE: CURVE}), "IoU"
     ),

@@ -59,14 +59,18 @@ def test_the_compression_is_the_runs_own_or_that_of_the_weights_it_started_from(
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ValueError, match="no run's folder, expected config.yaml"):
+        with pytest.raises(ValueError, match=r"no run's folder, expected config\.yaml"):
             read_run(folder, {})
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("metrics.jsonl", '{"iteration": 1, "loss": 1.0, "lr": 0.1}\n{"iterat', "metrics.jsonl is damaged: Invalid JSON"),
+        (
+            "metrics.jsonl",
+            '{"iteration": 1, "loss": 1.0, "lr": 0.1}\n{"iterat',
+            "metrics.jsonl is damaged: Invalid JSON",
+        ),
         ("metrics.jsonl", '{"iteration": 1, "loss": 1.0}\n', "line 1 lacks lr"),
         ("metrics.jsonl", '{"iteration": 1, "loss": "low", "lr": 0.1}\n', "is damaged: loss: Input should be"),
         ("evaluation/metrics.json", '{"top1": 71.0}', "metrics.json is damaged: top1: Input should be"),
