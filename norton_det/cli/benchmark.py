@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plans", nargs="+", metavar="PLAN", help="compressed models to measure (default: the configuration's plan)"
     )
     models.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", help="measure the model_final.pth of these folders instead"
+        "--weights", nargs="+", type=Path, metavar="W", help="measure these detectors, DIR/model_final.pth, instead"
     )
     parser.add_argument(
         "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.image).as_subclass(Tensor).float() / 255 if args.image else drawn(*args.input_size)
     images = [image.to(device)] * args.batch
     models = {}
-    built = load_models(args.runs) if args.runs else build_models(config, args.plans)
+    built = load_models(args.weights) if args.weights else build_models(config, args.plans)
     for name, detector in built.items():
         fix_workload(detector, args.detections)
         models[name] = detector.to(device).eval()
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
                 "batch": args.batch,
                 "models": {
                     name: {
-                        "trained": bool(args.runs),
+                        "trained": bool(args.weights),
                         **details[name],
                         **asdict(measured[treatments[0]][name]),
                         "treatments": {treatment: asdict(rows[name]) for treatment, rows in measured.items()},
@@ -121,9 +121,9 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
     return models
 
 
-def load_models(folders: Sequence[Path]) -> dict[str, Any]:
-    """The detectors that runs left, by the names of their folders."""
-    return {folder.resolve().name: load_detector(folder / "model_final.pth") for folder in folders}
+def load_models(weights: Sequence[Path]) -> dict[str, Any]:
+    """Trained detectors by the names of the runs, the folders that they lie in."""
+    return {path.resolve().parent.name: load_detector(path) for path in weights}
 
 
 def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Measured]:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--benchmark", nargs="+", type=Path, default=[], metavar="F.json",
-        help="latencies, of the benchmark command; AP against latency needs one of its --runs",
+        help="latencies, of the benchmark command; AP against latency needs one with --weights",
     )  # fmt: skip
     parser.add_argument(
         "--compression", type=Path, metavar="O.json",

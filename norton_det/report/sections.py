@@ -175,7 +175,7 @@ def _pareto(material: Material) -> Section:
         accuracy = material.runs[name].accuracy.get(kind, {}).get("AP")
         if accuracy is not None:
             points[name] = (latency, accuracy)
-    title, source = "AP against latency", "norton-det benchmark --runs DIR .. --json F.json"
+    title, source = "AP against latency", "norton-det benchmark --weights DIR/model_final.pth .. --json F.json"
     if len(points) < 2:
         return Section(title, "", source)
     caption = f"{_KINDS[kind].capitalize()} AP against latency: up and to the left is better"

@@ -164,6 +164,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, capsys):
     assert not list(tmp_path.glob("report.*"))
 
 
+def test_the_runs_are_benchmarked_by_their_weights(runs, tmp_path):
+    weights = [str(runs / name / "model_final.pth") for name in ("dense", "small")]
+    words = ["--config", str(runs / "small/config.yaml"), "--weights", *weights, "--input-size", "96", "128"]
+    latencies = str(tmp_path / "latencies.json")
+    more = ["--treatments", "torch as shipped", "--runs", "1", "--detections", "5", "--json", latencies]
+    assert main(["benchmark", *words, *more]) == 0
+    both = ["--runs", str(runs / "dense"), str(runs / "small"), "--benchmark", latencies]
+    assert main(["report", *both, "--output", str(tmp_path / "report.html")]) == 0
+    assert sections_of((tmp_path / "report.html").read_text()) == SECTIONS
+
+
 def test_the_quickstart_ends_with_its_report(runs, tmp_path, monkeypatch, capsys):
     """Its commands and the full-size models, which take minutes, are taken as done."""
     for name, source in (
@@ -174,6 +185,8 @@ def test_the_quickstart_ends_with_its_report(runs, tmp_path, monkeypatch, capsys
     measured = Measured(10.0, 9.0, 12.0, 5, 2**20)
     monkeypatch.setenv("NORTON_DATASETS", str(runs))
     monkeypatch.setattr(quickstart, "_command", lambda *words: None)
+    monkeypatch.setattr(quickstart, "draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr(quickstart, "time_models", lambda config, weights: dict.fromkeys(weights, measured))
     monkeypatch.setattr(quickstart, "time_full_size", lambda: {"torch": {"dense": measured, "compressed": measured}})
     assert main(["quickstart", "--output", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
