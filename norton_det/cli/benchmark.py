@@ -18,12 +18,12 @@ from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
-from norton_det.api import load_detector
 from norton_det.config import Config, load_config
 from norton_det.data.images import read_image
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.treatments import TREATMENTS, count_regions, fix_workload, treated, usable_treatments
 from norton_det.files import write_json
+from norton_det.models.weights import detector_from_weights, read_weights
 from norton_det.visualization.plots import save_latency_plot
 
 PARTS_RUNS = 5
@@ -122,8 +122,11 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
 
 
 def load_models(weights: Sequence[Path]) -> dict[str, Any]:
-    """Trained detectors by the names of the runs, the folders that they lie in."""
-    return {path.resolve().parent.name: load_detector(path) for path in weights}
+    """Trained detectors by name: that of a run's folder for its model_final.pth, else the file's."""
+    names = [path.resolve().parent.name if path.stem == "model_final" else path.stem for path in weights]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--weights: two detectors have the same name, got {', '.join(names)}")
+    return {name: detector_from_weights(read_weights(path)) for name, path in zip(names, weights, strict=True)}
 
 
 def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Measured]:

@@ -49,6 +49,11 @@ _STYLE: Any = {
 _styled = rc_context(_STYLE)
 
 
+def short_number(value: float) -> str:
+    """A number in three digits, or whole."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 @_styled
 def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> str:
     """Curves over the iterations of training, by name; the last one is emphasised."""
@@ -64,15 +69,13 @@ def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) 
 
 
 @_styled
-def plot_categories(runs: Mapping[str, Mapping[str, float | None]]) -> str:
-    """AP by category, the best above: a bar for the last of the runs, a dot for each other."""
-    *others, (name, told) = runs.items()
-    values = {category: value or 0.0 for category, value in told.items()}
-    categories = sorted(values, key=lambda category: values[category])
+def plot_categories(name: str, values: Mapping[str, float], others: Mapping[str, Mapping[str, float | None]]) -> str:
+    """AP of categories, in the order given from above: a bar for the run `name`, a dot for each of the others."""
+    categories = list(values)
     figure, axes = _axes(0.8 + 0.26 * len(categories))
-    bars = axes.barh(categories, [values[category] for category in categories], 0.62, color=AFTER, label=name)
+    bars = axes.barh(categories, list(values.values()), 0.62, color=AFTER, label=name)
     axes.bar_label(bars, fmt="%.0f", padding=4, fontsize=9.5)
-    for (other, by_category), colour in zip(others, _colours(len(runs))[:-1], strict=True):
+    for (other, by_category), colour in zip(others.items(), _colours(len(others) + 1)[:-1], strict=True):
         points = [(by_category[c], c) for c in categories if by_category.get(c) is not None]
         if points:
             places, rows = zip(*points, strict=True)
@@ -80,6 +83,7 @@ def plot_categories(runs: Mapping[str, Mapping[str, float | None]]) -> str:
     axes.set_xlabel("AP")
     axes.margins(x=0.08, y=0.01)
     axes.set_xlim(left=0)
+    axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     if others:
         _legend(figure, axes)
@@ -203,7 +207,7 @@ def _bars(
         values = [row.get(model, np.nan) for row in rows.values()]
         errors = np.array([row.get(model, (np.nan, np.nan)) for row in spreads.values()]).T if spreads else None
         bars = axes.barh(places, values, thickness * 0.9, xerr=errors, ecolor=_INK, color=colour, label=model)
-        axes.bar_label(bars, fmt="%.3g", padding=4, fontsize=9.5)
+        axes.bar_label(bars, fmt=short_number, padding=4, fontsize=9.5)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -8,9 +8,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from norton_det.analysis.latency import Latency
 from norton_det.compression.compress import CompressionReport
+from norton_det.data.catalog import Task
 
 T = TypeVar("T")
-Accuracy = dict[str, dict[str, float | None]]
+Accuracy = dict[Task, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,11 @@ def read_compression(path: Path) -> CompressionReport:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """What `norton-det benchmark --json` writes. Raises ValueError for a damaged file."""
-    return _parse(path, Benchmark, path.read_bytes())
+    """What `norton-det benchmark --json` writes. Raises ValueError for a damaged file, or one without latencies."""
+    benchmark = _parse(path, Benchmark, path.read_bytes())
+    if not (benchmark.models and all(model.treatments for model in benchmark.models.values())):
+        raise ValueError(f"{path} is damaged: a model without latencies")
+    return benchmark
 
 
 def _find_compression(folder: Path, config: dict[str, Any]) -> CompressionReport | None:

@@ -6,15 +6,18 @@ from typing import Any
 
 from norton_det.analysis.complexity import PROPOSALS, Count, total
 from norton_det.compression.compress import CompressionReport, LayerReport
+from norton_det.data.catalog import Task
 from norton_det.evaluation.coco import PrecisionRecall
 from norton_det.report import figures
 from norton_det.report.page import Fact, Section, facts, folded, note, pictures, plots, render, table
 from norton_det.report.pictures import Pair
 from norton_det.report.run_data import Benchmark, Run
 
-_KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+_KINDS: dict[Task, str] = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _TRAIN = "norton-det train"
 _COMPRESS = "norton-det compress"
+_LONGEST_PLOT = 40
+"""Categories in a plot; the others stand in one beside it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Material:
         return list(self.runs.values())[-1]
 
     @property
-    def kinds(self) -> list[str]:
+    def kinds(self) -> list[Task]:
         """What was evaluated: bbox, and segm or keypoints."""
         return list(dict.fromkeys(kind for run in self.runs.values() for kind in run.accuracy))
 
@@ -93,8 +96,7 @@ def _results(material: Material) -> Section:
     for quantity in quantities:
         value, before = quantity.values.get(told), quantity.values.get(reference)
         if value is not None:
-            compared = before and told != reference
-            comparison = f"{quantity.compare(value, before)} {reference}" if before and compared else ""
+            comparison = f"{quantity.compare(value, before)} {reference}" if before and told != reference else ""
             found.append(Fact(quantity.label, quantity.form(value), comparison))
     rows = [
         [name, *(_cell(quantity.values.get(name), quantity.form) for quantity in quantities)]
@@ -129,7 +131,7 @@ def _quantities(material: Material) -> list[_Quantity]:
         *accuracies,
         _Quantity("parameters", {name: count.parameters for name, count in totals.items()}, _short, _change),
         _Quantity("MACs", {name: count.macs for name, count in totals.items()}, _short, _change),
-        _Quantity("latency", material.latencies(), "{:.3g} ms".format, _change),
+        _Quantity("latency", material.latencies(), lambda value: f"{figures.short_number(value)} ms", _change),
     ]
 
 
@@ -144,18 +146,20 @@ def _average_precision(material: Material) -> Section:
 
 
 def _categories(material: Material) -> Section:
-    kind = material.kinds[-1] if material.kinds else ""
-    runs = {name: run.by_category[kind] for name, run in material.runs.items() if run.by_category.get(kind)}
-    if material.told.name not in runs:
-        return Section("Categories", "", _TRAIN)
-    svg = figures.plot_categories(runs)
-    return Section("Categories", plots((svg, f"{_KINDS[kind].capitalize()} AP of each category")), _TRAIN)
+    name, kind = material.told.name, material.kinds[-1] if material.kinds else "bbox"
+    runs = {name: run.by_category[kind] for name, run in material.runs.items() if kind in run.by_category}
+    known = [(value, category) for category, value in runs.pop(name, {}).items() if value is not None]
+    rows = [(category, value) for value, category in sorted(known, reverse=True)]
+    columns = [dict(rows[start : start + _LONGEST_PLOT]) for start in range(0, len(rows), _LONGEST_PLOT)]
+    caption = f"{_KINDS[kind].capitalize()} AP of each category"
+    drawn = [(figures.plot_categories(name, column, runs), caption) for column in columns]
+    return Section("Categories", plots(*drawn) if drawn else "", _TRAIN, wide=len(drawn) > 1)
 
 
 def _precision_recall(material: Material) -> Section:
     if material.curves is None:
         return Section("Precision and recall", "", _TRAIN)
-    measure = "OKS" if material.kinds[-1] == "keypoints" else "IoU"
+    measure = "OKS" if material.told.config["model"]["detector"] == "keypoint_rcnn" else "IoU"
     svg = figures.plot_precision_recall(material.curves, measure)
     caption = f"Precision at each recall: mean over the categories, and the categories at {measure} 0.5"
     return Section("Precision and recall", plots((svg, caption)), _TRAIN)
@@ -169,16 +173,15 @@ def _validation_images(material: Material) -> Section:
 
 
 def _pareto(material: Material) -> Section:
-    kind = material.kinds[0] if material.kinds else ""
     points = {}
     for name, latency in material.latencies().items():
-        accuracy = material.runs[name].accuracy.get(kind, {}).get("AP")
+        accuracy = material.runs[name].accuracy.get("bbox", {}).get("AP")
         if accuracy is not None:
             points[name] = (latency, accuracy)
     title, source = "AP against latency", "norton-det benchmark --weights DIR/model_final.pth .. --json F.json"
     if len(points) < 2:
         return Section(title, "", source)
-    caption = f"{_KINDS[kind].capitalize()} AP against latency: up and to the left is better"
+    caption = "Box AP against latency: up and to the left is better"
     return Section(title, plots((figures.plot_pareto(points, material.told.name), caption)), source)
 
 
@@ -306,7 +309,7 @@ def _short(value: float) -> str:
     """A count in three digits: 2.07 M."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
-            return f"{value / unit:.3g} {letter}"
+            return f"{figures.short_number(value / unit)} {letter}"
     return f"{value:.0f}"
 
 

@@ -58,3 +58,18 @@ def test_values_stand_at_the_bars():
     counts = {"dense": {"body": Count(5, 2_000, 0), "box_head": Count(5, 300, 0)}, "small": {"body": Count(5, 10, 0)}}
     svg = figures.plot_parts(counts, "macs", 1e3, "kMACs")
     assert {"2", "0.3", "0.01", "body", "box head", "kMACs"} <= set(texts(svg))
+
+
+def test_numbers_have_three_digits_or_are_whole():
+    assert [figures.short_number(value) for value in (0.0379, 2.0727, 41.0, 999.7, 2731.5)] == [
+        *("0.0379", "2.07", "41", "1,000", "2,732")
+    ]
+
+
+def test_the_line_joins_the_runs_that_no_other_beats_in_both():
+    """Of three runs one is slower and worse than another: two points of a dashed line."""
+    runs = {"fast": (5.0, 30.0), "good": (10.0, 40.0), "bad": (11.0, 39.0)}
+    root = ElementTree.fromstring(figures.plot_pareto(runs, "good").replace("xlink:", ""))
+    (line,) = (path for path in root.iter("path") if "stroke-dasharray" in path.get("style", ""))
+    assert line.get("d").count("L") == 1
+    assert {"fast", "good", "bad"} <= set(texts(figures.plot_pareto(runs, "good")))

@@ -74,6 +74,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ("metrics.jsonl", '{"iteration": 1, "loss": 1.0}\n', "line 1 lacks lr"),
         ("metrics.jsonl", '{"iteration": 1, "loss": "low", "lr": 0.1}\n', "is damaged: loss: Input should be"),
         ("evaluation/metrics.json", '{"top1": 71.0}', "metrics.json is damaged: top1: Input should be"),
+        ("evaluation/metrics.json", '{"mask": {}}', "metrics.json is damaged: mask"),
         ("evaluation/per_category.json", "", "per_category.json is damaged: Invalid JSON"),
         ("compression.json", '{"layers": []}', "compression.json is damaged: kept: Field required"),
     ],
@@ -92,12 +93,26 @@ def test_a_compression_report_reads_back(tmp_path):
 
 def test_a_benchmark_says_which_models_were_trained(tmp_path):
     latency = {"median": 10.0, "p5": 9.0, "p95": 12.0, "runs": 5, "peak_memory": 1}
-    models = {"run": {"trained": True, "macs": 7, "treatments": {"torch": latency}}, "dense": {"treatments": {}}}
+    models = {
+        "run": {"trained": True, "macs": 7, "treatments": {"torch": latency}},
+        "dense": {"treatments": {"torch": latency}},
+    }
     write_json(tmp_path / "b.json", {"machine": "a CPU", "image": [480, 640], "batch": 1, "models": models})
     benchmark = read_benchmark(tmp_path / "b.json")
     assert benchmark.image == (480, 640)
     assert benchmark.models["run"].treatments["torch"].p95 == 12.0
     assert [model.trained for model in benchmark.models.values()] == [True, False]
-    write_json(tmp_path / "b.json", {"machine": "a CPU"})
-    with pytest.raises(ValueError, match=r"b.json is damaged: image: Field required"):
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"machine": "a CPU", "models": {}}, "image: Field required"),
+        ({"machine": "a CPU", "image": [1, 1], "models": {}}, "a model without latencies"),
+        ({"machine": "a CPU", "image": [1, 1], "models": {"run": {"treatments": {}}}}, "a model without latencies"),
+    ],
+)
+def test_a_damaged_benchmark_is_named(content, expected, tmp_path):
+    write_json(tmp_path / "b.json", content)
+    with pytest.raises(ValueError, match=f"b.json is damaged: {expected}"):
         read_benchmark(tmp_path / "b.json")
