@@ -69,8 +69,13 @@ def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) 
 
 
 @_styled
-def plot_categories(name: str, values: Mapping[str, float], others: Mapping[str, Mapping[str, float | None]]) -> str:
-    """AP of categories, in the order given from above: a bar for the run `name`, a dot for each of the others."""
+def plot_categories(
+    name: str, values: Mapping[str, float], others: Mapping[str, Mapping[str, float | None]], highest: float
+) -> str:
+    """AP of categories, in the order given from above: a bar for the run `name`, a dot for each of the others.
+
+    `highest` is the AP that the axis reaches to.
+    """
     categories = list(values)
     figure, axes = _axes(0.8 + 0.26 * len(categories))
     bars = axes.barh(categories, list(values.values()), 0.62, color=AFTER, label=name)
@@ -81,8 +86,8 @@ def plot_categories(name: str, values: Mapping[str, float], others: Mapping[str,
             places, rows = zip(*points, strict=True)
             axes.scatter(places, rows, s=30, color=colour, edgecolor="white", linewidth=0.8, zorder=3, label=other)
     axes.set_xlabel("AP")
-    axes.margins(x=0.08, y=0.01)
-    axes.set_xlim(left=0)
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 1.1 * highest or 1)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     if others:

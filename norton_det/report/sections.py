@@ -152,7 +152,10 @@ def _categories(material: Material) -> Section:
     rows = [(category, value) for value, category in sorted(known, reverse=True)]
     columns = [dict(rows[start : start + _LONGEST_PLOT]) for start in range(0, len(rows), _LONGEST_PLOT)]
     caption = f"{_KINDS[kind].capitalize()} AP of each category"
-    drawn = [(figures.plot_categories(name, column, runs), caption) for column in columns]
+    highest = max(
+        [value for value, _ in known] + [value or 0 for run in runs.values() for value in run.values()], default=0
+    )
+    drawn = [(figures.plot_categories(name, column, runs, highest), caption) for column in columns]
     return Section("Categories", plots(*drawn) if drawn else "", _TRAIN, wide=len(drawn) > 1)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from norton_det.cli import quickstart
+from norton_det.analysis.roofline import Roofline
+from norton_det.cli import benchmark, quickstart
 from norton_det.cli.benchmark import Measured
 from norton_det.cli.main import main
 from norton_det.compression.compress import PartReport, compress
@@ -146,6 +147,15 @@ def test_what_a_run_lacks_is_left_out(runs, tmp_path):
     assert sections_of((tmp_path / "report.html").read_text()) == ["results", "average-precision", "categories"]
 
 
+def test_a_run_that_was_stopped_in_evaluation_shows_the_rest(runs, tmp_path):
+    shutil.copytree(runs / "small", tmp_path / "small")
+    (tmp_path / "small/evaluation/metrics.json").unlink()
+    (tmp_path / "small/evaluation/per_category.json").unlink()
+    assert main(["report", "--runs", str(tmp_path / "small"), "--output", str(tmp_path / "report.html")]) == 0
+    missing = {"average-precision", "categories", "ap-against-latency", "latency"}
+    assert sections_of((tmp_path / "report.html").read_text()) == [s for s in SECTIONS if s not in missing]
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, capsys):
     copy = tmp_path / "small"
     shutil.copytree(runs / "small", copy)
@@ -164,7 +174,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, capsys):
     assert not list(tmp_path.glob("report.*"))
 
 
-def test_the_runs_are_benchmarked_by_their_weights(runs, tmp_path):
+def test_the_runs_are_benchmarked_by_their_weights(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure_roofline", lambda device: Roofline(1e9, 1e9))
     weights = [str(runs / name / "model_final.pth") for name in ("dense", "small")]
     words = ["--config", str(runs / "small/config.yaml"), "--weights", *weights, "--input-size", "96", "128"]
     latencies = str(tmp_path / "latencies.json")

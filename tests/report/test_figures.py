@@ -17,7 +17,7 @@ LAYER = LayerReport("layer1.0.conv2", (64, 64, 3, 3), (49, 49, 3, 3), 1, 0.25, 3
 FIGURES = {
     "steps": lambda: figures.plot_steps({HOSTILE: [(1, 2.0), (2, 1.0)], "b": [(1, 1.0)]}, "loss"),
     "categories": lambda: figures.plot_categories(
-        {HOSTILE: {"a": 3.0, HOSTILE: None}, "b": {"a": 4.0, HOSTILE: None}}
+        "b", {"a": 4.0, HOSTILE: 1.0}, {HOSTILE: {"a": None, HOSTILE: 3.0}, "c": {}}, 4.0
     ),
     "precision_recall": lambda: figures.plot_precision_recall(
         PrecisionRecall({0.5: CURVE, 0.75: CURVE / 2}, {HOSTILE: CURVE}), "IoU"
