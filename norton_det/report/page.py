@@ -53,7 +53,11 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         f"<title>{escape(title)}</title>\n<style>\n{(files(__package__) / 'style.css').read_text('utf-8')}</style>\n"
         f"</head>\n<body>\n<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header>\n"
         f"<main>\n{body}</main>\n"
-        + (f'<footer class="missing"><p>Not in this report:</p><ul>{left_out}</ul></footer>\n' if missing else "")
+        + (
+            f'<footer class="missing"><p>Not in this report, and the command that leaves what it needs:</p><ul>{left_out}</ul></footer>\n'
+            if missing
+            else ""
+        )
         + "</body>\n</html>\n"
     )
 

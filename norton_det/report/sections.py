@@ -181,7 +181,10 @@ def _pareto(material: Material) -> Section:
         accuracy = material.runs[name].accuracy.get("bbox", {}).get("AP")
         if accuracy is not None:
             points[name] = (latency, accuracy)
-    title, source = "AP against latency", "norton-det benchmark --weights DIR/model_final.pth .. --json F.json"
+    title, source = (
+        "AP against latency",
+        "norton-det benchmark --weights DIR/model_final.pth .. --json F.json, then report --benchmark F.json",
+    )
     if len(points) < 2:
         return Section(title, "", source)
     caption = "Box AP against latency: up and to the left is better"
@@ -204,7 +207,11 @@ def _latency(benchmarks: Sequence[Benchmark]) -> Section:
         weights = "the runs" if any(model.trained for model in benchmark.models.values()) else "random weights"
         caption = f"Latency of {weights}, images of {width} x {height} pixels, on {benchmark.machine}"
         drawn.append((figures.plot_latencies(rows), caption))
-    return Section("Latency", plots(*drawn) if drawn else "", "norton-det benchmark --json F.json")
+    return Section(
+        "Latency",
+        plots(*drawn) if drawn else "",
+        "norton-det benchmark --json F.json, then report --benchmark F.json",
+    )
 
 
 def _size(material: Material) -> Section:
