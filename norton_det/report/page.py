@@ -46,19 +46,17 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         for s in shown
     )
     left_out = "".join(f"<li>{escape(s.title)}: <code>{escape(s.source)}</code></li>" for s in missing)
+    footer = (
+        '<footer class="missing"><p>Not in this report, and the command that leaves what it needs:</p>'
+        f"<ul>{left_out}</ul></footer>\n"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{(files(__package__) / 'style.css').read_text('utf-8')}</style>\n"
         f"</head>\n<body>\n<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header>\n"
-        f"<main>\n{body}</main>\n"
-        + (
-            f'<footer class="missing"><p>Not in this report, and the command that leaves what it needs:</p><ul>{left_out}</ul></footer>\n'
-            if missing
-            else ""
-        )
-        + "</body>\n</html>\n"
+        f"<main>\n{body}</main>\n" + (footer if missing else "") + "</body>\n</html>\n"
     )
 
 
