@@ -14,6 +14,7 @@ from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
+from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
@@ -62,11 +63,13 @@ TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_
 
 @dataclass(frozen=True)
 class BuiltDetector:
-    """A detector, the plan that it was built by (None: dense) and the dense channels that compression kept."""
+    """A detector, the plan that it was built by (None: dense), the dense channels that compression kept, and the
+    report of a compression on the spot."""
 
     detector: GeneralizedRCNN
     plan: CompressionPlan | None
     kept: dict[str, list[int]] = field(default_factory=dict)
+    report: CompressionReport | None = None
 
     def description(self, config: Config) -> dict[str, Any]:
         """What a checkpoint says of this detector, plain types only."""
@@ -216,8 +219,9 @@ def backbone_from_weights(
     plan: CompressionPlan | None,
     strict: bool = True,
     recovery: Recovery | None = None,
-) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]]]:
-    """A ResNet-50 classifier, the plan that it was built by (None: dense) and the dense channels that were kept.
+) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]], CompressionReport | None]:
+    """A ResNet-50 classifier, the plan that it was built by (None: dense), the dense channels that were kept, and the
+    report of a compression on the spot.
 
     Dense weights are compressed by `plan` on the spot, and restored as `recovery` says; compressed ones bring their
     own structure. With `strict` every tensor must be there. Raises ValueError where weights or plan do not fit.
@@ -225,11 +229,11 @@ def backbone_from_weights(
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken", weights.source)
-        return network, *_own_structure(weights)
+        return network, *_own_structure(weights), None
     if plan is None:
-        return network, None, {}
+        return network, None, {}, None
     compressed = _compressed(network, plan, recovery or Recovery())
-    return compressed.detector, plan, compressed.kept
+    return compressed.detector, plan, compressed.kept, compressed.report
 
 
 def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
@@ -374,15 +378,16 @@ def _from_backbone(
     plan = resolve_plan(config)
     state: dict[str, torch.Tensor] = {}
     kept: dict[str, list[int]] = {}
+    report = None
     if weights is None:
         body = _body(config, plan)
     else:
-        network, plan, kept = backbone_from_weights(weights, plan, False, _recovery(config, images))
+        network, plan, kept, report = backbone_from_weights(weights, plan, False, _recovery(config, images))
         state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
         body = ResNetSpec.from_state_dict(network.state_dict())
     detector = build_from_spec(_spec(config, num_classes, body, resolve_plan(config)))
     detector.load_state_dict({**detector.state_dict(), **state})
-    return BuiltDetector(detector, plan, kept)
+    return BuiltDetector(detector, plan, kept, report)
 
 
 def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
@@ -430,7 +435,7 @@ def _compressed(model: nn.Module, plan: CompressionPlan, recovery: Recovery) -> 
         told = [part for part in report.recovery if part.name in RESTORED]
         errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
         log.info("restored on %d images: %s", len(recovery.images), errors)
-    return BuiltDetector(compressed, plan, report.kept)
+    return BuiltDetector(compressed, plan, report.kept, report)
 
 
 def random_pair(config: Config) -> dict[str, BuiltDetector]:

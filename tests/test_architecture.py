@@ -18,7 +18,7 @@ ALLOWED = {
     "engine": {"evaluation", "models", "files"},
     "deploy": {"analysis", "layers", "models", "files"},
     "visualization": {"analysis", "data", "files"},
-    "report": set(),
+    "report": {"analysis", "compression", "data", "evaluation", "visualization"},
     "config": set(),
     "api": {"models", "compression", "deploy"},
     "build": {"models", "compression", "data", "evaluation", "engine", "deploy", "config"},

@@ -96,6 +96,11 @@ def test_every_config_travels(fresh_environment, tmp_path):
     )
 
 
+def test_the_style_of_reports_travels(fresh_environment, tmp_path):
+    code = "from norton_det.report.page import render; print('prefers-color-scheme' in render('run', '', []))"
+    assert run(fresh_environment, tmp_path, "python", "-c", code).stdout.strip() == "True"
+
+
 def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "norton_det").rglob("*.py")}

@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from norton_det.data.images import read_image
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.treatments import TREATMENTS, count_regions, fix_workload, treated, usable_treatments
 from norton_det.files import write_json
+from norton_det.models.weights import detector_from_weights, read_weights
 from norton_det.visualization.plots import save_latency_plot
 
 PARTS_RUNS = 5
@@ -39,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
-    parser.add_argument(
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument(
         "--plans", nargs="+", metavar="PLAN", help="compressed models to measure (default: the configuration's plan)"
+    )
+    models.add_argument(
+        "--weights", nargs="+", type=Path, metavar="W", help="measure these detectors, DIR/model_final.pth, instead"
     )
     parser.add_argument(
         "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
@@ -68,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.image).as_subclass(Tensor).float() / 255 if args.image else drawn(*args.input_size)
     images = [image.to(device)] * args.batch
     models = {}
-    for name, detector in build_models(config, args.plans).items():
+    built = load_models(args.weights) if args.weights else build_models(config, args.plans)
+    for name, detector in built.items():
         fix_workload(detector, args.detections)
         models[name] = detector.to(device).eval()
     treatments = args.treatments or usable_treatments(device)
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
                 "batch": args.batch,
                 "models": {
                     name: {
+                        "trained": bool(args.weights),
                         **details[name],
                         **asdict(measured[treatments[0]][name]),
                         "treatments": {treatment: asdict(rows[name]) for treatment, rows in measured.items()},
@@ -111,6 +119,14 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
         models.setdefault("dense", pair["dense"].detector)
         models[plan] = pair["compressed"].detector
     return models
+
+
+def load_models(weights: Sequence[Path]) -> dict[str, Any]:
+    """Trained detectors by name: that of a run's folder for its model_final.pth, else the file's."""
+    names = [path.resolve().parent.name if path.stem == "model_final" else path.stem for path in weights]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--weights: two detectors have the same name, got {', '.join(names)}")
+    return {name: detector_from_weights(read_weights(path)) for name, path in zip(names, weights, strict=True)}
 
 
 def measure(models: dict[str, Any], treatment: str, images: list[Tensor], runs: int) -> dict[str, Measured]:

@@ -81,7 +81,7 @@ def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResN
     torch.manual_seed(args.seed)
     weights = read_weights(args.weights)
     plan = load_plan(args.plan) if args.plan else None
-    network, plan, kept = backbone_from_weights(weights, plan, strict=args.eval_only)
+    network, plan, kept, _ = backbone_from_weights(weights, plan, strict=args.eval_only)
     if network.fc.out_features != len(classes) or weights.metadata.get("categories", classes) != classes:
         found = f"{args.weights} knows {network.fc.out_features} other classes than the {len(classes)} of {args.data}"
         if args.eval_only:

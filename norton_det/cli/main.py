@@ -13,6 +13,7 @@ COMMANDS = {
     "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",
     "benchmark": "measure latency, dense beside compressed",
+    "report": "one HTML page about a run, beside others and with benchmarks",
     "export-model": "write a detector as an ONNX or OpenVINO file",
     "compare-decompositions": "filter-wise CP beside layer-wise and reshape-based decompositions",
     "gradcam": "class activation maps, dense beside compressed",

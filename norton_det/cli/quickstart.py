@@ -14,14 +14,16 @@ from torchvision.io import write_png
 
 from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
-from norton_det.analysis.latency import detector_latency
+from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.api import load_detector
-from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, measure
+from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, machine, measure
 from norton_det.cli.main import main
+from norton_det.cli.report import write_report
 from norton_det.config import Config, load_config
 from norton_det.data.images import read_image
 from norton_det.deploy.treatments import SHIPPED, fix_workload
 from norton_det.files import atomic_path, write_json
+from norton_det.report.run_data import Benchmark, BenchmarkedModel
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.plots import save_latency_plot
 
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 CONFIG = "quickstart.yaml"
 FINE_TUNING = "quickstart_finetune.yaml"
 FULL_SIZE = "faster_rcnn_norton_all.yaml"
+FULL_SIZE_IMAGE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
         _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders[name]}")
     _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
 
-    rows = compare(config, folders, weights)
+    latencies = time_models(config, weights)
+    rows = compare(config, folders, weights, latencies)
     full_size = time_full_size()
     write_json(
         output / "summary.json",
@@ -78,21 +82,46 @@ def run(args: argparse.Namespace) -> None:
     )
     save_latency_plot(output / "full_size_latency.png", full_size)
     draw_pictures(config, weights, output / "pictures")
+    write_report(output / "report.html", list(folders.values()), benchmarks(config, latencies, full_size))
     print(f"\n{format_rows(rows)}\n\nFull-size Faster R-CNN ({FULL_SIZE}) on one 480x640 image:")
-    print(f"{format_latencies(full_size)}\n\nEverything is in {output.resolve()}")
+    print(f"{format_latencies(full_size)}\n\nEverything is in {output.resolve()}; open its report.html first")
 
 
-def compare(config: Config, folders: dict[str, Path], weights: dict[str, Path]) -> dict[str, Row]:
-    """A row a model: the AP that evaluation left, and counts and latencies measured here, in turn."""
+def time_models(config: Config, weights: dict[str, Path]) -> dict[str, Latency]:
+    """Latency of each model at the quickstart's image size, in turn."""
     detectors = {name: load_detector(path).eval() for name, path in weights.items()}
-    height, width = config.model.min_size[-1], config.model.max_size
-    latencies = detector_latency(detectors, [drawn(height, width)], runs=20)
+    return detector_latency(detectors, [drawn(*image_size(config))], runs=20)
+
+
+def compare(
+    config: Config, folders: dict[str, Path], weights: dict[str, Path], latencies: dict[str, Latency]
+) -> dict[str, Row]:
+    """A row a model: the AP that evaluation left, counts and latency."""
     rows = {}
-    for name, detector in detectors.items():
+    for name, path in weights.items():
         metrics = json.loads((folders[name] / "evaluation" / "metrics.json").read_text())["bbox"]
-        counts = total(count_detector(detector, height, width))
+        counts = total(count_detector(load_detector(path), *image_size(config)))
         rows[name] = Row(metrics["AP"], metrics["AP50"], counts.parameters, counts.macs, latencies[name].median)
     return rows
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """(height, width) in pixels of what is counted and timed."""
+    return config.model.min_size[-1], config.model.max_size
+
+
+def benchmarks(
+    config: Config, latencies: dict[str, Latency], full_size: dict[str, dict[str, Measured]]
+) -> list[Benchmark]:
+    """The latencies as the report takes them."""
+    runs = {name: BenchmarkedModel({SHIPPED: latency}, trained=True) for name, latency in latencies.items()}
+    names = list(next(iter(full_size.values())))
+    full = {
+        f"full-size {name}": BenchmarkedModel({treatment: models[name] for treatment, models in full_size.items()})
+        for name in names
+    }
+    device = build.resolve_device(config)
+    return [Benchmark(machine(device), image_size(config), runs), Benchmark(machine(device), FULL_SIZE_IMAGE, full)]
 
 
 def time_full_size() -> dict[str, dict[str, Measured]]:
@@ -100,7 +129,7 @@ def time_full_size() -> dict[str, dict[str, Measured]]:
     models = build_models(load_config(FULL_SIZE), None)
     for model in models.values():
         fix_workload(model, detections=20)
-    image = drawn(480, 640)
+    image = drawn(*FULL_SIZE_IMAGE)
     return {treatment: measure(models, treatment, [image], runs=3) for treatment in (SHIPPED, "torch")}
 
 

@@ -66,6 +66,8 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     if distributed.is_main():
         with atomic_path(output / "config.yaml") as path:
             save_config(config, path)
+        if built.report:
+            write_json(output / "compression.json", built.report.to_dict())
         if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
             save_backbone(output / "backbone_compressed.pth", built)
     with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:

@@ -4,10 +4,12 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -15,7 +17,7 @@ from norton_det.data.annotations import are_numbers
 from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
 from norton_det.evaluation.results import load_results, to_results
 
-__all__ = ["CocoEvaluator", "evaluate_results", "load_results"]
+__all__ = ["CocoEvaluator", "PrecisionRecall", "evaluate_results", "load_results", "precision_recall"]
 
 _BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -99,6 +101,34 @@ def evaluate_results(
     return _summarize(_compare(_ground_truth(annotations, task), results, task, image_ids))
 
 
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision, 0 to 1, at the recalls 0, 0.01 .. 1: arrays (101,).
+
+    `mean` is over the categories, by the threshold of IoU (of OKS for keypoints), 0.5 and 0.75; `by_category` is at
+    0.5. Categories without objects are left out.
+    """
+
+    mean: dict[float, NDArray[np.float64]]
+    by_category: dict[str, NDArray[np.float64]]
+
+
+def precision_recall(annotations: Path, results: list[dict[str, Any]], task: Task) -> PrecisionRecall:
+    """The curves of which AP is the area, of the task alone.
+
+    Raises ValueError where the annotations have no objects.
+    """
+    comparison = _compare(_ground_truth(annotations, task), results, task, None)
+    precisions = {name: values for name, values in _precisions(comparison).items() if not np.isnan(values).any()}
+    if not precisions:
+        raise ValueError(f"{annotations}: no objects, so there are no precision-recall curves")
+    rows = {iou: int(np.argmin(abs(comparison.params.iouThrs - iou))) for iou in (0.5, 0.75)}
+    return PrecisionRecall(
+        mean={iou: np.mean([values[row] for values in precisions.values()], axis=0) for iou, row in rows.items()},
+        by_category={name: values[rows[0.5]] for name, values in precisions.items()},
+    )
+
+
 def _ground_truth(annotations: Path, task: Task) -> Any:
     """pycocotools' COCO, with what it needs and other datasets than COCO may lack.
 
@@ -149,11 +179,16 @@ def _summarize(comparison: Any) -> dict[str, float]:
 
 
 def _average_precisions(comparison: Any) -> dict[str, float]:
+    return {name: _points(values.mean()) for name, values in _precisions(comparison).items()}
+
+
+def _precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
+    """By category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
     # from (T, R, K, areas, numbers of detections) to (T, R, K): all areas, the largest number
     precision = comparison.eval["precision"][:, :, :, 0, -1]
     names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]
     valid = np.where(precision >= 0, precision, np.nan)
-    return {name: _points(valid[:, :, k].mean()) for k, name in enumerate(names)}
+    return {name: valid[:, :, k] for k, name in enumerate(names)}
 
 
 def _points(value: float) -> float:

@@ -1,7 +1,7 @@
 """Detections as COCO results: made from a detector's outputs, read from a file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,29 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
             result["keypoints"] = torch.cat([points[:, :2], torch.ones(len(points), 1)], dim=1).flatten().tolist()
         results.append(result)
     return results
+
+
+def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> dict[str, Tensor]:
+    """The COCO results of one image as a detector's output, which `to_results` makes results of.
+
+    boxes (N, 4) xyxy, scores (N,), labels (N,); masks (N, 1, H, W) or keypoints (N, 17, 3) where the results have
+    them. Raises ValueError for a category that `categories` lacks.
+    """
+    labels = categories.labels
+    if unknown := {result["category_id"] for result in results} - labels.keys():
+        raise ValueError(f"results of unknown categories: {sorted(unknown)}")
+    boxes = torch.tensor([result["bbox"] for result in results]).reshape(-1, 4)
+    output = {
+        "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+        "scores": torch.tensor([float(result["score"]) for result in results]),
+        "labels": torch.tensor([labels[result["category_id"]] for result in results], dtype=torch.int64),
+    }
+    if results and "segmentation" in results[0]:
+        masks = np.stack([rle.decode(result["segmentation"]) for result in results])
+        output["masks"] = torch.from_numpy(masks).float()[:, None]
+    if results and "keypoints" in results[0]:
+        output["keypoints"] = torch.tensor([result["keypoints"] for result in results]).reshape(-1, KEYPOINTS, 3)
+    return output
 
 
 def _to_rle(mask: Tensor) -> dict[str, Any]:

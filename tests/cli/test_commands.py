@@ -84,6 +84,7 @@ def test_training_leaves_what_it_says(config, metrics, tmp_path):
         2,
     ]
     assert norton_det.load_config(run / "config.yaml").train.max_iterations == 2
+    assert not (run / "compression.json").exists()  # random weights: nothing was compressed
     content = torch.load(run / "model_final.pth", weights_only=True)
     assert {"model", "config", "plan", "categories", "category_ids", "kept"} <= set(content)
     assert norton_det.load_detector(run / "model_final.pth").categories == content["categories"]
@@ -177,6 +178,9 @@ def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_p
     assert train("faster_rcnn_norton.yaml", *words, "output_dir=run") == 0
     assert "restored on 4 images: layer1.2 " in caplog.text
     assert (tmp_path / "run/recovery.pth").exists()
+    report = json.loads((tmp_path / "run/compression.json").read_text())
+    parts = [part["name"] for part in report["recovery"]]
+    assert (len(report["layers"]), parts[0], "layer4.2" in parts) == (53, "stem", True)
 
 
 def test_a_compressed_backbone_is_kept_beside_the_run(tmp_path):

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from norton_det.data.catalog import DatasetFiles, Task, read_categories
-from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results
+from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results, precision_recall
+from norton_det.evaluation.results import to_output, to_results
 from norton_det.files import write_json
 
 HEIGHT, WIDTH = 120, 160
@@ -329,3 +330,64 @@ def test_real_annotations(real_data: Path, tmp_path: Path, task: Task, prefix: s
     subject.results = load_results(tmp_path / "results.json", path, task)
     for kind, metrics in subject.evaluate().items():
         assert_equals_oracle(metrics, oracle(path, tmp_path / "results.json", kind).stats)
+
+
+def test_precision_recall_curves_by_hand(tmp_path: Path) -> None:
+    """Of category 1 two objects, found exactly and with IoU 0.6, a false detection between them; of 2 one object,
+    missed; of 3 none."""
+    boxes = [(1, [0, 0, 10, 10]), (1, [50, 50, 10, 10]), (2, [20, 20, 10, 10])]
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 100, "width": 100}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": c, "bbox": b} for n, (c, b) in enumerate(boxes)],
+        "categories": [{"id": id, "name": name} for id, name in ((1, "cup"), (2, "hat"), (3, "key"))],
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    found = [(0.9, [0, 0, 10, 10]), (0.8, [80, 80, 10, 10]), (0.7, [50, 50, 10, 6])]
+    results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": score} for score, box in found]
+
+    curves = precision_recall(path, results, "bbox")
+    assert list(curves.by_category) == ["cup", "hat"]
+    cup = np.where(np.arange(101) <= 50, 1.0, 2 / 3)  # at IoU 0.5: recalls 0.5 and 1, of one and three detections
+    np.testing.assert_allclose(curves.by_category["cup"], cup)
+    assert not curves.by_category["hat"].any()
+    np.testing.assert_allclose(curves.mean[0.5], cup / 2)
+    np.testing.assert_allclose(curves.mean[0.75], np.where(np.arange(101) <= 50, 0.5, 0.0))
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
+def test_the_area_under_the_curve_is_average_precision(task: Task, tmp_path: Path) -> None:
+    path = truth(tmp_path)
+    subject = evaluator(path, task)
+    subject.process(IMAGES, outputs(path, task))
+    curves = precision_recall(path, subject.results, task)
+    metrics = subject.evaluate()[task]
+    assert [100 * curves.mean[iou].mean() for iou in (0.5, 0.75)] == pytest.approx([metrics["AP50"], metrics["AP75"]])
+
+
+def test_without_objects_there_are_no_curves(tmp_path: Path) -> None:
+    path = truth(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    with pytest.raises(ValueError, match=r"truth.json: no objects"):
+        precision_recall(path, [], "bbox")
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
+def test_results_become_the_outputs_that_they_were_made_of(task: Task, tmp_path: Path) -> None:
+    path = truth(tmp_path)
+    categories = read_categories(DatasetFiles("t", tmp_path, path, keeps_ids=False), task)
+    for output in outputs(path, task):
+        results = to_results(4, output, categories, task)
+        again = to_output(results, categories)
+        torch.testing.assert_close(again["boxes"], output["boxes"])
+        torch.testing.assert_close(again["scores"], output["scores"])
+        assert torch.equal(again["labels"], output["labels"])
+        assert ("masks" in again, "keypoints" in again) == (task == "segm", task == "keypoints")
+        if task == "segm":
+            assert torch.equal(again["masks"].bool(), output["masks"] > 0.5)
+        if task == "keypoints":
+            torch.testing.assert_close(again["keypoints"][..., :2], output["keypoints"][..., :2])
+    with pytest.raises(ValueError, match=r"unknown categories: \[77\]"):
+        to_output([{**results[0], "category_id": 77}], categories)
+    nothing = to_output([], categories)
+    assert (nothing["boxes"].shape, nothing["labels"].dtype) == ((0, 4), torch.int64)

@@ -1,0 +1,104 @@
+"""Write one self-contained HTML page about a training run, beside others and with benchmarks."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from norton_det import build
+from norton_det.analysis.complexity import Count, count_detector
+from norton_det.compression.compress import CompressionReport
+from norton_det.config import Config, load_config
+from norton_det.data.catalog import read_categories
+from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_recall
+from norton_det.files import atomic_path
+from norton_det.models.detectors import DetectorSpec, build_from_spec, settings_of
+from norton_det.models.resnet import ResNetSpec
+from norton_det.models.weights import detector_from_weights, read_weights
+from norton_det.report.pictures import Pair, draw_pairs
+from norton_det.report.run_data import Benchmark, Run, read_benchmark, read_compression, read_run
+from norton_det.report.sections import Material, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "--runs", required=True, nargs="+", type=Path, metavar="DIR",
+        help="folders that training left: the last one is told in detail and the others are compared with it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--benchmark", nargs="+", type=Path, default=[], metavar="F.json",
+        help="latencies, of the benchmark command; AP against latency needs one with --weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compression", type=Path, metavar="O.json",
+        help="the report that the compress command left (default: the run's, or of the weights it started from)",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, help="where the page goes (.html)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page."""
+    if args.output.suffix != ".html":
+        raise ValueError(f"--output {args.output}: a report is a .html file")
+    compression = read_compression(args.compression) if args.compression else None
+    write_report(args.output, args.runs, [read_benchmark(path) for path in args.benchmark], compression)
+    print(f"report: {args.output}")
+
+
+def write_report(
+    path: Path, folders: Sequence[Path], benchmarks: Sequence[Benchmark], compression: CompressionReport | None = None
+) -> None:
+    """Gather what runs left and write the page; the last of `folders` is the run that is told in detail."""
+    configs = {folder: _read_config(folder) for folder in folders}
+    found = [read_run(folder, config.model_dump(mode="json") if config else {}) for folder, config in configs.items()]
+    runs = {run.name: run for run in found}
+    if len(runs) < len(found):
+        raise ValueError(f"--runs: two folders have the same name, got {', '.join(map(str, folders))}")
+    told, config = found[-1], configs[folders[-1]]
+    curves, pairs = evaluate_again(told, config) if config else (None, [])
+    reference, size, counts = count_runs(found, config)
+    material = Material(runs, reference, counts, size, compression or told.compression, curves, pairs, benchmarks)
+    with atomic_path(path) as temporary:
+        temporary.write_text(report(material), encoding="utf-8")
+
+
+def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, list[Pair]]:
+    """Precision-recall curves and validation images, of the predictions that the run left."""
+    if run.predictions is None:
+        return None, []
+    task = build.TASKS[config.model.detector]
+    files = build.resolve_dataset(config, "test")
+    results = load_results(run.predictions, files.annotations, task)
+    pairs = draw_pairs(files, read_categories(files, task), task, results)
+    return precision_recall(files.annotations, results, task), pairs
+
+
+def count_runs(
+    runs: Sequence[Run], config: Config | None
+) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:
+    """The name of the dense model, the size that is counted, (height, width), and the counts of all by part.
+
+    The dense model is the first dense run; where there is none, the last run's detector as it was before compression,
+    of the width that `config` says. Without a configuration the first run stands for it.
+    """
+    weights = {run.name: read_weights(run.weights) for run in runs if run.weights}
+    if not weights:
+        return runs[0].name, (0, 0), {}
+    detectors = {name: detector_from_weights(read) for name, read in weights.items()}
+    settings = settings_of(list(detectors.values())[-1])
+    reference = next((name for name, read in weights.items() if not read.is_compressed), None)
+    if reference is None and config:
+        reference = "dense"
+        spec = DetectorSpec.from_state_dict(list(weights.values())[-1].state)
+        detectors[reference] = build_from_spec(
+            replace(spec, body=ResNetSpec.dense(config.model.width), part_ranks={})
+        )
+    size = settings.min_size[-1], settings.max_size
+    counts = {name: count_detector(detector, *size) for name, detector in detectors.items()}
+    return reference or runs[0].name, size, counts
+
+
+def _read_config(folder: Path) -> Config | None:
+    path = folder / "config.yaml"
+    return load_config(path) if path.is_file() else None

@@ -1,0 +1,120 @@
+"""What training, compression and benchmarks leave in files, as plain data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from norton_det.analysis.latency import Latency
+from norton_det.compression.compress import CompressionReport
+from norton_det.data.catalog import Task
+
+T = TypeVar("T")
+Accuracy = dict[Task, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder; what it lacks is empty, or None.
+
+    Attributes:
+        name: the folder's.
+        weights: its model_final.pth.
+        config: config.yaml.
+        steps: the lines of metrics.jsonl.
+        accuracy: AP in points by kind (bbox, segm, keypoints), then by metric.
+        by_category: AP in points by kind, then by category.
+        predictions: evaluation/predictions.json.
+        compression: what made it, or the weights that it started from.
+    """
+
+    name: str
+    weights: Path | None
+    config: dict[str, Any]
+    steps: list[dict[str, float]]
+    accuracy: Accuracy
+    by_category: Accuracy
+    predictions: Path | None
+    compression: CompressionReport | None
+
+
+@dataclass(frozen=True)
+class BenchmarkedModel:
+    """Latencies of a model by treatment; `trained`: it is the run of that name, not random weights."""
+
+    treatments: dict[str, Latency]
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latencies of models, by name, on one machine, for images of (height, width) pixels."""
+
+    machine: str
+    image: tuple[int, int]
+    models: dict[str, BenchmarkedModel]
+
+
+def read_run(folder: Path, config: dict[str, Any]) -> Run:
+    """What `norton-det train` or `compress` left in a folder; `config` is its configuration, {} where it has none.
+
+    Raises ValueError for a folder that holds no run, and for a damaged file, which it names.
+    """
+    weights, evaluation = folder / "model_final.pth", folder / "evaluation"
+    if not (config or weights.is_file() or evaluation.is_dir()):
+        raise ValueError(f"{folder}: no run's folder, expected config.yaml, as `norton-det train` leaves it")
+    return Run(
+        name=folder.resolve().name,
+        weights=weights if weights.is_file() else None,
+        config=config,
+        steps=_read_steps(folder / "metrics.jsonl"),
+        accuracy=_read(evaluation / "metrics.json", Accuracy) or {},
+        by_category=_read(evaluation / "per_category.json", Accuracy) or {},
+        predictions=evaluation / "predictions.json" if (evaluation / "predictions.json").is_file() else None,
+        compression=_find_compression(folder, config),
+    )
+
+
+def read_compression(path: Path) -> CompressionReport:
+    """The report that `norton-det compress` leaves beside the weights. Raises ValueError for a damaged file."""
+    return _parse(path, CompressionReport, path.read_bytes())
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """What `norton-det benchmark --json` writes. Raises ValueError for a damaged file, or one without latencies."""
+    benchmark = _parse(path, Benchmark, path.read_bytes())
+    if not (benchmark.models and all(model.treatments for model in benchmark.models.values())):
+        raise ValueError(f"{path} is damaged: a model without latencies")
+    return benchmark
+
+
+def _find_compression(folder: Path, config: dict[str, Any]) -> CompressionReport | None:
+    """Of the run's own compression; else of the weights that it started from."""
+    own = [folder / "compression.json", folder / "model_final.json"]
+    started_from = [Path(config["model"]["weights"]).with_suffix(".json")] if config else []
+    return next((read_compression(path) for path in own + started_from if path.is_file()), None)
+
+
+def _read_steps(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    steps = [_parse(path, dict[str, float], line) for line in path.read_bytes().splitlines()]
+    for number, step in enumerate(steps, start=1):
+        if missing := {"iteration", "loss", "lr"} - step.keys():
+            raise ValueError(f"{path}: line {number} lacks {', '.join(sorted(missing))}")
+    return steps
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    return _parse(path, kind, path.read_bytes()) if path.is_file() else None
+
+
+def _parse(path: Path, kind: type[T], text: bytes) -> T:
+    """JSON as a type. Raises ValueError naming the file and the first thing that is wrong in it."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path} is damaged: {f'{where}: ' if where else ''}{first['msg']}") from None
