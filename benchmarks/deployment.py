@@ -93,8 +93,8 @@ def time_fewer_proposals(name: str, image: Tensor, runs: int) -> dict[str, float
     for plan, proposals in (("none", 1000), (PLANS[-1], PROPOSALS)):
         config = load_config(f"{name}_norton_all.yaml", [f"model.plan={plan}", f"model.test_proposals={proposals}"])
         [*_, built] = random_pair(config).values()
-        fix_workload(built.detector, detections=20)
-        models[plan] = built.detector.eval()
+        fix_workload(built.model, detections=20)
+        models[plan] = built.model.eval()
     runners = {
         "dense": treated(models["none"], SHIPPED, [image]),
         PLANS[-1]: treated(models[PLANS[-1]], "openvino int8", [image]),

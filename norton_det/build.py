@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
-from torchvision.models import ResNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
@@ -62,22 +61,31 @@ TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_
 
 
 @dataclass(frozen=True)
-class BuiltDetector:
-    """A detector, the plan that it was built by (None: dense), the dense channels that compression kept, and the
-    report of a compression on the spot."""
+class BuiltModel:
+    """A detector or a classifier, and where it comes from.
 
-    detector: GeneralizedRCNN
-    plan: CompressionPlan | None
+    Attributes:
+        model: the network.
+        plan: by which it was compressed; None: it is dense.
+        kept: the dense channels that compression kept.
+        report: of a compression on the spot.
+        dense_weights: the file that compressed weights were made of.
+    """
+
+    model: Any
+    plan: CompressionPlan | None = None
     kept: dict[str, list[int]] = field(default_factory=dict)
     report: CompressionReport | None = None
+    dense_weights: str | None = None
 
     def description(self, config: Config) -> dict[str, Any]:
         """What a checkpoint says of this detector, plain types only."""
         return {
-            **describe(self.detector),
+            **describe(self.model),
             "config": config.model_dump(mode="json"),
             "plan": self.plan.to_dict() if self.plan else None,
             "kept": self.kept,
+            "dense_weights": self.dense_weights,
         }
 
 
@@ -124,7 +132,7 @@ def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN |
     """
     path = config.model.weights
     if Path(path).suffix not in EXPORTED:
-        return build_detector(config, categories, starting_weights(config), for_training=False).detector
+        return build_detector(config, categories, starting_weights(config), for_training=False).model
     detector = load_exported(path)
     _check_categories(path, detector, categories)
     wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[TASKS[config.model.detector]]
@@ -158,7 +166,7 @@ def build_detector(
     weights: Weights | None,
     for_training: bool = True,
     images: Sequence[torch.Tensor] = (),
-) -> BuiltDetector:
+) -> BuiltModel:
     """The configured detector for the given categories, started from `weights` (None: random).
 
     Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
@@ -170,7 +178,7 @@ def build_detector(
         built = _from_detector(config, weights, images)
     else:
         built = _from_backbone(config, len(categories.names), weights, images)
-    detector = built.detector
+    detector = built.model
     if not hasattr(detector, "categories"):
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
     if not for_training:
@@ -219,9 +227,8 @@ def backbone_from_weights(
     plan: CompressionPlan | None,
     strict: bool = True,
     recovery: Recovery | None = None,
-) -> tuple[ResNet, CompressionPlan | None, dict[str, list[int]], CompressionReport | None]:
-    """A ResNet-50 classifier, the plan that it was built by (None: dense), the dense channels that were kept, and the
-    report of a compression on the spot.
+) -> BuiltModel:
+    """A ResNet-50 classifier.
 
     Dense weights are compressed by `plan` on the spot, and restored as `recovery` says; compressed ones bring their
     own structure. With `strict` every tensor must be there. Raises ValueError where weights or plan do not fit.
@@ -229,11 +236,8 @@ def backbone_from_weights(
     network = resnet50_from_weights(weights, strict)
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken", weights.source)
-        return network, *_own_structure(weights), None
-    if plan is None:
-        return network, None, {}, None
-    compressed = _compressed(network, plan, recovery or Recovery())
-    return compressed.detector, plan, compressed.kept, compressed.report
+        return _as_stored(network, weights)
+    return _compressed(network, plan, weights, recovery or Recovery()) if plan else BuiltModel(network)
 
 
 def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
@@ -244,17 +248,17 @@ def build_training_dataset(config: Config, files: DatasetFiles, categories: Cate
 
 
 def build_training(
-    config: Config, built: BuiltDetector, files: DatasetFiles, categories: Categories, device: torch.device
+    config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
 ) -> tuple[TrainingRun, CocoDataset]:
     """The training run of a configuration, its model on `device`, and the dataset that it reads."""
     train = config.train
     processes = distributed.world_size()
     images = images_per_pass(config)
     dataset = build_training_dataset(config, files, categories)
-    teacher = build_teacher(config, built.detector)
-    model: nn.Module = built.detector.to(device)
+    teacher = build_teacher(config, built.model)
+    model: nn.Module = built.model.to(device)
     distributed.share(model.state_dict().values())
-    built.detector.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
+    built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     make_eps_positive(model)
@@ -358,7 +362,7 @@ def detector_settings(config: Config) -> DetectorSettings:
     )
 
 
-def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tensor]) -> BuiltDetector:
+def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tensor]) -> BuiltModel:
     plan = resolve_plan(config)
     detector = detector_from_weights(weights, detector_settings(config))
     kind = DetectorSpec.from_state_dict(weights.state).kind
@@ -368,26 +372,22 @@ def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tens
         )
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
-        return BuiltDetector(detector, *_own_structure(weights))
-    return _compressed(detector, plan, _recovery(config, images)) if plan else BuiltDetector(detector, None)
+        return _as_stored(detector, weights)
+    return _compressed(detector, plan, weights, _recovery(config, images)) if plan else BuiltModel(detector)
 
 
 def _from_backbone(
     config: Config, num_classes: int, weights: Weights | None, images: Sequence[torch.Tensor]
-) -> BuiltDetector:
+) -> BuiltModel:
     plan = resolve_plan(config)
-    state: dict[str, torch.Tensor] = {}
-    kept: dict[str, list[int]] = {}
-    report = None
     if weights is None:
-        body = _body(config, plan)
-    else:
-        network, plan, kept, report = backbone_from_weights(weights, plan, False, _recovery(config, images))
-        state = {f"{BODY}{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
-        body = ResNetSpec.from_state_dict(network.state_dict())
-    detector = build_from_spec(_spec(config, num_classes, body, resolve_plan(config)))
+        return BuiltModel(build_from_spec(_spec(config, num_classes, _body(config, plan), plan)), plan)
+    backbone = backbone_from_weights(weights, plan, False, _recovery(config, images))
+    body = backbone.model.state_dict()
+    detector = build_from_spec(_spec(config, num_classes, ResNetSpec.from_state_dict(body), plan))
+    state = {f"{BODY}{key}": value for key, value in body.items() if not key.startswith("fc.")}
     detector.load_state_dict({**detector.state_dict(), **state})
-    return BuiltDetector(detector, plan, kept, report)
+    return replace(backbone, model=detector, dense_weights=None)  # that one is no detector
 
 
 def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
@@ -410,18 +410,22 @@ def _spec(config: Config, num_classes: int, body: ResNetSpec, plan: CompressionP
     )
 
 
-def _own_structure(weights: Weights) -> tuple[CompressionPlan | None, dict[str, list[int]]]:
-    """The plan and the kept channels that compressed weights tell of themselves, as far as they do."""
-    stored = weights.metadata.get("plan")
-    plan = CompressionPlan.from_dict(stored) if isinstance(stored, Mapping) else None
-    return plan, weights.metadata.get("kept", {})
+def _as_stored(model: nn.Module, weights: Weights) -> BuiltModel:
+    """A model of compressed weights, with what these tell of themselves, as far as they do."""
+    plan, told = weights.metadata.get("plan"), weights.metadata
+    return BuiltModel(
+        model,
+        CompressionPlan.from_dict(plan) if isinstance(plan, Mapping) else None,
+        told.get("kept", {}),
+        dense_weights=told.get("dense_weights"),
+    )
 
 
 def _recovery(config: Config, images: Sequence[torch.Tensor]) -> Recovery:
     return Recovery(images, resolve_device(config), Path(config.output_dir) / "recovery.pth")
 
 
-def _compressed(model: nn.Module, plan: CompressionPlan, recovery: Recovery) -> BuiltDetector:
+def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recovery: Recovery) -> BuiltModel:
     with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
         compressed, report = compress_and_recover(
             model,
@@ -435,10 +439,10 @@ def _compressed(model: nn.Module, plan: CompressionPlan, recovery: Recovery) -> 
         told = [part for part in report.recovery if part.name in RESTORED]
         errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
         log.info("restored on %d images: %s", len(recovery.images), errors)
-    return BuiltDetector(compressed, plan, report.kept, report)
+    return BuiltModel(compressed, plan, report.kept, report, dense_weights=str(Path(weights.source).resolve()))
 
 
-def random_pair(config: Config) -> dict[str, BuiltDetector]:
+def random_pair(config: Config) -> dict[str, BuiltModel]:
     """The configured detector dense and compressed, with random weights and COCO's number of classes: for
     counting and timing, which need neither weights nor data.
 
@@ -452,5 +456,5 @@ def random_pair(config: Config) -> dict[str, BuiltDetector]:
     for name, p in plans.items():
         detector = build_from_spec(_spec(config, classes, _body(config, p), p))
         detector.categories, detector.category_ids = default_categories(classes)
-        pair[name] = BuiltDetector(detector, p)
+        pair[name] = BuiltModel(detector, p)
     return pair

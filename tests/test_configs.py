@@ -21,7 +21,7 @@ def test_there_are_configs_for_every_detector():
 def test_config_loads_and_builds(path):
     config = load_config(path, ["model.backbone_weights=none"])
     built = build.build_detector(config, CATEGORIES, None)
-    compressed_layers = [name for name, _ in built.detector.named_parameters() if name.endswith(".channel")]
+    compressed_layers = [name for name, _ in built.model.named_parameters() if name.endswith(".channel")]
     assert bool(compressed_layers) == (config.model.plan != "none")
 
 

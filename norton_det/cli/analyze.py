@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if min(height, width) < 32:
         raise ValueError(f"--input-size {height} {width}: at least 32 pixels each")
     config = load_config(args.config, args.overrides)
-    models = {
-        name: count_detector(built.detector, height, width) for name, built in build.random_pair(config).items()
-    }
+    models = {name: count_detector(built.model, height, width) for name, built in build.random_pair(config).items()}
     print(format_counts(models))
     if args.json:
         write_json(args.json, {"models": {name: to_dict(parts) for name, parts in models.items()}})

@@ -111,13 +111,13 @@ def run(args: argparse.Namespace) -> None:
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
     """Detectors with random weights by name: the dense one first."""
     if not plans:
-        return {name: built.detector for name, built in build.random_pair(config).items()}
+        return {name: built.model for name, built in build.random_pair(config).items()}
     models: dict[str, Any] = {}
     for plan in plans:
         changed = config.model_copy(update={"model": config.model.model_copy(update={"plan": plan})})
         pair = build.random_pair(changed)
-        models.setdefault("dense", pair["dense"].detector)
-        models[plan] = pair["compressed"].detector
+        models.setdefault("dense", pair["dense"].model)
+        models[plan] = pair["compressed"].model
     return models
 
 

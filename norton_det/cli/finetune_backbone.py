@@ -81,7 +81,8 @@ def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResN
     torch.manual_seed(args.seed)
     weights = read_weights(args.weights)
     plan = load_plan(args.plan) if args.plan else None
-    network, plan, kept, _ = backbone_from_weights(weights, plan, strict=args.eval_only)
+    built = backbone_from_weights(weights, plan, strict=args.eval_only)
+    network = built.model
     if network.fc.out_features != len(classes) or weights.metadata.get("categories", classes) != classes:
         found = f"{args.weights} knows {network.fc.out_features} other classes than the {len(classes)} of {args.data}"
         if args.eval_only:
@@ -89,8 +90,8 @@ def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResN
         log.info("%s: its classifier, fc, starts afresh", found)
         network.fc = nn.Linear(network.fc.in_features, len(classes))
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    own_plan = plan.to_dict() if plan else None
-    return network, {"config": config, "plan": own_plan, "kept": kept, "categories": classes}
+    own_plan = built.plan.to_dict() if built.plan else None
+    return network, {"config": config, "plan": own_plan, "kept": built.kept, "categories": classes}
 
 
 def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, Any], device: torch.device) -> None:

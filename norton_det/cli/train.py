@@ -78,10 +78,10 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     evaluate(config, run.result, test_files, categories, output / "evaluation")
 
 
-def save_backbone(path: Path, built: build.BuiltDetector) -> None:
+def save_backbone(path: Path, built: build.BuiltModel) -> None:
     """The body that was compressed at the start, as `model.backbone_weights` takes it."""
     assert built.plan is not None
-    body = built.detector.backbone.body.state_dict()
+    body = built.model.backbone.body.state_dict()
     save({"state_dict": body, "plan": built.plan.to_dict(), "kept": built.kept}, path)
     log.info("compressed backbone: %s", path)
 

@@ -1,6 +1,7 @@
 """The commands as a user types them, on a handful of drawn images."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,12 +149,24 @@ def test_dense_weights_are_compressed_then_fine_tuned(tmp_path, caplog):
     assert {name: value.shape for name, value in small.items()} == {
         name: value.shape for name, value in tuned.items()
     }
+    told = torch.load("tuned/model_final.pth", weights_only=True)["dense_weights"]
+    assert told == str(tmp_path / "dense/model_final.pth")
     assert main(["compress", "--weights", "small.pth", "--plan", "norton-59", "--output", "again.pth"]) == 2
 
 
 def test_a_compressed_detector_is_restored_without_labels(tmp_path, datasets, capsys):
     assert train("faster_rcnn_dense.yaml", "train.max_iterations=2", "output_dir=dense") == 0
-    words = ["compress", "--weights", "dense/model_final.pth", "--plan", "norton-59", "--image-count", "6"]
+    words = [
+        "compress",
+        "--weights",
+        "dense/model_final.pth",
+        "--plan",
+        "norton-59",
+        "--image-count",
+        "6",
+        "--steps",
+        "9",
+    ]
     images = ["--images", str(datasets / "shapes/train")]
     assert main([*words, "--output", "plain.pth"]) == 0
     assert main([*words, *images, "--output", "small.pth"]) == 0
@@ -169,7 +182,8 @@ def test_a_compressed_detector_is_restored_without_labels(tmp_path, datasets, ca
 
 
 @pytest.mark.parametrize("start", ["model.backbone_weights=resnet.pth", "model.weights=dense/model_final.pth"])
-def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_path, caplog):
+def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(build, "compress_and_recover", partial(build.compress_and_recover, steps=9))
     if "resnet" in start:
         save_weights(tmp_path / "resnet.pth", build_resnet50(ResNetSpec.dense(0.125), num_classes=4))
     else:
@@ -265,7 +279,7 @@ def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, own_classes,
         f"{kind}_dense.yaml", [*TINY, "model.weights=trained.pth", f"data.train={own_classes}"]
     )
     categories = read_categories(build.resolve_dataset(config, "train"), build.TASKS[kind])
-    detector = build.build_detector(config, categories, build.starting_weights(config)).detector
+    detector = build.build_detector(config, categories, build.starting_weights(config)).model
     assert "weights know 6 other categories: the predictors start afresh for 5" in caplog.messages
     assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
 

@@ -109,7 +109,7 @@ def test_the_result_is_a_detectors_backbone(data, tmp_path, monkeypatch):
     config = norton_det.load_config("quickstart.yaml", ["model.backbone_weights=run/model_final.pth"])
     built = build.build_detector(config, Categories(("__background__", "a"), (0, 1)), build.starting_weights(config))
     body = norton_det.load_resnet50("run/model_final.pth").state_dict()
-    for name, value in built.detector.backbone.body.state_dict().items():
+    for name, value in built.model.backbone.body.state_dict().items():
         assert torch.equal(value, body[name]), name
     assert built.plan == load_plan("norton-59")
     assert len(built.kept["layer1.0.conv1"]) == int(8 * 0.72)

@@ -229,6 +229,6 @@ def test_images_are_resized_once(augmentation, training_size):
     categories = read_categories(files, "bbox")
     built = build.build_detector(config, categories, None)
     _, dataset = build.build_training(config, built, files, categories, torch.device("cpu"))
-    resize = built.detector.transform
+    resize = built.model.transform
     assert resize.train()([dataset[0][0]])[0].image_sizes == [training_size]
     assert resize.eval()([torch.zeros(3, 96, 128)])[0].image_sizes == [(72, 96)]

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -111,6 +112,8 @@ def test_without_weights_and_network_one_line_tells_the_way(empty_place, monkeyp
 def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_place, monkeypatch, caplog, capsys):
     monkeypatch.setattr(demo_detectors, "coco_weights", lambda: read_weights(folder / "dense.pth"))
     monkeypatch.setattr(video, "COCO_FRAMES", 2)
+    quick = partial(demo_detectors.compress_and_recover, steps=1)
+    monkeypatch.setattr(demo_detectors, "compress_and_recover", quick)
     monkeypatch.setattr("norton_det.compression.recover.CROP", 64)
     assert play("--output", "clip.mp4", "--compare") == 0
     kept = empty_place / "output/coco_demo/model_final.pth"
