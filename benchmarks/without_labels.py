@@ -63,7 +63,10 @@ masks and keypoints on the 200 validation images. No label is read.
 *published* is the pruning of the published code; *plain* is ours, with nothing done afterwards; *BatchNorm* has its
 statistics estimated anew on 200 training images; *recovered* is restored on them by `recover`, part after part;
 *searched, recovered* is so too, by the plan that `search_plan` finds for the same MACs.
-*Seconds* is what *recovered* took.
+*Seconds* is what *recovered* took on one core, a second run beside it.
+
+The search is no help here: it ranks options by the error that a short least-squares repair leaves, and the longer
+recovery that follows levels the differences that it saw.
 """
 FINE_TUNING = """## Then fine-tuned
 
