@@ -16,7 +16,7 @@ from norton_det.build import random_pair
 from norton_det.cli.benchmark import drawn
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config
-from norton_det.data.images import read_image
+from norton_det.data.images import ImageFiles
 from norton_det.deploy.treatments import SHIPPED, fix_workload, treated
 from norton_det.files import write_json
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true", help="make the page of what was measured before")
     arguments = parser.parse_args()
     photo = ["--image", arguments.image] if arguments.image else []
-    image = read_image(arguments.image).as_subclass(Tensor) / 255 if arguments.image else drawn(480, 640)
+    image = ImageFiles([Path(arguments.image)])[0] if arguments.image else drawn(480, 640)
     for name in [] if arguments.page_only else arguments.detectors:
         output = PAGE.parent / "benchmarks" / f"{name}.json"
         words = ["benchmark", "--config", f"{name}_norton_all.yaml", "--plans", *PLANS, "--runs", arguments.runs]

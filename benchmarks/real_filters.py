@@ -22,11 +22,12 @@ from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
 from norton_det.compression.prune import slice_channels
 from norton_det.data.images import find_images
-from norton_det.files import atomic_path, write_json
+from norton_det.files import write_json
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
 from norton_det.models.weights import read_weights, resnet50_from_weights
 from norton_det.ops.cp import decompose_filters, nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
+from norton_det.visualization.plots import save_figure
 
 MEASURED = STAGES[:3]
 LAYERS = [layer for layer in SPATIAL_LAYERS if layer.startswith(MEASURED)]
@@ -187,8 +188,7 @@ def save_plot(path: Path, table: Table) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_figure(path, figure)
 
 
 def main() -> None:

@@ -17,27 +17,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from accuracy import SIZES, train
+from accuracy import evaluate, train
+from deployment import TITLES
 from matplotlib.figure import Figure
 from published import published_compress, published_kept
 
-from norton_det import build
 from norton_det.build import TASKS
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities
-from norton_det.config import Config, load_config
-from norton_det.data.catalog import open_images, read_categories
+from norton_det.config import load_config
+from norton_det.data.catalog import open_images
 from norton_det.engine.checkpoint import save_weights
-from norton_det.evaluation.coco import CocoEvaluator
-from norton_det.evaluation.inference import run_inference
-from norton_det.files import atomic_path, write_json
+from norton_det.files import write_json
 from norton_det.models.detectors import LATERALS
 from norton_det.models.resnet import LAST_BLOCKS, ResNetSpec, build_resnet50
 from norton_det.models.weights import detector_from_weights, read_weights
+from norton_det.visualization.plots import save_figure
 
 RESULTS = Path(__file__).parent.parent / "docs/without_labels"
 PLANS = {"norton-43": 1, "norton-59, rank 3": 3, "norton-59": 1, "norton-69": 1, "norton-77": 1}
@@ -53,7 +51,6 @@ TUNED = [
     ("norton-77", "searched, recovered", (0.1, 0.5)),
 ]
 """What is fine-tuned: a plan, a way, and for which shares of the dense detector's schedule."""
-TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "keypoint_rcnn": "Keypoint R-CNN"}
 HEAD = """# Accuracy without labels
 
 Made by `python benchmarks/without_labels.py`. The quickstart's detectors, a quarter of the width, trained dense on
@@ -111,12 +108,11 @@ def recovered(dense: Any, plan: CompressionPlan, images: Any) -> Any:
 
 def measure(kind: str, folder: Path) -> None:
     """Fill docs/without_labels/KIND.json: by plan, the AP of each way, and the seconds that it takes."""
-    config = load_config("quickstart.yaml", [f"model.detector={kind}", *SIZES])
-    dense: Any = detector_from_weights(read_weights(str(train(kind, folder / kind / "dense", "model.plan=none"))))
-    dense.eval()
+    weights = train(kind, folder / kind / "dense", "model.plan=none")
+    dense: Any = detector_from_weights(read_weights(str(weights))).eval()
     images = open_images("shapes_train", IMAGES)
     path = RESULTS / f"{kind}.json"
-    result = json.loads(path.read_text()) if path.exists() else {"dense": average_precision(dense, config)}
+    result = json.loads(path.read_text()) if path.exists() else {"dense": evaluate(kind, weights, weights.parent)}
     scope = Scope(dense, False, INPUT)
     whole = scope.cost(CompressionPlan(), "macs")
     sensitivities = cache(lambda: measure_sensitivities(dense, images))
@@ -141,23 +137,11 @@ def measure(kind: str, folder: Path) -> None:
             started = time.perf_counter()
             detector = make(dense, plan, images).eval()
             seconds = time.perf_counter() - started
-            detector.categories, detector.category_ids = dense.categories, dense.category_ids
-            save_weights(compressed_file(folder, name, way, kind), detector)
-            rows[way] = {**average_precision(detector, config), "seconds": round(seconds)}
+            file = compressed_file(folder, name, way, kind)
+            save_weights(file, detector)
+            rows[way] = {**evaluate(kind, file, file.parent), "seconds": round(seconds)}
             print(kind, name, way, rows[way], flush=True)
             write_json(path, result, indent=2)
-
-
-def average_precision(detector: Any, config: Config) -> dict[str, float]:
-    """AP and AP50 of the detector's own task on the validation images."""
-    task = TASKS[config.model.detector]
-    files = build.resolve_dataset(config, "test")
-    categories = read_categories(files, task)
-    evaluator = CocoEvaluator(files.annotations, categories, task)
-    loader = build.build_evaluation_loader(config, files, categories)
-    run_inference(detector, loader, evaluator, torch.device("cpu"))
-    metrics = evaluator.evaluate()[task]
-    return {name: metrics[name] for name in ("AP", "AP50")}
 
 
 def compressed_file(folder: Path, plan: str, way: str, kind: str) -> Path:
@@ -228,11 +212,6 @@ def style(axes: Any) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(bottom=0)
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def by_plan(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Typed configuration: the schema, YAML files that inherit, and `key=value` overrides."""
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -179,11 +180,7 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     parent = path.parent / str(base)
-    try:
-        is_there = parent.is_file()
-    except OSError:  # too long for a name
-        is_there = False
-    if not is_there:
+    if not os.path.isfile(parent):  # also where it is too long for a name
         raise ValueError(f"{path}: its base {str(base)!r} is no file beside it")
     return _merge(_read_with_bases(parent, (*children, path.resolve())), values)
 

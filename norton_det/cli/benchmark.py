@@ -18,12 +18,13 @@ from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
+from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
-from norton_det.data.images import read_image
+from norton_det.data.images import ImageFiles
 from norton_det.data.shapes import draw_scene
 from norton_det.deploy.treatments import TREATMENTS, count_regions, fix_workload, treated, usable_treatments
 from norton_det.files import write_json
-from norton_det.models.weights import detector_from_weights, read_weights
+from norton_det.models.weights import detector_from_weights, read_weights, weights_name
 from norton_det.visualization.plots import save_latency_plot
 
 PARTS_RUNS = 5
@@ -65,13 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the tables, write the JSON and the plot."""
-    for option in ("batch", "detections", "runs"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option}: at least 1, got {getattr(args, option)}")
+    require_at_least(args, batch=1, detections=1, runs=1)
     device_override = [f"device={args.device}"] if args.device else []
     config = load_config(args.config, [*args.overrides, *device_override])
     device = build.resolve_device(config)
-    image = read_image(args.image).as_subclass(Tensor).float() / 255 if args.image else drawn(*args.input_size)
+    image = ImageFiles([args.image])[0] if args.image else drawn(*args.input_size)
     images = [image.to(device)] * args.batch
     models = {}
     built = load_models(args.weights) if args.weights else build_models(config, args.plans)
@@ -122,8 +121,8 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
 
 
 def load_models(weights: Sequence[Path]) -> dict[str, Any]:
-    """Trained detectors by name: that of a run's folder for its model_final.pth, else the file's."""
-    names = [path.resolve().parent.name if path.stem == "model_final" else path.stem for path in weights]
+    """Trained detectors by name."""
+    names = [weights_name(path) for path in weights]
     if len(set(names)) < len(names):
         raise ValueError(f"--weights: two detectors have the same name, got {', '.join(names)}")
     return {name: detector_from_weights(read_weights(path)) for name, path in zip(names, weights, strict=True)}

@@ -9,6 +9,7 @@ from typing import get_args
 from torch import Tensor
 from tqdm import tqdm
 
+from norton_det.cli.options import require_at_least
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import load_plan
 from norton_det.compression.recover import STEPS, compress_and_recover
@@ -41,8 +42,7 @@ def run(args: argparse.Namespace) -> None:
     plan = load_plan(args.plan, args.rank)
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
-    if args.steps < 0:
-        raise ValueError(f"--steps: at least 0, got {args.steps}")
+    require_at_least(args, steps=0)
     weights = read_weights(args.weights)
     if weights.is_compressed:
         raise ValueError(f"{args.weights} is compressed already")

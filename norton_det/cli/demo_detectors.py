@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.detectors import DetectorSpec, build_from_spec, settings_of
 from norton_det.models.resnet import ResNetSpec
-from norton_det.models.weights import Weights, coco_weights, detector_from_weights, read_weights
+from norton_det.models.weights import coco_weights, detector_from_weights, read_weights
 
 log = logging.getLogger(__name__)
 TRAINED = "model_final.pth"
@@ -116,26 +116,24 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
         if dense == "":
             raise ValueError(f"{path}: an exported detector does not tell what it came from: --compare DENSE_WEIGHTS")
         detectors = [DemoDetector(path.stem, load_exported(path))]
-        return [_ready("dense", read_weights(dense), frame, treatment), *detectors] if dense else detectors
+        return [_dense(dense, frame, treatment), *detectors] if dense else detectors
     weights = read_weights(path)
-    name = "compressed" if weights.is_compressed else "dense"
-    detectors = [_ready(name, weights, frame, treatment)]
+    detector = detector_from_weights(weights)
+    ours = DemoDetector("compressed" if weights.is_compressed else "dense", _optimized(detector, frame, treatment))
     if dense is None:
-        return detectors
+        return [ours]
     source = dense or weights.metadata.get("dense_weights")
     if not dense and not weights.is_compressed:
         raise ValueError(f"{path} is dense: --compare takes a compressed detector")
     if dense or (isinstance(source, str) and Path(source).exists()):
-        return [_ready("dense", read_weights(str(source)), frame, treatment), *detectors]
+        return [_dense(str(source), frame, treatment), ours]
     log.warning("the dense detector that %s came from is not there: random weights show its speed alone", path)
-    return [
-        DemoDetector("dense, random weights", _optimized(_dense_like(weights), frame, treatment), False),
-        *detectors,
-    ]
+    random = _optimized(_dense_like(detector), frame, treatment)
+    return [DemoDetector("dense, random weights", random, is_trained=False), ours]
 
 
-def _ready(name: str, weights: Weights, frame: Tensor, treatment: Treatment) -> DemoDetector:
-    return DemoDetector(name, _optimized(detector_from_weights(weights), frame, treatment))
+def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
+    return DemoDetector("dense", _optimized(detector_from_weights(read_weights(path)), frame, treatment))
 
 
 def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:
@@ -146,12 +144,10 @@ def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:
     return optimize(detector.to(treatment.device).eval(), [frame / 255], treatment.runtime)
 
 
-def _dense_like(weights: Weights) -> Any:
-    """A dense detector of the structure that compressed weights had before, with random weights."""
-    compressed = detector_from_weights(weights)
-    spec = DetectorSpec.from_state_dict(weights.state, settings_of(compressed))
-    body = ResNetSpec.dense(spec.body.widths["layer4"] / LAST_WIDTH)
+def _dense_like(compressed: Any) -> Any:
+    """A dense detector of the structure that a compressed one had before, with random weights."""
+    spec = DetectorSpec.from_state_dict(compressed.state_dict(), settings_of(compressed))
     torch.manual_seed(0)
-    detector: Any = build_from_spec(replace(spec, body=body, part_ranks={}))
+    detector: Any = build_from_spec(spec.uncompressed(spec.body.widths["layer4"] / LAST_WIDTH))
     detector.categories, detector.category_ids = compressed.categories, compressed.category_ids
     return detector

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models import ResNet
 from tqdm import tqdm
 
+from norton_det.cli.options import require_at_least
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.data.catalog import open_images
@@ -17,7 +18,7 @@ from norton_det.data.images import ImageFiles
 from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 from norton_det.models.norms import unfreeze_batch_norms
-from norton_det.models.weights import Weights, model_from_weights, read_weights
+from norton_det.models.weights import Weights, model_from_weights, read_weights, weights_name
 from norton_det.report.gradcam import Explanation, Model, Subject, choose_subject, class_names, explain
 from norton_det.visualization.heat_grid import HeatRow, save_heat_grid
 
@@ -55,13 +56,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.output.suffix != ".png":
         raise ValueError(f"--output {args.output}: the grid is a .png file")
-    for option, value in (
-        ("--detection", args.detection),
-        ("--image-count", args.image_count),
-        ("--restore-count", args.restore_count),
-    ):
-        if value < 1:
-            raise ValueError(f"{option}: at least 1, got {value}")
+    require_at_least(args, detection=1, image_count=1, restore_count=1)
     plans = [load_plan(plan) for plan in args.plans]
     images = open_each(args.images, args.image_count)
     restored_on: Sequence[Tensor] = open_images(args.restore, args.restore_count) if args.restore else ()
@@ -73,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     subjects = choose_subjects(dense, images, categories, args.detection)
     explanations = [explain("dense", dense, images, subjects)]
     compressed = chain(compress_by(plans, dense, restored_on), files)
-    names = [*map(_plan_name, args.plans), *map(_file_name, args.compressed)]
+    names = [*map(_plan_name, args.plans), *map(weights_name, args.compressed)]
     for name, model in zip(names, tqdm(compressed, desc="compress, explain", total=len(names)), strict=True):
         explanations.append(explain(name, model, images, subjects, explanations[0]))
     save_heat_grid(args.output, *grid(subjects, explanations))
@@ -210,8 +205,3 @@ def _number(value: float) -> str:
 
 def _plan_name(plan: str) -> str:
     return Path(plan).stem if plan.endswith(".json") else plan
-
-
-def _file_name(path: str) -> str:
-    """A run's model_final.pth is called by its folder."""
-    return Path(path).parent.name if Path(path).stem == "model_final" else Path(path).stem

@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> None:
         _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders[name]}")
     _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
 
-    latencies = time_models(config, weights)
-    rows = compare(config, folders, weights, latencies)
+    detectors = {name: load_detector(path).eval() for name, path in weights.items()}
+    latencies = time_models(config, detectors)
+    rows = compare(config, folders, detectors, latencies)
     full_size = time_full_size()
     write_json(
         output / "summary.json",
@@ -81,26 +82,25 @@ def run(args: argparse.Namespace) -> None:
         },
     )
     save_latency_plot(output / "full_size_latency.png", full_size)
-    draw_pictures(config, weights, output / "pictures")
+    draw_pictures(config, detectors, output / "pictures")
     write_report(output / "report.html", list(folders.values()), benchmarks(config, latencies, full_size))
     print(f"\n{format_rows(rows)}\n\nFull-size Faster R-CNN ({FULL_SIZE}) on one 480x640 image:")
     print(f"{format_latencies(full_size)}\n\nEverything is in {output.resolve()}; open its report.html first")
 
 
-def time_models(config: Config, weights: dict[str, Path]) -> dict[str, Latency]:
+def time_models(config: Config, detectors: dict[str, Any]) -> dict[str, Latency]:
     """Latency of each model at the quickstart's image size, in turn."""
-    detectors = {name: load_detector(path).eval() for name, path in weights.items()}
     return detector_latency(detectors, [drawn(*image_size(config))], runs=20)
 
 
 def compare(
-    config: Config, folders: dict[str, Path], weights: dict[str, Path], latencies: dict[str, Latency]
+    config: Config, folders: dict[str, Path], detectors: dict[str, Any], latencies: dict[str, Latency]
 ) -> dict[str, Row]:
     """A row a model: the AP that evaluation left, counts and latency."""
     rows = {}
-    for name, path in weights.items():
+    for name, detector in detectors.items():
         metrics = json.loads((folders[name] / "evaluation" / "metrics.json").read_text())["bbox"]
-        counts = total(count_detector(load_detector(path), *image_size(config)))
+        counts = total(count_detector(detector, *image_size(config)))
         rows[name] = Row(metrics["AP"], metrics["AP50"], counts.parameters, counts.macs, latencies[name].median)
     return rows
 
@@ -133,9 +133,8 @@ def time_full_size() -> dict[str, dict[str, Measured]]:
     return {treatment: measure(models, treatment, [image], runs=3) for treatment in (SHIPPED, "torch")}
 
 
-def draw_pictures(config: Config, weights: dict[str, Path], folder: Path, number: int = 8) -> None:
+def draw_pictures(config: Config, detectors: dict[str, Any], folder: Path, number: int = 8) -> None:
     """The first validation images with the detections of each model, side by side."""
-    detectors = {name: load_detector(path).eval() for name, path in weights.items()}
     files = build.resolve_dataset(config, "test")
     for path in sorted(files.images.iterdir())[:number]:
         image = read_image(path)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from norton_det import build
@@ -13,7 +12,6 @@ from norton_det.data.catalog import read_categories
 from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_recall
 from norton_det.files import atomic_path
 from norton_det.models.detectors import DetectorSpec, build_from_spec, settings_of
-from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import detector_from_weights, read_weights
 from norton_det.report.pictures import Pair, draw_pairs
 from norton_det.report.run_data import Benchmark, Run, read_benchmark, read_compression, read_run
@@ -91,9 +89,7 @@ def count_runs(
     if reference is None and config:
         reference = "dense"
         spec = DetectorSpec.from_state_dict(list(weights.values())[-1].state)
-        detectors[reference] = build_from_spec(
-            replace(spec, body=ResNetSpec.dense(config.model.width), part_ranks={})
-        )
+        detectors[reference] = build_from_spec(spec.uncompressed(config.model.width))
     size = settings.min_size[-1], settings.max_size
     counts = {name: count_detector(detector, *size) for name, detector in detectors.items()}
     return reference or runs[0].name, size, counts

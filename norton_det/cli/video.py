@@ -24,6 +24,7 @@ from norton_det.cli.demo_detectors import (
     demo_detectors,
     find_weights,
 )
+from norton_det.cli.options import require_at_least
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.optimize import Runtime
 from norton_det.visualization.draw import draw_predictions, side_by_side
@@ -71,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
     """Show or write the drawn frames, and print how fast each detector was."""
     if args.output and args.output.suffix.lower() != ".mp4":
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
-    for option, least in (("max_frames", 1), ("size", LEAST_SIZE)):
-        if (value := getattr(args, option)) is not None and value < least:
-            raise ValueError(f"--{option.replace('_', '-')}: at least {least}, got {value}")
+    require_at_least(args, max_frames=1, size=LEAST_SIZE)
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate) as screen:

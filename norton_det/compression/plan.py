@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -153,7 +154,7 @@ def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> Compressi
         return CompressionPlan.from_notation(PRESETS[preset], parts=None if preset == text else WHOLE_DETECTOR)
     if text.lstrip().startswith("["):
         return CompressionPlan.from_notation(text)
-    if _is_file(text):
+    if os.path.isfile(text):  # also where the text is too long for a name
         try:
             content = json.loads(Path(text).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -161,13 +162,6 @@ def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> Compressi
         return CompressionPlan.from_dict(content)
     hint = _nearest(text, PRESETS)
     raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}, or with -all), no file, no notation{hint}")
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # too long for a name
-        return False
 
 
 def _check_rank(name: str, rank: object) -> None:

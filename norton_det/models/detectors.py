@@ -1,7 +1,7 @@
 """Faster, Mask and Keypoint R-CNN: a ResNet-50 body of any structure under torchvision's pyramid and heads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -95,6 +95,10 @@ class DetectorSpec:
             part_ranks=_part_ranks(state),
             settings=settings or defaults.settings,
         )
+
+    def uncompressed(self, width: float) -> "DetectorSpec":
+        """The dense detector of the same kind and sizes, its body `width` times as wide as the ordinary one."""
+        return replace(self, body=ResNetSpec.dense(width), part_ranks={})
 
 
 def _outputs(state: Mapping[str, Tensor], layer: str) -> int:

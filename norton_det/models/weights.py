@@ -77,6 +77,12 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(str(path), _with_cp_shapes(state), metadata)
 
 
+def weights_name(path: str | Path) -> str:
+    """What the weights of a file are called: a run's model_final.pth by its folder, another file by its own name."""
+    path = Path(path).resolve()
+    return path.parent.name if path.stem == "model_final" else path.stem
+
+
 def imagenet_weights() -> Weights:
     """torchvision's ImageNet ResNet-50, downloaded once into torch's own cache.
 

@@ -160,7 +160,7 @@ def plot_recovery(parts: Sequence[PartReport]) -> str:
 def plot_parts(models: Mapping[str, Mapping[str, Count]], value: str, unit: float, label: str) -> str:
     """`value`, a field of Count, in units of `unit`, by part of the detector: a bar a model."""
     parts = list(dict.fromkeys(part for counts in models.values() for part in counts))
-    rows = {part.replace("_", " "): {} for part in parts}  # type: dict[str, dict[str, float]]
+    rows: dict[str, dict[str, float]] = {part.replace("_", " "): {} for part in parts}
     for model, counts in models.items():
         for part, count in counts.items():
             rows[part.replace("_", " ")][model] = getattr(count, value) / unit

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from norton_det.files import atomic_path
+from norton_det.visualization.plots import save_figure
 
 _COSTS = {"parameters": "parameters", "macs": "MACs", "latency_ms": "latency"}
 _MARKERS = "osD^v<>"
@@ -52,5 +52,4 @@ def save_decomposition_plot(path: Path, layers: Mapping[str, Sequence[Mapping[st
         row[0].set_ylim(bottom=0)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_figure(path, figure)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from norton_det.files import atomic_path
+from norton_det.visualization.plots import save_figure
 
 Box = tuple[float, float, float, float]
 _PANEL = 2.1
@@ -56,8 +56,7 @@ def save_heat_grid(path: Path, titles: Sequence[str], rows: Sequence[HeatRow]) -
         for axes, cam, caption in zip(panels[1:], row.maps, row.captions, strict=True):
             _lay_over(axes, row, cam)
             axes.set_xlabel(caption, fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_figure(path, figure)
 
 
 def _lay_over(axes: Axes, row: HeatRow, cam: Tensor) -> None:

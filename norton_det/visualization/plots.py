@@ -31,5 +31,10 @@ def save_latency_plot(path: Path, groups: Mapping[str, Mapping[str, Latency]]) -
     axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
