@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py [--detectors faster_rcnn mask_rcnn keypoint_rcnn] [--folder output/accuracy]
 
 Trains each detector dense at the quickstart's size, compresses it, its body alone (norton) and whole (norton-all),
-fine-tunes both for a part of the schedule, and evaluates every one as it is, exported, quantised, and with fewer
-proposals. Writes docs/benchmarks/accuracy.json, which `benchmarks/deployment.py` puts on its page. What stands in the
-folder already is not made again.
+recovers both from images without labels, fine-tunes them for a part of the schedule, and evaluates every one as it
+is, exported, quantised, and with fewer proposals. Writes docs/benchmarks/accuracy.json, which
+`benchmarks/deployment.py` puts on its page. What stands in the folder already is not made again.
 """
 
 import argparse
@@ -89,6 +89,8 @@ def measure(kind: str, folder: Path, epochs: str) -> dict[str, dict[str, dict[st
                 models["dense"],
                 "--plan",
                 folder / f"{name}_plan.json",
+                "--images",
+                "shapes_train",
                 "--output",
                 compressed,
             )

@@ -34,10 +34,11 @@ is one run, the models in turn, medians with the 5th and 95th percentile. `norto
 What it costs in AP, on small models, stands at the end.
 """
 ACCURACY = """By `python benchmarks/accuracy.py --epochs {tuned}`: models of the quickstart's size (a quarter of the
-width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compressed ones fine-tuned for {tuned}.
-`norton` is the quickstart's plan for the body; `norton-all` puts neck, RPN and heads in CP form beside. AP / AP50 of
-boxes, masks and keypoints on the 200 validation images; int8 is calibrated on 200 of the others. Torch pads the
-images of a batch to one size and OpenVINO takes them one by one, which moves AP by a few tenths.
+width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compressed ones recovered without labels,
+then fine-tuned for {tuned}. `norton` is the quickstart's plan for the body; `norton-all` puts neck, RPN and heads in
+CP form beside. AP / AP50 of boxes, masks and keypoints on the 200 validation images; int8 is calibrated on 200 of the
+others. Torch pads the images of a batch to one size and OpenVINO takes them one by one, which moves AP by a few
+tenths.
 """
 FULL_WIDTH = """At full width, `norton-77-all` started from ImageNet's filters and trained like the dense ones above:
 """
