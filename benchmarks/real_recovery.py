@@ -5,7 +5,8 @@
 Measured from the stem to layer3, on weights and with strides as `benchmarks/real_filters.py` has them: the relative
 error of each stage's output, decomposed at ranks 1 to 4 with nothing pruned, by the paper's plans, and by the
 searched plans of the same MACs; fitted on images of one folder, measured on the other's. Writes
-docs/without_labels/real_filters.json; what stands there is not measured again.
+docs/without_labels/real_filters.json, which `benchmarks/without_labels.py` puts on its page; what stands there is not
+measured again.
 """
 
 import argparse
@@ -76,12 +77,14 @@ def main() -> None:
     network = load_network(arguments.weights)
     images = list(load_images(image_paths(arguments.train, arguments.count), **RAW))
     test = load_images(image_paths(arguments.test, TEST_IMAGES))
+    how = {"images": arguments.count, "steps": arguments.steps}
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows = result["rows"] if result.get("how") == how else {}
     for name, plan in plans(network, images).items():
-        if name not in result:
-            result[name] = errors(network, images, test, plan, arguments.steps)
-            print(name, result[name], flush=True)
-            write_json(RESULT, result, indent=2)
+        if name not in rows:
+            rows[name] = errors(network, images, test, plan, arguments.steps)
+            print(name, rows[name], flush=True)
+            write_json(RESULT, {"how": how, "rows": rows}, indent=2)
 
 
 if __name__ == "__main__":

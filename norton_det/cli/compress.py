@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     plan = load_plan(args.plan, args.rank)
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
-    require_at_least(args, steps=0)
+    require_at_least(args, steps=0, image_count=2)
     weights = read_weights(args.weights)
     if weights.is_compressed:
         raise ValueError(f"{args.weights} is compressed already")

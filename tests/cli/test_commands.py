@@ -403,6 +403,10 @@ def test_pictures_are_drawn(tmp_path, datasets):
             ["compress", "--weights", "nothing.pth", "--plan", "norton-7", "--output", "o.pth"],
             "did you mean 'norton-77'",
         ),
+        (
+            ["compress", "--weights", "w.pth", "--plan", "norton-77", "--output", "o.pth", "--image-count", "1"],
+            "--image-count: at least 2",
+        ),
         (["analyze", "--config", "quickstart.yaml", "--input-size", "1", "1"], "at least 32 pixels"),
         (["dance"], "no command 'dance'"),
     ],
