@@ -28,7 +28,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
-    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept)."""
+    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept).
+
+    Raises OSError as `save` does.
+    """
     save({"model": model.state_dict(), **describe(model), **description}, path)
 
 

@@ -93,7 +93,7 @@ def imagenet_weights() -> Weights:
 
 
 def coco_weights() -> Weights:
-    """torchvision's COCO Faster R-CNN, likewise."""
+    """torchvision's COCO Faster R-CNN, downloaded and refused as `imagenet_weights`."""
     way_on = "put the file there, or train a small detector on drawn data: make quickstart"
     return _downloaded(FasterRCNN_ResNet50_FPN_Weights.COCO_V1, "COCO weights", way_on)
 
@@ -155,6 +155,10 @@ def default_categories(num_classes: int) -> tuple[list[str], list[int]]:
     """Names and ids where a file says nothing: torchvision's for COCO (91 classes, or 2 for people), else numbers.
 
     `num_classes` counts the background, which comes first.
+
+    Examples:
+        >>> default_categories(3)
+        (['__background__', 'class 1', 'class 2'], [0, 1, 2])
     """
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if num_classes in (2, len(coco)):
