@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-dev
 
 # Tests that load OpenVINO and onnxruntime: in a process of their own, which has crashed when it then ran the others.
-RUNTIMES := tests/deploy tests/cli/test_export_model.py
+RUNTIMES := tests/deploy tests/docs tests/cli/test_export_model.py
 
 .PHONY: test quickstart lint docs clean
 
@@ -21,7 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo site/index.html
 
 $(VENV)/.installed-%: pyproject.toml
