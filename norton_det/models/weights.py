@@ -168,6 +168,13 @@ def default_categories(num_classes: int) -> tuple[list[str], list[int]]:
     return names, list(range(num_classes))
 
 
+def categories_of(detector: GeneralizedRCNN) -> tuple[list[str], list[int]]:
+    """A detector's names and ids by label; torchvision's own has none, and gets `default_categories`."""
+    if hasattr(detector, "categories"):
+        return list(detector.categories), list(detector.category_ids)
+    return default_categories(detector.roi_heads.box_predictor.cls_score.out_features)
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:
     """Copy tensors into a model. Raises ValueError naming the tensors that are missing, unknown or do not fit;
     without `strict` missing ones are only logged."""
