@@ -1,12 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed-dev
 
 # Tests that load OpenVINO and onnxruntime: in a process of their own, which has crashed when it then ran the others.
-RUNTIMES := tests/deploy tests/cli/test_export_model.py
+RUNTIMES := tests/deploy tests/docs tests/cli/test_export_model.py
 
-.PHONY: test quickstart lint clean
+.PHONY: test quickstart lint docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
@@ -20,10 +20,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(INSTALLED): pyproject.toml
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo site/index.html
+
+$(VENV)/.installed-%: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
 
 clean:
-	rm -rf $(VENV) build dist output .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist output site .mypy_cache .ruff_cache

@@ -41,10 +41,11 @@ def compress(
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 
-    >>> from torchvision.models import resnet50
-    >>> compressed, report = compress(resnet50(), plan="norton-77")
-    >>> sum(p.numel() for p in compressed.parameters())
-    5885736
+    Examples:
+        >>> from torchvision.models import resnet50
+        >>> compressed, report = compress(resnet50(), plan="norton-77")
+        >>> sum(p.numel() for p in compressed.parameters())
+        5885736
     """
     return compress_and_recover(model, load_plan(plan, rank), images, criterion)
 
@@ -62,6 +63,10 @@ def build_detector(kind: DetectorKind, plan: Plan | None = None, num_classes: in
     """A detector with random weights, `faster_rcnn`, `mask_rcnn` or `keypoint_rcnn`; without a plan, dense.
 
     `num_classes` counts the background. Raises ValueError for an unknown kind or plan.
+
+    Examples:
+        >>> sum(p.numel() for p in build_detector("faster_rcnn", plan="norton-77").parameters())
+        22012182
     """
     chosen = CompressionPlan() if plan is None else load_plan(plan)
     body = chosen.apply(ResNetSpec.dense())

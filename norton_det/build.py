@@ -95,14 +95,14 @@ def resolve_device(config: Config) -> torch.device:
 
 
 def resolve_dataset(config: Config, split: str) -> DatasetFiles:
-    """The files of `data.train` or `data.test` for the configured task."""
+    """The files of `data.train` or `data.test` for the configured task. Raises as `find_dataset`."""
     dataset = getattr(config.data, split)
     where = dataset if isinstance(dataset, str) else dataset.model_dump()
     return find_dataset(where, TASKS[config.model.detector])
 
 
 def resolve_plan(config: Config) -> CompressionPlan | None:
-    """The configured plan; None is dense."""
+    """The configured plan; None is dense. Raises ValueError as `load_plan`."""
     return None if config.model.plan == "none" else load_plan(config.model.plan)
 
 
@@ -250,7 +250,10 @@ def build_training_dataset(config: Config, files: DatasetFiles, categories: Cate
 def build_training(
     config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
 ) -> tuple[TrainingRun, CocoDataset]:
-    """The training run of a configuration, its model on `device`, and the dataset that it reads."""
+    """The training run of a configuration, its model on `device`, and the dataset that it reads.
+
+    Raises ValueError as `images_per_pass`, `build_teacher` and `CocoDataset` do.
+    """
     train = config.train
     processes = distributed.world_size()
     images = images_per_pass(config)
@@ -317,7 +320,10 @@ def images_per_pass(config: Config) -> int:
 
 
 def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
-    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on."""
+    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on.
+
+    Raises ValueError as `images_per_pass` does.
+    """
     return iter(
         training_loader(
             dataset,

@@ -128,6 +128,10 @@ def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     A file names the one that it inherits from under `base:`, relative to itself. Raises ValueError in one line
     that names the key, the file or override it stands in, and the nearest valid key.
+
+    Examples:
+        >>> load_config("faster_rcnn_norton.yaml", ["train.lr=0.01"]).train.lr
+        0.01
     """
     path = find_config(config)
     values = _read_with_bases(path, ())

@@ -15,7 +15,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     It has the suffix of `path`, for writers that choose the format by it. Missing folders are made.
 
-    Example:
         with atomic_path(Path("model.pth")) as temporary:
             torch.save(weights, temporary)
     """

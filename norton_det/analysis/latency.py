@@ -22,7 +22,12 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> "Latency":
-        """Of calls that took so long each, at least one."""
+        """Of calls that took so long each, at least one.
+
+        Examples:
+            >>> Latency.of([3.0, 1.0, 2.0])
+            Latency(median=2.0, p5=1.0, p95=3.0, runs=3)
+        """
         ordered = sorted(milliseconds)
         last = len(ordered) - 1
         return cls(statistics.median(ordered), ordered[round(0.05 * last)], ordered[round(0.95 * last)], len(ordered))

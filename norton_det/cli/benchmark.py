@@ -121,7 +121,7 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
 
 
 def load_models(weights: Sequence[Path]) -> dict[str, Any]:
-    """Trained detectors by name."""
+    """Trained detectors by name. Raises ValueError where two have the same, or a file holds none."""
     names = [weights_name(path) for path in weights]
     if len(set(names)) < len(names):
         raise ValueError(f"--weights: two detectors have the same name, got {', '.join(names)}")

@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResNet, dict[str, Any]]:
-    """The network of --weights, compressed where it is dense, for these classes; and what its files say of it."""
+    """The network of --weights, compressed where it is dense, for these classes; and what its files say of it.
+
+    Raises ValueError where it is to be evaluated and knows other classes.
+    """
     torch.manual_seed(args.seed)
     weights = read_weights(args.weights)
     plan = load_plan(args.plan) if args.plan else None
@@ -95,7 +98,10 @@ def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResN
 
 
 def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, Any], device: torch.device) -> None:
-    """Train the network in place and write model_final.pth."""
+    """Train the network in place and write model_final.pth.
+
+    Raises ValueError where the data's two halves, or the teacher, know other classes.
+    """
     data = LabelledImages(args.data / "train", training=True, size=args.image_size, seed=args.seed)
     different = {*data.classes} ^ {*description["categories"]}
     if different:

@@ -27,7 +27,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code, 2 for an error of the user's or the environment's."""
+    """Run a command line; returns the exit code, 2 for an error of the user's or the environment's.
+
+    A command's `run` raises ValueError for what a user can get wrong; its one line is printed, no traceback.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())

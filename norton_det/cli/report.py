@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> None:
 def write_report(
     path: Path, folders: Sequence[Path], benchmarks: Sequence[Benchmark], compression: CompressionReport | None = None
 ) -> None:
-    """Gather what runs left and write the page; the last of `folders` is the run that is told in detail."""
+    """Gather what runs left and write the page; the last of `folders` is the run that is told in detail.
+
+    Raises ValueError where two folders have the same name, or one holds no run.
+    """
     configs = {folder: _read_config(folder) for folder in folders}
     found = [read_run(folder, config.model_dump(mode="json") if config else {}) for folder, config in configs.items()]
     runs = {run.name: run for run in found}

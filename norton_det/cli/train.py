@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate_weights(config: Config) -> None:
-    """AP of `model.weights`, a weights file or an exported one, on the test set."""
+    """AP of `model.weights`, a weights file or an exported one, on the test set. Raises ValueError without them."""
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = build.resolve_dataset(config, "test")

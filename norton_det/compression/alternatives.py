@@ -45,8 +45,8 @@ def layer_cp(conv: nn.Conv2d, rank: int, *, sweeps: int = 50, seed: int = 0) -> 
     512 filters of 512 channels a sweep takes seconds at R = 257, and four times as long at R = 1030.
 
     Raises:
-        ValueError: as all functions here, on a rank below 1 and on a convolution that is grouped, has a bias,
-            or pads with anything but zeros, in pixels.
+        ValueError: a rank below 1; a convolution that is grouped, has a bias, or pads with anything but zeros, in
+            pixels.
     """
     _check(conv, rank)
     with warnings.catch_warnings():
@@ -74,6 +74,9 @@ def layer_tucker2(conv: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential:
     Args:
         conv: an ordinary convolution without bias.
         ranks: r1, at most C, and r2, at most K; exact where both are reached.
+
+    Raises:
+        ValueError: as `layer_cp`, and ranks above those.
     """
     inputs, outputs = ranks
     _check(conv, inputs, conv.in_channels)
@@ -90,7 +93,10 @@ def layer_tucker2(conv: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential:
 
 
 def matrix_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
-    """Return (kh, kw) (R, C) and 1x1 (K, R), the best of rank R; exact from min(K, C*kh*kw) on."""
+    """Return (kh, kw) (R, C) and 1x1 (K, R), the best of rank R; exact from min(K, C*kh*kw) on.
+
+    Raises ValueError as `layer_cp`, and for a rank above that.
+    """
     filters, *filter_shape = conv.weight.shape
     _check(conv, rank, min(filters, conv.weight[0].numel()))
     left, right = _svd(conv.weight.flatten(1), rank)  # (K, R), (R, C*kh*kw)
@@ -101,7 +107,10 @@ def matrix_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
 
 
 def spatial_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
-    """Return (kh, 1) (R, C) and (1, kw) (K, R), the best of rank R; exact from min(C*kh, K*kw) on."""
+    """Return (kh, 1) (R, C) and (1, kw) (K, R), the best of rank R; exact from min(C*kh, K*kw) on.
+
+    Raises ValueError as `layer_cp`, and for a rank above that.
+    """
     filters, channels, height, width = conv.weight.shape
     _check(conv, rank, min(channels * height, filters * width))
     matrix = conv.weight.permute(1, 2, 0, 3).reshape(channels * height, filters * width)

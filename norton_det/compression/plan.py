@@ -103,12 +103,22 @@ class CompressionPlan:
 
 
 def kept_channels(width: int, rate: float) -> int:
-    """How many of `width` channels stay at a pruning rate."""
+    """How many of `width` channels stay at a pruning rate.
+
+    Examples:
+        >>> kept_channels(64, 0.28)
+        46
+    """
     return int(width * (1 - rate))
 
 
 def parse_notation(text: str) -> list[float]:
-    """The numbers of a sum of repeated lists. Raises ValueError naming what could not be read."""
+    """The numbers of a sum of repeated lists. Raises ValueError naming what could not be read.
+
+    Examples:
+        >>> parse_notation("[0.]+[0.1]*2+[0.4, 0.5]")
+        [0.0, 0.1, 0.1, 0.4, 0.5]
+    """
     if not isinstance(text, str):
         raise ValueError(f"plan: expected the paper's notation as text, got {text!r}")
     entries: list[float] = []
@@ -138,6 +148,10 @@ def load_plan(plan: "str | Path | Mapping[str, Any] | CompressionPlan", rank: in
 
     `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name or bad
     content.
+
+    Examples:
+        >>> load_plan("norton-77", rank=2).ranks["layer1.0.conv2"]
+        2
     """
     loaded = _load(plan)
     return loaded if rank is None else replace(loaded, ranks=dict.fromkeys(loaded.ranks, rank))

@@ -57,7 +57,7 @@ def compress_and_recover(
 ) -> tuple[nn.Module, CompressionReport]:
     """`compress`, then `recover` on the images, where there are any, on `device` (None: where the model is).
 
-    The report tells of both; the result lies where the model does.
+    The report tells of both; the result lies where the model does. Raises ValueError as they do.
     """
     compressed, report = compress(model, plan, criterion, progress)
     if not len(images):

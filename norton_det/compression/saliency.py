@@ -63,5 +63,10 @@ def _parameter(norm: nn.Module, name: str) -> Tensor:
 
 
 def kept_filters(scores: Tensor, count: int) -> Tensor:
-    """Indices (count,), ascending, of the highest scores (K,); among equals the lower index stays."""
+    """Indices (count,), ascending, of the highest scores (K,); among equals the lower index stays.
+
+    Examples:
+        >>> kept_filters(torch.tensor([3, 1, 2, 1]), 3)
+        tensor([0, 1, 2])
+    """
     return torch.argsort(scores, descending=True, stable=True)[:count].sort().values

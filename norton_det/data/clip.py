@@ -20,8 +20,9 @@ FRAME_RATE = 25.0
 def drawn_clip(frames: int = 150, size: tuple[int, int] = (384, 512), seed: int = 0) -> Iterator[Tensor]:
     """Frames, uint8 RGB (3, H, W), of figures that cross each other and turn back at the edges.
 
-    >>> [frame.shape for frame in drawn_clip(2, (48, 64))]
-    [torch.Size([3, 48, 64]), torch.Size([3, 48, 64])]
+    Examples:
+        >>> [frame.shape for frame in drawn_clip(2, (48, 64))]
+        [torch.Size([3, 48, 64]), torch.Size([3, 48, 64])]
     """
     rng = np.random.default_rng(seed)
     height, width = size

@@ -35,6 +35,9 @@ class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         accumulation: batches that a process's share of a step comes in; times `world_size`, a divisor of
             `images_per_step`.
+
+    Raises:
+        ValueError: no images, or a step that does not divide so.
     """
 
     def __init__(

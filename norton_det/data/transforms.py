@@ -29,10 +29,10 @@ _MIRRORED = [0, *(index for left in range(1, 17, 2) for index in (left + 1, left
 def training_transforms(preset: str, task: Task) -> Transform:
     """The augmentation of a training sample, by name; images come out as float32 in [0, 1].
 
-    none         nothing
-    flip         left-right with probability 1/2
-    lsj          flip, large-scale jitter 0.1 to 2, crop or pad to 1024 x 1024 (arXiv:2012.07177)
-    photometric  flip, and brightness, contrast, saturation, hue and channels distorted (arXiv:1512.02325)
+        none         nothing
+        flip         left-right with probability 1/2
+        lsj          flip, large-scale jitter 0.1 to 2, crop or pad to 1024 x 1024 (arXiv:2012.07177)
+        photometric  flip, and brightness, contrast, saturation, hue and channels distorted (arXiv:1512.02325)
 
     Raises:
         ValueError: an unknown preset; the message names the nearest one.

@@ -18,7 +18,7 @@ from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.precision import PRECISIONS, networks_in
-from norton_det.models.weights import default_categories
+from norton_det.models.weights import categories_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Builder = Callable[[GeneralizedRCNN, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
@@ -90,9 +90,7 @@ def prepare(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> Generaliz
     """A copy for inference, ready for a runtime: BatchNorm folded, each CP convolution in the form that `timer` finds
     fastest for the size of the image (3, H, W), names by label."""
     prepared = copy.deepcopy(detector).to(image.device).eval()
-    if not hasattr(prepared, "categories"):  # torchvision's own
-        classes = prepared.roi_heads.box_predictor.cls_score.out_features
-        prepared.categories, prepared.category_ids = default_categories(classes)
+    prepared.categories, prepared.category_ids = categories_of(prepared)
     fold_batch_norms(prepared)
     choose_forms(prepared, image, timer)
     fold_pyramid(prepared)

@@ -98,7 +98,10 @@ def _read_openvino(path: Path) -> Any:
 
 
 def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedDetector:
-    """An OpenVINO model of ours as a detector; `bfloat16` lets it run in that where the machine has it."""
+    """An OpenVINO model of ours as a detector; `bfloat16` lets it run in that where the machine has it.
+
+    Raises ValueError naming `source` where the model was not written by this package.
+    """
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
     hint = "bf16" if precision == "bfloat16" else "f32"

@@ -11,6 +11,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.files import atomic_path
 from norton_det.models.detectors import settings_of
+from norton_det.models.weights import categories_of
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +20,20 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """What rebuilds a model beside its tensors' shapes: a detector's settings, eps and categories."""
     if not isinstance(model, GeneralizedRCNN):
         return {}
+    categories, ids = categories_of(model)
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings_of(model)).items()}
     return {
         "detector": {**settings, "norm_eps": float(model.backbone.body["bn1"].eps)},
-        "categories": list(model.categories),
-        "category_ids": list(model.category_ids),
+        "categories": categories,
+        "category_ids": ids,
     }
 
 
 def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
-    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept)."""
+    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept).
+
+    Raises OSError as `save` does.
+    """
     save({"model": model.state_dict(), **describe(model), **description}, path)
 
 

@@ -13,7 +13,12 @@ REFERENCE_BATCH = 16
 
 
 def scaled_lr(lr: float, optimizer: Literal["sgd", "adamw"], batch_size: int) -> float:
-    """The rate for `batch_size` images a step: linear for SGD (Goyal et al. 2017), square root for AdamW."""
+    """The rate for `batch_size` images a step: linear for SGD (Goyal et al. 2017), square root for AdamW.
+
+    Examples:
+        >>> scaled_lr(0.02, "sgd", batch_size=8)
+        0.01
+    """
     ratio = batch_size / REFERENCE_BATCH
     return lr * (ratio if optimizer == "sgd" else math.sqrt(ratio))
 

@@ -38,6 +38,9 @@ class CocoEvaluator:
         annotations: the dataset's JSON.
         categories: the labels of the outputs.
         task: what is evaluated beside boxes.
+
+    Raises:
+        ValueError: on evaluation, annotations that are not in COCO's format or lack boxes or, for segm, masks.
     """
 
     def __init__(self, annotations: Path, categories: Categories, task: Task) -> None:
@@ -96,7 +99,7 @@ def evaluate_results(
     """COCO's metrics of results in points, 0 to 100; undefined ones are NaN.
 
     They are pycocotools' to the last digit, which means: where results have a `bbox` beside a mask or
-    keypoints, its area decides what is small, medium and large.
+    keypoints, its area decides what is small, medium and large. Raises ValueError as `CocoEvaluator` does.
     """
     return _summarize(_compare(_ground_truth(annotations, task), results, task, image_ids))
 
@@ -116,7 +119,7 @@ class PrecisionRecall:
 def precision_recall(annotations: Path, results: list[dict[str, Any]], task: Task) -> PrecisionRecall:
     """The curves of which AP is the area, of the task alone.
 
-    Raises ValueError where the annotations have no objects.
+    Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
     comparison = _compare(_ground_truth(annotations, task), results, task, None)
     precisions = {name: values for name, values in _precisions(comparison).items() if not np.isnan(values).any()}

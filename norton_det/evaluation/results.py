@@ -19,7 +19,7 @@ _RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoi
 def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
     """One COCO result, a dictionary of plain values, for each detection of an image.
 
-    `output` is described at `CocoEvaluator.process`.
+    `output` is described at `CocoEvaluator.process`. Raises ValueError for a label that `categories` lacks.
     """
     boxes = output["boxes"].detach().float().cpu()
     corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]

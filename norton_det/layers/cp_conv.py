@@ -33,16 +33,20 @@ class CPConv2d(nn.Module):
     - "dense": one convolution with the reconstructed (K, C, kh, kw) weight.
 
     Args:
-        in_channels, out_channels: C and K.
-        kernel_size, stride, padding, dilation, bias, device, dtype: as in `nn.Conv2d`; padding in pixels.
+        in_channels: C.
+        out_channels: K.
+        kernel_size: (kh, kw), or one number for both; this and what is not named here as in `nn.Conv2d`.
         rank: number of components R.
+        padding: in pixels.
         form: see above.
 
     Raises:
         ValueError: on a rank below 1, an unknown form or a padding that is not in pixels.
 
-    Example:
-        >>> layer = CPConv2d.from_conv(nn.Conv2d(64, 64, 3, padding=1), rank=1)
+    Examples:
+        >>> layer = CPConv2d.from_conv(nn.Conv2d(64, 64, 3, padding=1, bias=False), rank=1)
+        >>> sum(p.numel() for p in layer.parameters())  # 64 * (64 + 3 + 3)
+        4480
     """
 
     bias: Tensor | None

@@ -15,6 +15,11 @@ class LowRankLinear(nn.Module):
 
     Raises:
         ValueError: on a rank below 1.
+
+    Examples:
+        >>> layer = LowRankLinear.from_linear(nn.Linear(1024, 256), rank=8)
+        >>> sum(p.numel() for p in layer.parameters())  # 8 * (1024 + 256) + 256
+        10496
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:

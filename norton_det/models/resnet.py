@@ -74,7 +74,12 @@ class ResNetSpec:
 
     @classmethod
     def dense(cls, width: float = 1.0) -> "ResNetSpec":
-        """The ordinary ResNet-50, every width multiplied by `width` (at least one channel)."""
+        """The ordinary ResNet-50, every width multiplied by `width` (at least one channel).
+
+        Examples:
+            >>> ResNetSpec.dense(0.25).stage_widths
+            [64, 128, 256, 512]
+        """
         widths = {"stem": 64}
         for index, (stage, count) in enumerate(zip(STAGES, BLOCKS, strict=True)):
             widths[stage] = 256 * 2**index

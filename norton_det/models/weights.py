@@ -93,7 +93,7 @@ def imagenet_weights() -> Weights:
 
 
 def coco_weights() -> Weights:
-    """torchvision's COCO Faster R-CNN, likewise."""
+    """torchvision's COCO Faster R-CNN, downloaded and refused as `imagenet_weights`."""
     way_on = "put the file there, or train a small detector on drawn data: make quickstart"
     return _downloaded(FasterRCNN_ResNet50_FPN_Weights.COCO_V1, "COCO weights", way_on)
 
@@ -155,6 +155,10 @@ def default_categories(num_classes: int) -> tuple[list[str], list[int]]:
     """Names and ids where a file says nothing: torchvision's for COCO (91 classes, or 2 for people), else numbers.
 
     `num_classes` counts the background, which comes first.
+
+    Examples:
+        >>> default_categories(3)
+        (['__background__', 'class 1', 'class 2'], [0, 1, 2])
     """
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if num_classes in (2, len(coco)):
@@ -162,6 +166,13 @@ def default_categories(num_classes: int) -> tuple[list[str], list[int]]:
     else:
         names = ["__background__", *(f"class {i}" for i in range(1, num_classes))]
     return names, list(range(num_classes))
+
+
+def categories_of(detector: GeneralizedRCNN) -> tuple[list[str], list[int]]:
+    """A detector's names and ids by label; torchvision's own has none, and gets `default_categories`."""
+    if hasattr(detector, "categories"):
+        return list(detector.categories), list(detector.category_ids)
+    return default_categories(detector.roi_heads.box_predictor.cls_score.out_features)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:

@@ -37,7 +37,10 @@ _Sweep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class CPFactors:
-    """CP factors of a layer's filters: channel (K, C, R), vertical (K, kh, R), horizontal (K, kw, R)."""
+    """CP factors of a layer's filters: channel (K, C, R), vertical (K, kh, R), horizontal (K, kw, R).
+
+    Raises ValueError for factors of other shapes.
+    """
 
     channel: Tensor
     vertical: Tensor
@@ -114,6 +117,11 @@ def decompose_filters(
     Raises:
         ValueError: on a weight of another shape or dtype, a rank or a number of starts below 1, and, naming
             the filters, where a weight is not finite or its factors overflow the dtype.
+
+    Examples:
+        >>> factors = decompose_filters(torch.ones(64, 32, 3, 3), rank=1)
+        >>> [tuple(factor.shape) for factor in factors.modes]
+        [(64, 32, 1), (64, 3, 1), (64, 3, 1)]
     """
     if weight.ndim != 4 or not weight.is_floating_point():
         raise ValueError(f"expected a floating-point weight (K, C, kh, kw), got {weight.dtype} {tuple(weight.shape)}")
@@ -144,7 +152,10 @@ def reconstruct(factors: CPFactors) -> Tensor:
 
 
 def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
-    """Return ||w - what||^2 / ||w||^2 of each filter, (K,) float64; 0 for a filter of zeros."""
+    """Return ||w - what||^2 / ||w||^2 of each filter, (K,) float64; 0 for a filter of zeros.
+
+    Raises ValueError where the factors are not those of such a weight (K, C, kh, kw).
+    """
     filters = weight.detach().double()
     rebuilt = reconstruct(CPFactors(*(factor.detach().double() for factor in factors.modes)))
     if filters.shape != rebuilt.shape:

@@ -94,6 +94,10 @@ def greedy_selection(distances: Tensor) -> Tensor:
 
     Raises:
         ValueError: where distances are not square, not symmetric or not numbers.
+
+    Examples:
+        >>> greedy_selection(torch.tensor([[0.0, 1.0, 5.0], [1.0, 0.0, 4.0], [5.0, 4.0, 0.0]]))
+        tensor([1, 2, 0])
     """
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or len(distances) == 0:
         raise ValueError(f"expected distances of shape (K, K), K > 0, got {tuple(distances.shape)}")

@@ -11,6 +11,7 @@ import norton_det
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import load_plan
 from norton_det.engine.checkpoint import save_weights
+from norton_det.models.detectors import DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec, build_resnet50
 from norton_det.models.weights import imagenet_weights, read_weights
 
@@ -103,6 +104,12 @@ def test_our_detector_brings_everything(tmp_path):
     assert (loaded.categories, loaded.category_ids) == (["__background__", "dog"], [0, 17])
     assert tuple(loaded.transform.min_size) == (320,)
     assert loaded.roi_heads.detections_per_img == 7
+
+
+def test_a_detector_without_categories_as_torchvisions_is_saved_too(tmp_path):
+    detector = build_from_spec(DetectorSpec("faster_rcnn", 91, ResNetSpec.dense(0.125), fpn_channels=16))
+    save_weights(tmp_path / "detector.pth", detector)
+    assert norton_det.load_detector(tmp_path / "detector.pth").categories[1] == "person"
 
 
 class Attack:

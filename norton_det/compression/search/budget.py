@@ -52,7 +52,12 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str, size: tuple[int, int] | None = None) -> "Budget":
-        """From `kind=amount`, such as `macs=0.5`. Raises ValueError for anything else."""
+        """From `kind=amount`, such as `macs=0.5`. Raises ValueError for anything else.
+
+        Examples:
+            >>> Budget.parse("macs=0.5").is_share
+            True
+        """
         kind, _, amount = text.partition("=")
         try:
             return cls(kind, float(amount), size)  # type: ignore[arg-type]
