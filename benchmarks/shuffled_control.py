@@ -9,7 +9,7 @@ import json
 import random
 from pathlib import Path
 
-from norton_det import build
+from norton_det.build.resolve import resolve_dataset
 from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.files import write_json
@@ -35,7 +35,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("output/shuffled_control"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
-    train, test = (build.resolve_dataset(load_config(CONFIG), split) for split in ("train", "test"))
+    train, test = (resolve_dataset(load_config(CONFIG), split) for split in ("train", "test"))
     annotations = args.output / "shuffled.json"
     write_json(annotations, shuffled(json.loads(train.annotations.read_text())))
     datasets = [

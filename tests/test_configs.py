@@ -2,7 +2,7 @@
 
 import pytest
 
-from norton_det import build
+from norton_det.build.detector import build_detector
 from norton_det.config import configs_folder, load_config
 from norton_det.data.catalog import Categories
 
@@ -20,7 +20,7 @@ def test_there_are_configs_for_every_detector():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_config_loads_and_builds(path):
     config = load_config(path, ["model.backbone_weights=none"])
-    built = build.build_detector(config, CATEGORIES, None)
+    built = build_detector(config, CATEGORIES, None)
     compressed_layers = [name for name, _ in built.model.named_parameters() if name.endswith(".channel")]
     assert bool(compressed_layers) == (config.model.plan != "none")
 

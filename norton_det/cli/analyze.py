@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from norton_det import build
 from norton_det.analysis.complexity import OUTSIDE_TOTAL, Count, count_detector, total
+from norton_det.build.detector import random_pair
 from norton_det.config import load_config
 from norton_det.files import write_json
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if min(height, width) < 32:
         raise ValueError(f"--input-size {height} {width}: at least 32 pixels each")
     config = load_config(args.config, args.overrides)
-    models = {name: count_detector(built.model, height, width) for name, built in build.random_pair(config).items()}
+    models = {name: count_detector(built.model, height, width) for name, built in random_pair(config).items()}
     print(format_counts(models))
     if args.json:
         write_json(args.json, {"models": {name: to_dict(parts) for name, parts in models.items()}})

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
+from norton_det.build.detector import random_pair
+from norton_det.build.resolve import resolve_device
 from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.images import ImageFiles
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     require_at_least(args, batch=1, detections=1, runs=1)
     device_override = [f"device={args.device}"] if args.device else []
     config = load_config(args.config, [*args.overrides, *device_override])
-    device = build.resolve_device(config)
+    device = resolve_device(config)
     image = ImageFiles([args.image])[0] if args.image else drawn(*args.input_size)
     images = [image.to(device)] * args.batch
     models = {}
@@ -110,11 +111,11 @@ def run(args: argparse.Namespace) -> None:
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
     """Detectors with random weights by name: the dense one first."""
     if not plans:
-        return {name: built.model for name, built in build.random_pair(config).items()}
+        return {name: built.model for name, built in random_pair(config).items()}
     models: dict[str, Any] = {}
     for plan in plans:
         changed = config.model_copy(update={"model": config.model.model_copy(update={"plan": plan})})
-        pair = build.random_pair(changed)
+        pair = random_pair(changed)
         models.setdefault("dense", pair["dense"].model)
         models[plan] = pair["compressed"].model
     return models

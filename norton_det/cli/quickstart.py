@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torchvision.io import write_png
 
-from norton_det import build
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.api import load_detector
+from norton_det.build.resolve import resolve_dataset, resolve_device
 from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, machine, measure
 from norton_det.cli.main import main
 from norton_det.cli.report import write_report
@@ -120,7 +120,7 @@ def benchmarks(
         f"full-size {name}": BenchmarkedModel({treatment: models[name] for treatment, models in full_size.items()})
         for name in names
     }
-    device = build.resolve_device(config)
+    device = resolve_device(config)
     return [Benchmark(machine(device), image_size(config), runs), Benchmark(machine(device), FULL_SIZE_IMAGE, full)]
 
 
@@ -135,7 +135,7 @@ def time_full_size() -> dict[str, dict[str, Measured]]:
 
 def draw_pictures(config: Config, detectors: dict[str, Any], folder: Path, number: int = 8) -> None:
     """The first validation images with the detections of each model, side by side."""
-    files = build.resolve_dataset(config, "test")
+    files = resolve_dataset(config, "test")
     for path in sorted(files.images.iterdir())[:number]:
         image = read_image(path)
         with torch.inference_mode():

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from norton_det import build
 from norton_det.analysis.complexity import Count, count_detector
+from norton_det.build.resolve import TASKS, resolve_dataset
 from norton_det.compression.compress import CompressionReport
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import read_categories
@@ -68,8 +68,8 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
     """Precision-recall curves and validation images, of the predictions that the run left."""
     if run.predictions is None:
         return None, []
-    task = build.TASKS[config.model.detector]
-    files = build.resolve_dataset(config, "test")
+    task = TASKS[config.model.detector]
+    files = resolve_dataset(config, "test")
     results = load_results(run.predictions, files.annotations, task)
     pairs = draw_pairs(files, read_categories(files, task), task, results)
     return precision_recall(files.annotations, results, task), pairs

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from norton_det import build
+from norton_det.build.detector import BuiltModel, build_detector, build_evaluated, recovery_images
+from norton_det.build.resolve import TASKS, resolve_dataset, resolve_device, starting_weights
+from norton_det.build.training import build_batches, build_evaluation_loader, build_training
 from norton_det.config import Config, load_config, save_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.deploy.runtimes import ExportedDetector
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate; see the README for what is left in output_dir."""
     config = load_config(args.config, args.overrides)
-    device = build.resolve_device(config)
+    device = resolve_device(config)
     with distributed.process_group(device):
         if not distributed.is_main():
             logging.disable(logging.WARNING)
@@ -46,21 +48,21 @@ def evaluate_weights(config: Config) -> None:
     """AP of `model.weights`, a weights file or an exported one, on the test set. Raises ValueError without them."""
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
-    files = build.resolve_dataset(config, "test")
-    categories = read_categories(files, build.TASKS[config.model.detector])
-    detector = build.build_evaluated(config, categories).to(build.resolve_device(config))
+    files = resolve_dataset(config, "test")
+    categories = read_categories(files, TASKS[config.model.detector])
+    detector = build_evaluated(config, categories).to(resolve_device(config))
     evaluate(config, detector, files, categories, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
-    device = build.resolve_device(config)
-    test_files, files = (build.resolve_dataset(config, split) for split in ("test", "train"))
-    categories = read_categories(files, build.TASKS[config.model.detector])
-    weights = build.starting_weights(config)
-    built = build.build_detector(config, categories, weights, images=build.recovery_images(config, files))
+    device = resolve_device(config)
+    test_files, files = (resolve_dataset(config, split) for split in ("test", "train"))
+    categories = read_categories(files, TASKS[config.model.detector])
+    weights = starting_weights(config)
+    built = build_detector(config, categories, weights, images=recovery_images(config, files))
     output = Path(config.output_dir)
-    run, dataset = build.build_training(config, built, files, categories, device)
+    run, dataset = build_training(config, built, files, categories, device)
     output.mkdir(parents=True, exist_ok=True)
     start = resume(run) if from_checkpoint else 0
     if distributed.is_main():
@@ -71,14 +73,14 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
             save_backbone(output / "backbone_compressed.pth", built)
     with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
-        train(run, build.build_batches(config, dataset, start), metrics, start)
+        train(run, build_batches(config, dataset, start), metrics, start)
     if distributed.is_main():
         save_weights(output / "model_final.pth", run.result, **built.description(config))
         log.info("weights: %s", output / "model_final.pth")
     evaluate(config, run.result, test_files, categories, output / "evaluation")
 
 
-def save_backbone(path: Path, built: build.BuiltModel) -> None:
+def save_backbone(path: Path, built: BuiltModel) -> None:
     """The body that was compressed at the start, as `model.backbone_weights` takes it."""
     assert built.plan is not None
     body = built.model.backbone.body.state_dict()
@@ -90,9 +92,9 @@ def evaluate(
     config: Config, detector: nn.Module | ExportedDetector, files: DatasetFiles, categories: Categories, folder: Path
 ) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
-    device = build.resolve_device(config)
-    evaluator = CocoEvaluator(files.annotations, categories, build.TASKS[config.model.detector])
-    loader = build.build_evaluation_loader(config, files, categories)
+    device = resolve_device(config)
+    evaluator = CocoEvaluator(files.annotations, categories, TASKS[config.model.detector])
+    loader = build_evaluation_loader(config, files, categories)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]

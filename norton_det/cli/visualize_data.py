@@ -12,7 +12,8 @@ from torchvision.io import write_png
 from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
-from norton_det import build
+from norton_det.build.resolve import TASKS, resolve_dataset
+from norton_det.build.training import build_batches, build_training_dataset
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.files import atomic_path
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise ValueError(f"--count {args.count}, expected at least 1")
     config = load_config(args.config, [*args.overrides, "data.workers=0"])  # which would read far ahead
-    files = build.resolve_dataset(config, "train")
-    categories = read_categories(files, build.TASKS[config.model.detector])
+    files = resolve_dataset(config, "train")
+    categories = read_categories(files, TASKS[config.model.detector])
     samples = islice(training_samples(config, files, categories), args.count)
     for number, (image, target) in enumerate(tqdm(samples, desc="draw", total=args.count), start=1):
         picture = draw_targets(to_dtype(image, torch.uint8, scale=True), target, categories.names)
@@ -48,5 +49,5 @@ def training_samples(
     config: Config, files: DatasetFiles, categories: Categories
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """The endless stream of images (3, H, W) float32 and targets that a training run takes in."""
-    batches = build.build_batches(config, build.build_training_dataset(config, files, categories), start=0)
+    batches = build_batches(config, build_training_dataset(config, files, categories), start=0)
     return chain.from_iterable(zip(images, targets, strict=True) for images, targets in batches)

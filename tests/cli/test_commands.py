@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import norton_det
-from norton_det import build
+from norton_det.build.detector import build_detector
+from norton_det.build.resolve import TASKS, resolve_dataset, starting_weights
 from norton_det.cli import image
 from norton_det.cli.main import COMMANDS, main
 from norton_det.data.catalog import read_categories
@@ -183,7 +184,7 @@ def test_a_compressed_detector_is_restored_without_labels(tmp_path, datasets, ca
 
 @pytest.mark.parametrize("start", ["model.backbone_weights=resnet.pth", "model.weights=dense/model_final.pth"])
 def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(build, "compress_and_recover", partial(build.compress_and_recover, steps=9))
+    monkeypatch.setattr(building, "compress_and_recover", partial(building.compress_and_recover, steps=9))
     if "resnet" in start:
         save_weights(tmp_path / "resnet.pth", build_resnet50(ResNetSpec.dense(0.125), num_classes=4))
     else:
@@ -278,8 +279,8 @@ def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, own_classes,
     config = norton_det.load_config(
         f"{kind}_dense.yaml", [*TINY, "model.weights=trained.pth", f"data.train={own_classes}"]
     )
-    categories = read_categories(build.resolve_dataset(config, "train"), build.TASKS[kind])
-    detector = build.build_detector(config, categories, build.starting_weights(config)).model
+    categories = read_categories(resolve_dataset(config, "train"), TASKS[kind])
+    detector = build_detector(config, categories, starting_weights(config)).model
     assert "weights know 6 other categories: the predictors start afresh for 5" in caplog.messages
     assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
 

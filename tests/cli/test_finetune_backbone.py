@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import norton_det
-from norton_det import build
+from norton_det.build.detector import build_detector
+from norton_det.build.resolve import starting_weights
 from norton_det.cli.main import main
 from norton_det.compression.plan import load_plan
 from norton_det.data.catalog import Categories
@@ -107,7 +108,7 @@ def test_the_result_is_a_detectors_backbone(data, tmp_path, monkeypatch):
     monkeypatch.setenv("NORTON_DATASETS", str(tmp_path / "datasets"))
     assert finetune(data, "run", "--plan", "norton-59", "--max-iterations", "1") == 0
     config = norton_det.load_config("quickstart.yaml", ["model.backbone_weights=run/model_final.pth"])
-    built = build.build_detector(config, Categories(("__background__", "a"), (0, 1)), build.starting_weights(config))
+    built = build_detector(config, Categories(("__background__", "a"), (0, 1)), starting_weights(config))
     body = norton_det.load_resnet50("run/model_final.pth").state_dict()
     for name, value in built.model.backbone.body.state_dict().items():
         assert torch.equal(value, body[name]), name

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from norton_det import build
+from norton_det.build import training
+from norton_det.build.detector import build_detector
+from norton_det.build.resolve import resolve_dataset
+from norton_det.build.training import build_training
 from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.data.catalog import read_categories
@@ -103,7 +106,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole):
 
 
 def test_sigterm_saves_then_ends_and_the_run_goes_on_from_there(whole, monkeypatch, caplog):
-    losses, passes = build.detection_losses, []
+    losses, passes = training.detection_losses, []
 
     def interrupted(*args, **more):
         passes.append(None)
@@ -111,7 +114,7 @@ def test_sigterm_saves_then_ends_and_the_run_goes_on_from_there(whole, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
         return losses(*args, **more)
 
-    monkeypatch.setattr(build, "detection_losses", interrupted)
+    monkeypatch.setattr(training, "detection_losses", interrupted)
     with pytest.raises(SystemExit) as ended:
         train("stopped", "train.ema=0.9", "train.checkpoint_period=100")
     assert ended.value.code == 128 + signal.SIGTERM
@@ -150,9 +153,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_names_its_images(monkeypatch, capsys):
-    losses = build.detection_losses
+    losses = training.detection_losses
     monkeypatch.setattr(
-        build, "detection_losses", lambda *args, **more: {k: v * torch.inf for k, v in losses(*args, **more).items()}
+        training,
+        "detection_losses",
+        lambda *args, **more: {k: v * torch.inf for k, v in losses(*args, **more).items()},
     )
     assert train("broken") == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
@@ -225,10 +230,10 @@ def test_a_step_divides_among_the_passes(capsys):
 @pytest.mark.parametrize(("augmentation", "training_size"), [("lsj", (1024, 1024)), ("none", (72, 96))])
 def test_images_are_resized_once(augmentation, training_size):
     config = load_config("quickstart.yaml", [*WORDS[2:], "model.min_size=72", f"data.augmentation={augmentation}"])
-    files = build.resolve_dataset(config, "train")
+    files = resolve_dataset(config, "train")
     categories = read_categories(files, "bbox")
-    built = build.build_detector(config, categories, None)
-    _, dataset = build.build_training(config, built, files, categories, torch.device("cpu"))
+    built = build_detector(config, categories, None)
+    _, dataset = build_training(config, built, files, categories, torch.device("cpu"))
     resize = built.model.transform
     assert resize.train()([dataset[0][0]])[0].image_sizes == [training_size]
     assert resize.eval()([torch.zeros(3, 96, 128)])[0].image_sizes == [(72, 96)]

@@ -1,34 +1,26 @@
-"""The one module that joins configuration to the rest: configuration in; model, data and training run out."""
+"""A configuration's detector, or a classifier, from random or given weights, compressed and restored on the spot."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.amp.grad_scaler import GradScaler
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
+from norton_det.build.resolve import TASKS, resolve_device, resolve_plan, starting_weights
 from norton_det.compression.compress import CompressionReport
-from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
-from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset
-from norton_det.data.coco import CocoDataset
+from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import ImageFiles, find_images
-from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
-from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
 from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.engine import distributed
-from norton_det.engine.averaging import WeightAverage
-from norton_det.engine.checkpoint import CheckpointFolder, describe
-from norton_det.engine.detection import detection_losses, image_ids
-from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
-from norton_det.engine.trainer import TrainingRun
+from norton_det.engine.checkpoint import describe
 from norton_det.models.detectors import (
     BODY,
     DetectorSettings,
@@ -37,19 +29,12 @@ from norton_det.models.detectors import (
     freeze_stages,
     replace_predictors,
 )
-from norton_det.models.norms import (
-    freeze_batch_norms,
-    make_eps_positive,
-    unfreeze_batch_norms,
-    warn_of_small_batches,
-)
-from norton_det.models.precision import PRECISIONS
+from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.resnet import LAST_BLOCKS, ResNetSpec
 from norton_det.models.weights import (
     Weights,
     default_categories,
     detector_from_weights,
-    imagenet_weights,
     read_weights,
     resnet50_from_weights,
 )
@@ -57,7 +42,6 @@ from norton_det.models.weights import (
 log = logging.getLogger(__name__)
 RESTORED = (*LAST_BLOCKS, "neck", "rpn", "box head", "mask head", "keypoint head")
 """The restored parts whose errors are told."""
-TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -87,58 +71,6 @@ class BuiltModel:
             "kept": self.kept,
             "dense_weights": self.dense_weights,
         }
-
-
-def resolve_device(config: Config) -> torch.device:
-    """The device that a configuration names. Raises ValueError for a GPU that is not there."""
-    return distributed.find_device(config.device)
-
-
-def resolve_dataset(config: Config, split: str) -> DatasetFiles:
-    """The files of `data.train` or `data.test` for the configured task. Raises as `find_dataset`."""
-    dataset = getattr(config.data, split)
-    where = dataset if isinstance(dataset, str) else dataset.model_dump()
-    return find_dataset(where, TASKS[config.model.detector])
-
-
-def resolve_plan(config: Config) -> CompressionPlan | None:
-    """The configured plan; None is dense. Raises ValueError as `load_plan`."""
-    return None if config.model.plan == "none" else load_plan(config.model.plan)
-
-
-def starting_weights(config: Config) -> Weights | None:
-    """The detector's or backbone's weights that a run starts from; None is random ones.
-
-    Raises ValueError where a file is missing, or holds the other kind.
-    """
-    model = config.model
-    if model.weights != "none":
-        weights = read_weights(model.weights)
-        if not weights.is_detector:
-            raise ValueError(f"model.weights: {model.weights} is a backbone; give it as model.backbone_weights")
-        return weights
-    if model.backbone_weights == "none":
-        return None
-    weights = imagenet_weights() if model.backbone_weights == "imagenet" else read_weights(model.backbone_weights)
-    if weights.is_detector:
-        raise ValueError(f"model.backbone_weights: {weights.source} is a detector; give it as model.weights")
-    return weights
-
-
-def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN | ExportedDetector:
-    """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
-
-    Raises ValueError where it knows other categories, or does not do the configured task.
-    """
-    path = config.model.weights
-    if Path(path).suffix not in EXPORTED:
-        return build_detector(config, categories, starting_weights(config), for_training=False).model
-    detector = load_exported(path)
-    _check_categories(path, detector, categories)
-    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[TASKS[config.model.detector]]
-    if wanted not in detector.outputs:
-        raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
-    return detector
 
 
 @dataclass(frozen=True)
@@ -194,14 +126,20 @@ def build_detector(
     return built
 
 
-def _knows(detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> bool:
-    return (detector.categories, detector.category_ids) == (list(categories.names), list(categories.ids))
+def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN | ExportedDetector:
+    """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
 
-
-def _check_categories(path: str, detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> None:
-    if not _knows(detector, categories):
-        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
-        raise ValueError(f"model.weights: {path} knows {known} other categories than the data's {wanted}")
+    Raises ValueError where it knows other categories, or does not do the configured task.
+    """
+    path = config.model.weights
+    if Path(path).suffix not in EXPORTED:
+        return build_detector(config, categories, starting_weights(config), for_training=False).model
+    detector = load_exported(path)
+    _check_categories(path, detector, categories)
+    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[TASKS[config.model.detector]]
+    if wanted not in detector.outputs:
+        raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
+    return detector
 
 
 def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN | None:
@@ -240,116 +178,22 @@ def backbone_from_weights(
     return _compressed(network, plan, weights, recovery or Recovery()) if plan else BuiltModel(network)
 
 
-def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
-    """The training images and targets, augmented as configured."""
-    task = TASKS[config.model.detector]
-    transforms = training_transforms(config.data.augmentation, task)
-    return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
+def random_pair(config: Config) -> dict[str, BuiltModel]:
+    """The configured detector dense and compressed, with random weights and COCO's number of classes: for
+    counting and timing, which need neither weights nor data.
 
-
-def build_training(
-    config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
-) -> tuple[TrainingRun, CocoDataset]:
-    """The training run of a configuration, its model on `device`, and the dataset that it reads.
-
-    Raises ValueError as `images_per_pass`, `build_teacher` and `CocoDataset` do.
+    A configuration without a plan gives the dense one alone. `model.weights` is not read.
     """
-    train = config.train
-    processes = distributed.world_size()
-    images = images_per_pass(config)
-    dataset = build_training_dataset(config, files, categories)
-    teacher = build_teacher(config, built.model)
-    model: nn.Module = built.model.to(device)
-    distributed.share(model.state_dict().values())
-    built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
-    if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    make_eps_positive(model)
-    warn_of_small_batches(model, images, processes)
-    lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
-    log.info("learning rate %g for %d images a step", lr, train.batch_size)
-    optimizer = build_optimizer(
-        model, train.optimizer, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay
-    )
-    full = max(1, round(train.epochs * epoch_length(dataset, train.batch_size)))
-    iterations = train.max_iterations or full
-    schedule = build_schedule(
-        optimizer,
-        train.schedule,
-        iterations=iterations,
-        warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
-        milestones=[milestone / train.epochs for milestone in train.milestones],
-    )
-    precision = PRECISIONS[train.precision]
-    run = TrainingRun(
-        model=model,
-        losses=partial(
-            detection_losses,
-            device=device,
-            precision=precision,
-            teacher=teacher.to(device) if teacher else None,
-            distill_weight=train.distill_weight,
-        ),
-        optimizer=optimizer,
-        schedule=schedule,
-        iterations=iterations,
-        images_per_step=train.batch_size,
-        checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
-        description=lambda: built.description(config),
-        checkpoint_period=train.checkpoint_period,
-        log_period=train.log_period,
-        seed=config.seed,
-        clip_norm=train.clip_norm,
-        accumulation=train.accumulation,
-        average=WeightAverage(model, train.ema) if train.ema else None,
-        scaler=GradScaler(device.type, enabled=precision == torch.float16),
-        image_ids=image_ids,
-    )
-    return run, dataset
-
-
-def images_per_pass(config: Config) -> int:
-    """Images in one forward pass of one process. Raises ValueError where a step does not divide into passes."""
-    images, processes, passes = config.train.batch_size, distributed.world_size(), config.train.accumulation
-    if images % (processes * passes):
-        raise ValueError(
-            f"train.batch_size: {images} images do not divide among {processes} processes"
-            f" with {passes} passes each (train.accumulation)"
-        )
-    return images // (processes * passes)
-
-
-def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
-    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on.
-
-    Raises ValueError as `images_per_pass` does.
-    """
-    return iter(
-        training_loader(
-            dataset,
-            batch_size=images_per_pass(config),
-            seed=config.seed,
-            workers=config.data.workers,
-            start=start,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            accumulation=config.train.accumulation,
-        )
-    )
-
-
-def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:
-    """The loader of this process's share of the test images."""
-    dataset = CocoDataset(
-        files, categories, TASKS[config.model.detector], training=False, transforms=evaluation_transforms()
-    )
-    return evaluation_loader(
-        dataset,
-        batch_size=config.test.batch_size,
-        workers=config.data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    classes = 2 if config.model.detector == "keypoint_rcnn" else 91
+    plan = resolve_plan(config)
+    plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
+    torch.manual_seed(config.seed)
+    pair = {}
+    for name, p in plans.items():
+        detector = build_from_spec(_spec(config, classes, _body(config, p), p))
+        detector.categories, detector.category_ids = default_categories(classes)
+        pair[name] = BuiltModel(detector, p)
+    return pair
 
 
 def detector_settings(config: Config) -> DetectorSettings:
@@ -448,19 +292,11 @@ def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recov
     return BuiltModel(compressed, plan, report.kept, report, dense_weights=str(Path(weights.source).resolve()))
 
 
-def random_pair(config: Config) -> dict[str, BuiltModel]:
-    """The configured detector dense and compressed, with random weights and COCO's number of classes: for
-    counting and timing, which need neither weights nor data.
+def _knows(detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> bool:
+    return (detector.categories, detector.category_ids) == (list(categories.names), list(categories.ids))
 
-    A configuration without a plan gives the dense one alone. `model.weights` is not read.
-    """
-    classes = 2 if config.model.detector == "keypoint_rcnn" else 91
-    plan = resolve_plan(config)
-    plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
-    torch.manual_seed(config.seed)
-    pair = {}
-    for name, p in plans.items():
-        detector = build_from_spec(_spec(config, classes, _body(config, p), p))
-        detector.categories, detector.category_ids = default_categories(classes)
-        pair[name] = BuiltModel(detector, p)
-    return pair
+
+def _check_categories(path: str, detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> None:
+    if not _knows(detector, categories):
+        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
+        raise ValueError(f"model.weights: {path} knows {known} other categories than the data's {wanted}")

@@ -1,0 +1,141 @@
+"""A configuration's training run, and the data that training and evaluation read."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from norton_det.build.detector import BuiltModel, build_teacher
+from norton_det.build.resolve import TASKS
+from norton_det.config import Config
+from norton_det.data.catalog import Categories, DatasetFiles
+from norton_det.data.coco import CocoDataset
+from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
+from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
+from norton_det.engine import distributed
+from norton_det.engine.averaging import WeightAverage
+from norton_det.engine.checkpoint import CheckpointFolder
+from norton_det.engine.detection import detection_losses, image_ids
+from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
+from norton_det.engine.trainer import TrainingRun
+from norton_det.models.norms import make_eps_positive, warn_of_small_batches
+from norton_det.models.precision import PRECISIONS
+
+log = logging.getLogger(__name__)
+
+
+def build_training(
+    config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
+) -> tuple[TrainingRun, CocoDataset]:
+    """The training run of a configuration, its model on `device`, and the dataset that it reads.
+
+    Raises ValueError as `images_per_pass`, `build_teacher` and `CocoDataset` do.
+    """
+    train = config.train
+    processes = distributed.world_size()
+    images = images_per_pass(config)
+    dataset = build_training_dataset(config, files, categories)
+    teacher = build_teacher(config, built.model)
+    model: nn.Module = built.model.to(device)
+    distributed.share(model.state_dict().values())
+    built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
+    if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    make_eps_positive(model)
+    warn_of_small_batches(model, images, processes)
+    lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
+    log.info("learning rate %g for %d images a step", lr, train.batch_size)
+    optimizer = build_optimizer(
+        model, train.optimizer, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay
+    )
+    full = max(1, round(train.epochs * epoch_length(dataset, train.batch_size)))
+    iterations = train.max_iterations or full
+    schedule = build_schedule(
+        optimizer,
+        train.schedule,
+        iterations=iterations,
+        warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
+        milestones=[milestone / train.epochs for milestone in train.milestones],
+    )
+    precision = PRECISIONS[train.precision]
+    run = TrainingRun(
+        model=model,
+        losses=partial(
+            detection_losses,
+            device=device,
+            precision=precision,
+            teacher=teacher.to(device) if teacher else None,
+            distill_weight=train.distill_weight,
+        ),
+        optimizer=optimizer,
+        schedule=schedule,
+        iterations=iterations,
+        images_per_step=train.batch_size,
+        checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
+        description=lambda: built.description(config),
+        checkpoint_period=train.checkpoint_period,
+        log_period=train.log_period,
+        seed=config.seed,
+        clip_norm=train.clip_norm,
+        accumulation=train.accumulation,
+        average=WeightAverage(model, train.ema) if train.ema else None,
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        image_ids=image_ids,
+    )
+    return run, dataset
+
+
+def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
+    """The training images and targets, augmented as configured."""
+    task = TASKS[config.model.detector]
+    transforms = training_transforms(config.data.augmentation, task)
+    return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
+
+
+def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
+    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on.
+
+    Raises ValueError as `images_per_pass` does.
+    """
+    return iter(
+        training_loader(
+            dataset,
+            batch_size=images_per_pass(config),
+            seed=config.seed,
+            workers=config.data.workers,
+            start=start,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            accumulation=config.train.accumulation,
+        )
+    )
+
+
+def images_per_pass(config: Config) -> int:
+    """Images in one forward pass of one process. Raises ValueError where a step does not divide into passes."""
+    images, processes, passes = config.train.batch_size, distributed.world_size(), config.train.accumulation
+    if images % (processes * passes):
+        raise ValueError(
+            f"train.batch_size: {images} images do not divide among {processes} processes"
+            f" with {passes} passes each (train.accumulation)"
+        )
+    return images // (processes * passes)
+
+
+def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:
+    """The loader of this process's share of the test images."""
+    dataset = CocoDataset(
+        files, categories, TASKS[config.model.detector], training=False, transforms=evaluation_transforms()
+    )
+    return evaluation_loader(
+        dataset,
+        batch_size=config.test.batch_size,
+        workers=config.data.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
