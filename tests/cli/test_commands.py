@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import norton_det
+from norton_det.build import detector as building
 from norton_det.build.detector import build_detector
 from norton_det.build.resolve import TASKS, resolve_dataset, starting_weights
 from norton_det.cli import image
