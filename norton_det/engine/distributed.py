@@ -31,7 +31,10 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes that torchrun started, if any, and leave them at the end."""
+    """Join the other processes that torchrun started, if any, and leave them at the end.
+
+    Raises ConnectionError where one of them ends before its time.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -40,6 +43,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise ConnectionError(
+            f"another of the {world_size()} processes ended; --resume goes on from the last checkpoint ({error})"
+        ) from None
     finally:
         dist.destroy_process_group()
 
