@@ -70,6 +70,8 @@ class DataConfig(_Section):
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
     """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
     workers: Annotated[int, Field(ge=0)] = 4
+    damaged_images: Annotated[int, Field(ge=0)] = 0
+    """How many training images that cannot be read are skipped, each with a warning, before a run stops."""
 
 
 class TrainConfig(_Section):
