@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -220,7 +221,7 @@ def _describe(error: ValidationError) -> str:
     key = ".".join(str(part) for part in worst["loc"] if part not in ("str", "CustomDataset", "dict[str,any]"))
     if worst["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(key)}"
-    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}"
+    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {reprlib.repr(worst['input'])}"
 
 
 def _nearest_key(key: str) -> str:
