@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import reprlib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,15 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, by which a few lines may stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("aliases (*name) are not taken")
+        return super().compose_node(parent, index)
 
 
 class _Section(BaseModel):
@@ -174,7 +182,7 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise ValueError(f"{path}: the chain of `base:` files comes back to it")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader) or {}
     except Exception as error:  # PyYAML's constructors raise many kinds
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -204,7 +212,7 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _PlainLoader)
     except Exception:  # as above
         raise ValueError(f"override {override!r}: the value is not valid YAML") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
@@ -221,7 +229,7 @@ def _describe(error: ValidationError) -> str:
     key = ".".join(str(part) for part in worst["loc"] if part not in ("str", "CustomDataset", "dict[str,any]"))
     if worst["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(key)}"
-    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {reprlib.repr(worst['input'])}"
+    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}"
 
 
 def _nearest_key(key: str) -> str:
