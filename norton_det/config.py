@@ -11,6 +11,15 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, by which a few lines may stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("aliases (*name) are not taken")
+        return super().compose_node(parent, index)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,6 +79,8 @@ class DataConfig(_Section):
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
     """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
     workers: Annotated[int, Field(ge=0)] = 4
+    damaged_images: Annotated[int, Field(ge=0)] = 0
+    """How many training images that cannot be read are skipped, each with a warning, before a run stops."""
 
 
 class TrainConfig(_Section):
@@ -175,7 +186,7 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise ValueError(f"{path}: the chain of `base:` files comes back to it")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader) or {}
     except Exception as error:  # PyYAML's constructors raise many kinds
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -205,7 +216,7 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _PlainLoader)
     except Exception:  # as above
         raise ValueError(f"override {override!r}: the value is not valid YAML") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text

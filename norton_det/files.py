@@ -1,12 +1,15 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Files are written whole or not at all, and read without trust."""
 
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -32,6 +35,37 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     text = json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Writes tensors and plain types as `torch.save` does, atomically.
+
+    Raises OSError, which names the path, where it cannot be written, as on a full disk.
+    """
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the file's error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
+
+
+def load_tensors(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain types, checksums compared, nothing of it run.
+
+    Raises ValueError naming the file where it is damaged or holds anything else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch's reader does not look
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage may raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: not a weights file that can be read safely: {lines[0][:200]}") from None
 
 
 def _without_nan(value: Any) -> Any:

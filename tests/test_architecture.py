@@ -11,7 +11,7 @@ ALLOWED = {
     "ops": set(),
     "layers": {"ops"},
     "analysis": set(),
-    "models": {"layers"},
+    "models": {"layers", "files"},
     "compression": {"ops", "layers", "analysis", "models", "files"},
     "data": {"files"},
     "evaluation": {"data", "files"},

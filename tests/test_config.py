@@ -68,9 +68,24 @@ def test_wrong_file_is_named(tmp_path):
 
 def test_yaml_tags_are_refused(tmp_path):
     path = tmp_path / "attack.yaml"
-    path.write_text("seed: !!python/object/apply:os.system ['touch pwned']\n")
-    with pytest.raises(ValueError, match="cannot be read as YAML"):
+    trace = tmp_path / "pwned"
+    path.write_text(f"seed: !!python/object/apply:os.system ['touch {trace}']\n")
+    with pytest.raises(ValueError, match=r"attack\.yaml: cannot be read as YAML"):
         load_config(path)
+    with pytest.raises(ValueError, match="the value is not valid YAML"):
+        load_config("quickstart.yaml", [f"seed=!!python/object/apply:os.system ['touch {trace}']"])
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("key", ["seed", "model.plan"])
+def test_aliases_that_would_unfold_to_a_billion_values_are_refused_at_once(key, tmp_path):
+    levels = [f"&a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(12)]
+    text = f"[&a0 [1], {', '.join(levels)}]"
+    (tmp_path / "laughs.yaml").write_text(f"seed: {text}\n")
+    with pytest.raises(ValueError, match=r"laughs\.yaml: cannot be read as YAML: aliases"):
+        load_config(tmp_path / "laughs.yaml")
+    with pytest.raises(ValueError, match="the value is not valid YAML"):
+        load_config("quickstart.yaml", [f"{key}={text}"])
 
 
 def test_a_circle_of_bases_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from norton_det.data.transforms import evaluation_transforms, output_size, train
 from norton_det.engine import distributed
 from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
+from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
@@ -100,20 +101,20 @@ def build_training_dataset(config: Config, files: DatasetFiles, categories: Cate
 def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
     """The endless stream of training batches of this process, one a forward pass, from iteration `start` on.
 
-    Raises ValueError as `images_per_pass` does.
+    Raises ValueError as `images_per_pass` and `within_limit` do.
     """
-    return iter(
-        training_loader(
-            dataset,
-            batch_size=images_per_pass(config),
-            seed=config.seed,
-            workers=config.data.workers,
-            start=start,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            accumulation=config.train.accumulation,
-        )
+    loader = training_loader(
+        dataset,
+        batch_size=images_per_pass(config),
+        seed=config.seed,
+        workers=config.data.workers,
+        damaged_images=config.data.damaged_images,
+        start=start,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        accumulation=config.train.accumulation,
     )
+    return within_limit(loader, config.data.damaged_images)
 
 
 def images_per_pass(config: Config) -> int:

@@ -48,7 +48,7 @@ class Treatment:
     """How a demo's detectors run, all alike: where, in which runtime, and the shorter side that they see in pixels
     (None: their own)."""
 
-    device: str
+    device: torch.device
     runtime: Runtime
     size: int | None
 

@@ -10,11 +10,13 @@ from torch import nn
 from torchvision.models import ResNet
 
 from norton_det.build.detector import backbone_from_weights
+from norton_det.cli.options import require_at_least
 from norton_det.compression.plan import load_plan
 from norton_det.data.imagefolder import LabelledImages, classification_batches, classification_evaluation_loader
 from norton_det.data.loaders import epoch_length
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder, save_weights
+from norton_det.engine.damage import within_limit
 from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import resume, train
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--temperature", type=float, default=4.0, help="what distillation divides the logits by")
     option("--image-size", type=int, default=224, help="pixels")
     option("--workers", type=int, default=4)
+    option("--damaged-images", type=int, default=0, help="training images that cannot be read to skip before a stop")
     option("--max-iterations", type=int, help="overrides the epochs; the warm-up shrinks with it")
     option("--checkpoint-period", type=int, default=5000, help="iterations")
     option("--precision", choices=list(PRECISIONS), default="float32", help="of the networks in training")
@@ -58,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune and evaluate; see the README for what is left in the output folder."""
+    require_at_least(args, damaged_images=0)
     device = distributed.find_device(args.device)
     with distributed.process_group(device):
         if not distributed.is_main():
@@ -131,10 +135,17 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
         description=description,
     )
     start = resume(run) if args.resume else 0
-    loading = {"images_per_step": args.batch_size, "seed": args.seed, "workers": args.workers}
-    batches = classification_batches(data, **loading, start=start, **_process())
+    batches = classification_batches(
+        data,
+        images_per_step=args.batch_size,
+        seed=args.seed,
+        workers=args.workers,
+        damaged_images=args.damaged_images,
+        start=start,
+        **_process(),
+    )
     with MetricsWriter(args.output_dir / "metrics.jsonl", run.iterations, start) as metrics:
-        train(run, batches, metrics, start)
+        train(run, within_limit(batches, args.damaged_images), metrics, start)
     if distributed.is_main():
         save_weights(args.output_dir / "model_final.pth", network, **description)
         log.info("weights: %s", args.output_dir / "model_final.pth")

@@ -49,12 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command.run(parser.parse_intermixed_args(words[1:]))
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"norton-det {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(name, str(error))
+    except RuntimeError as error:  # torch raises this one wherever the signal of a worker's death finds the process
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        return _fail(name, f"a process that reads images died; --resume goes on from the last checkpoint ({error})")
     except KeyboardInterrupt:
         print(f"norton-det {name}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(name: str, message: str) -> int:
+    print(f"norton-det {name}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def launch(name: str) -> None:

@@ -13,12 +13,12 @@ from norton_det.config import Config, load_config, save_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
-from norton_det.engine.checkpoint import save, save_weights
+from norton_det.engine.checkpoint import save_weights
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
-from norton_det.files import atomic_path, write_json
+from norton_det.files import atomic_path, save_tensors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def save_backbone(path: Path, built: BuiltModel) -> None:
     """The body that was compressed at the start, as `model.backbone_weights` takes it."""
     assert built.plan is not None
     body = built.model.backbone.body.state_dict()
-    save({"state_dict": body, "plan": built.plan.to_dict(), "kept": built.kept}, path)
+    save_tensors(path, {"state_dict": body, "plan": built.plan.to_dict(), "kept": built.kept})
     log.info("compressed backbone: %s", path)
 
 

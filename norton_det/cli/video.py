@@ -27,6 +27,7 @@ from norton_det.cli.demo_detectors import (
 from norton_det.cli.options import require_at_least
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.optimize import Runtime
+from norton_det.engine.distributed import find_device
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.video import VideoSource, ahead, open_screen
 
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--confidence", type=float, default=0.5, help="draw detections of at least this score")
     parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
     parser.add_argument("--max-frames", type=int, help="stop after so many frames")
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output and args.output.suffix.lower() != ".mp4":
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
+    device = find_device(args.device)
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate) as screen:
@@ -81,10 +83,10 @@ def run(args: argparse.Namespace) -> None:
             weights or compressed_coco(first),
             args.compare,
             first[0],
-            Treatment(args.device, args.runtime, args.size),
+            Treatment(device, args.runtime, args.size),
         )
         frames = ahead(itertools.islice(itertools.chain(first, frames), args.max_frames), newest_only=is_live)
-        found = ahead(_detect(detectors, frames, args.device), newest_only=is_live)
+        found = ahead(_detect(detectors, frames, device), newest_only=is_live)
         latencies: list[list[float]] = [[] for _ in detectors]
         started = time.perf_counter()
         with suppress(KeyboardInterrupt):
@@ -107,7 +109,7 @@ def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, boo
     return iter(source), source.frame_rate, source.is_live
 
 
-def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: str) -> Iterator[Found]:
+def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: torch.device) -> Iterator[Found]:
     for frame in frames:
         predictions, milliseconds = [], []
         for detector in detectors:

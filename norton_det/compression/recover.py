@@ -6,6 +6,7 @@ Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps,
 """
 
 import copy
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +26,12 @@ from norton_det.compression.compress import CompressionReport, PartReport, compr
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
-from norton_det.files import atomic_path
+from norton_det.files import load_tensors, save_tensors
 from norton_det.models.norms import make_eps_positive
 from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS
+from norton_det.models.weights import load_state
 
+log = logging.getLogger(__name__)
 STEPS = 240
 """Gradient steps of each part."""
 CROP = 224
@@ -168,10 +171,16 @@ class _Run:
         self._files = 0
         self._finished: dict[str, PartReport] = {}
         if checkpoint is not None and checkpoint.exists():
-            content = torch.load(checkpoint, weights_only=True, map_location=self.device)
+            self._go_on(checkpoint)
+
+    def _go_on(self, checkpoint: Path) -> None:
+        try:
+            content = load_tensors(checkpoint)
             if content["key"] == self._key:
-                student.load_state_dict(content["model"])
+                load_state(self.student, content["model"], str(checkpoint))
                 self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s; recovery starts afresh", error)
 
     def new_file(self) -> ActivationFile:
         self._files += 1
@@ -226,8 +235,8 @@ class _Run:
         if self._checkpoint is None or len(self.reports) <= len(self._finished):
             return
         parts = [[report.name, report.before, report.after] for report in self.reports]
-        with atomic_path(self._checkpoint) as path:
-            torch.save({"key": self._key, "model": self.student.state_dict(), "parts": parts}, path)
+        content = {"key": self._key, "model": self.student.state_dict(), "parts": parts}
+        save_tensors(self._checkpoint, content)
 
 
 def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> _Maps:

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from norton_det.data.images import read_image
-from norton_det.data.loaders import TrainingBatchSampler, batch_loader, evaluation_loader
+from norton_det.data.loaders import TrainingBatchSampler, evaluation_loader, training_batches
 from norton_det.data.transforms import seeded
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,17 +69,19 @@ def classification_batches(
     images_per_step: int,
     seed: int,
     workers: int,
+    damaged_images: int = 0,
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Any]:
-    """An endless stream of batches, images (B, 3, size, size) and labels (B,) int64: this process's share of the
-    `images_per_step`, from step `start` on. See `TrainingBatchSampler`."""
+    """An endless stream of batches, images (B, 3, size, size) and labels (B,) int64, each in a pair with lines on
+    damaged images: this process's share of the `images_per_step`, from step `start` on. See `TrainingBatchSampler`
+    and `WithReplacements`."""
     one_group = np.zeros(len(dataset), dtype=np.int64)
     sampler = TrainingBatchSampler(
         one_group, images_per_step, seed=seed, start=start, rank=rank, world_size=world_size
     )
-    return iter(batch_loader(dataset, sampler, workers, default_collate))
+    return iter(training_batches(dataset, sampler, workers, default_collate, damaged_images))
 
 
 def classification_evaluation_loader(

@@ -13,12 +13,16 @@ from torchvision.transforms.v2.functional import to_image
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
+class DamagedImageError(ValueError):
+    """An image file that cannot be read; the message names it."""
+
+
 def read_image(path: str | Path) -> Tensor:
     """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file, its pixels as they lie there; grey, palette, CMYK and
     16-bit images are converted.
 
     Raises:
-        ValueError: it is no image that can be read.
+        DamagedImageError: it is no image that can be read.
         FileNotFoundError: it is not there.
     """
     with _opened(path) as file:
@@ -49,7 +53,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+        raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
 
 def _as_rgb(file: Image.Image) -> Image.Image:

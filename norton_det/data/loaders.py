@@ -4,6 +4,7 @@ import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from norton_det.data.coco import CocoDataset
+from norton_det.data.images import DamagedImageError
 from norton_det.data.transforms import Target, to_model_targets
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -79,25 +81,51 @@ class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
                     bins[group] = []
 
 
+class WithReplacements(Dataset[tuple[Any, list[str]]]):
+    """Samples of a dataset by (epoch, index); for one whose image is damaged, the next one's in its order.
+
+    With each sample comes a line on every damaged image on the way to it. Raises DamagedImageError where these are
+    more than `limit`, or all of the dataset's.
+    """
+
+    def __init__(self, dataset: Dataset[Any], limit: int) -> None:
+        self.dataset, self.count = dataset, len(dataset)  # type: ignore[arg-type]
+        self.limit = min(limit, self.count - 1)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
+        epoch, index = key
+        damaged: list[str] = []
+        while True:
+            try:
+                return self.dataset[epoch, (index + len(damaged)) % self.count], damaged
+            except DamagedImageError as error:
+                if len(damaged) >= self.limit:
+                    raise
+                damaged.append(str(error))
+
+
 def training_loader(
     dataset: CocoDataset,
     *,
     batch_size: int,
     seed: int,
     workers: int,
+    damaged_images: int = 0,
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
     accumulation: int = 1,
     group_by_aspect_ratio: bool = True,
 ) -> DataLoader[Any]:
-    """An endless stream of training batches, (list of (3, H, W) images, list of targets).
+    """An endless stream of training batches, (list of (3, H, W) images, list of targets), each in a pair with lines
+    on the damaged images that others stand in for.
 
     Args:
         dataset: what to train on.
         batch_size: images a batch.
         seed: of the order. The augmentation has the dataset's seed.
         workers: loading processes; 0 loads in this one.
+        damaged_images: most of them in one sample's place, see `WithReplacements`.
         start: steps already taken: skipped without loading an image.
         rank: this process's number, of `world_size` processes.
         world_size: number of processes that share each step.
@@ -115,7 +143,20 @@ def training_loader(
         world_size=world_size,
         accumulation=accumulation,
     )
-    return batch_loader(dataset, sampler, workers, collate_detection)
+    return training_batches(dataset, sampler, workers, collate_detection, damaged_images)
+
+
+def training_batches(
+    dataset: Dataset[Any], sampler: TrainingBatchSampler, workers: int, collate: Collate, damaged_images: int
+) -> DataLoader[Any]:
+    """The sampler's batches, collated, each in a pair with lines on damaged images, see `WithReplacements`."""
+    return batch_loader(
+        WithReplacements(dataset, damaged_images), sampler, workers, partial(_collate_samples, collate)
+    )
+
+
+def _collate_samples(collate: Collate, samples: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
+    return collate([sample for sample, _ in samples]), [line for _, damaged in samples for line in damaged]
 
 
 def collate_detection(samples: list[tuple[Tensor, Target]]) -> Batch:
@@ -146,13 +187,40 @@ def epoch_length(dataset: Sized, images_per_step: int) -> int:
     return max(1, len(dataset) // images_per_step)
 
 
+class _WholeBatches(Dataset[Any]):
+    """A dataset's collated batches by their lists of keys; in place of one that cannot be read, the error."""
+
+    def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, keys: list[Any]) -> Any:
+        try:
+            return self.collate([self.dataset[key] for key in keys])
+        except (ValueError, OSError) as error:
+            return error
+
+
+class _Raising(DataLoader[Any]):
+    """Raises the errors that come in place of batches: one that a loading process raises has its traceback in it."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
 def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Collate) -> DataLoader[Any]:
-    """The samples of each of `batches`, an iterable of lists of keys, read by `workers` processes and collated."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
+    """The samples of each of `batches`, lists of keys, read by `workers` processes and collated.
+
+    What reading them raises, ValueError or OSError, is raised when the batch's turn comes.
+    """
+    return _Raising(
+        _WholeBatches(dataset, collate),
+        sampler=batches,
+        batch_size=None,  # they are batches already
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         # fork: the dataset's arrays stay shared with the workers instead of being copied to each
@@ -160,6 +228,10 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
         # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _ignore_signals(worker: int) -> None:

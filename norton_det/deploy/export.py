@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -43,9 +44,8 @@ class Description:
     def from_json(cls, text: str, source: str) -> "Description":
         """The reverse; ValueError naming the file where it was not written by `to_json`."""
         try:
-            values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-            return cls(**values)
-        except (ValueError, TypeError, AttributeError):
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError:
             raise ValueError(f"{source}: its description of the detector cannot be read") from None
 
 

@@ -84,9 +84,17 @@ def _load_onnx(path: Path) -> ExportedDetector:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
     except Exception as error:  # its errors share no other base
-        raise ValueError(f"{path}: not an ONNX file that onnxruntime can read: {_first_line(error)}") from None
+        raise ValueError(f"{path}: not an ONNX file that onnxruntime can read: {_reason(error)}") from None
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
-    return ExportedDetector(lambda image: session.run(None, {"image": image}), Description.from_json(text, str(path)))
+    description = Description.from_json(text, str(path))
+    _check_graph(str(path), description, [len(i.shape) for i in session.get_inputs()], len(session.get_outputs()))
+    return ExportedDetector(lambda image: session.run(None, {"image": image}), description)
+
+
+def _check_graph(source: str, description: Description, ranks: Sequence[int], outputs: int) -> None:
+    """Raises ValueError where a graph, its inputs of these ranks, is not what its file says of it."""
+    if list(ranks) != [3] or outputs != len(description.outputs):
+        raise ValueError(f"{source}: its graph is not that of the detector that it describes")
 
 
 def _read_openvino(path: Path) -> Any:
@@ -94,7 +102,7 @@ def _read_openvino(path: Path) -> Any:
     try:
         return core.read_model(str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path}: not an OpenVINO file that can be read: {_first_line(error)}") from None
+        raise ValueError(f"{path}: not an OpenVINO file that can be read: {_reason(error)}") from None
 
 
 def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedDetector:
@@ -104,6 +112,7 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
     """
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
+    _check_graph(source, description, [len(i.partial_shape) for i in model.inputs], len(model.outputs))
     hint = "bf16" if precision == "bfloat16" else "f32"
     compiled = openvino_core().compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
@@ -127,5 +136,7 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _reason(error: Exception) -> str:
+    """Its last line: before it stands where in the runtime's source it was raised."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:200]

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.files import atomic_path
+from norton_det.files import load_tensors, save_tensors
 from norton_det.models.detectors import settings_of
 from norton_det.models.weights import categories_of
 
@@ -32,24 +31,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
     """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept).
 
-    Raises OSError as `save` does.
+    Raises OSError as `save_tensors` does.
     """
-    save({"model": model.state_dict(), **describe(model), **description}, path)
-
-
-def save(content: dict[str, Any], path: Path) -> None:
-    """Write a file under a temporary name and rename it, so that no half-written one ever stands at `path`.
-
-    Raises OSError, which names the path, where it cannot be written, as on a full disk.
-    """
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the file's error
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
+    save_tensors(path, {"model": model.state_dict(), **describe(model), **description})
 
 
 class CheckpointFolder:
@@ -68,7 +52,7 @@ class CheckpointFolder:
         """
         for unfinished in self.folder.glob(".*-iteration_*.pth"):
             unfinished.unlink()
-        save(content, self.folder / f"iteration_{iteration:07d}.pth")
+        save_tensors(self.folder / f"iteration_{iteration:07d}.pth", content)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
@@ -76,9 +60,9 @@ class CheckpointFolder:
         """The newest checkpoint that can be read, or None; a damaged one is named in a warning and passed over."""
         for path in reversed(self._paths()):
             try:
-                content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # any damage counts, whatever the reader makes of it
-                log.warning("%s is damaged (%s): using the one before", path, type(error).__name__)
+                content: dict[str, Any] = load_tensors(path)
+            except ValueError as error:
+                log.warning("%s; using the one before", error)
                 continue
             log.info("resuming from %s", path)
             return content

@@ -1,6 +1,7 @@
 """The thin layer over torch.distributed: a plain process and one started by torchrun run the same code."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
@@ -20,18 +21,23 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
-    except RuntimeError:
-        raise ValueError(f"device: {name!r} is not auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {str(device)!r} is not there; {torch.cuda.device_count()} GPUs were found")
-    return device
+    known = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if not known:
+        raise ValueError(f"device: {name!r} is not auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device(name)
+    number = int(known[1] or local_rank())
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"device: 'cuda:{number}' is not there; {torch.cuda.device_count()} GPUs were found")
+    return torch.device("cuda", number)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes that torchrun started, if any, and leave them at the end."""
+    """Join the other processes that torchrun started, if any, and leave them at the end.
+
+    Raises ConnectionError where one of them ends before its time.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -40,6 +46,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise ConnectionError(
+            f"another of the {world_size()} processes ended; --resume goes on from the last checkpoint ({error})"
+        ) from None
     finally:
         dist.destroy_process_group()
 

@@ -22,6 +22,7 @@ from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.interruption import StopSignals
 from norton_det.engine.metrics import Averages, MetricsWriter, gpu_memory
+from norton_det.models.weights import load_state
 
 log = logging.getLogger(__name__)
 Batch = Any
@@ -211,8 +212,11 @@ def resume(run: TrainingRun) -> int:
 
 
 def restore(run: TrainingRun, state: dict[str, Any]) -> int:
-    """Put a run back where `training_state` left it; returns the iteration."""
-    run.model.load_state_dict(state["model"])
+    """Put a run back where `training_state` left it; returns the iteration.
+
+    Raises ValueError where the state is another model's.
+    """
+    load_state(run.model, state["model"], f"--resume: {run.checkpoints.folder}")
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
     if run.average:

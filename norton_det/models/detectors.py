@@ -51,6 +51,12 @@ class DetectorSettings:
     score_threshold: float = 0.05
     detections: int = 100
 
+    def __post_init__(self) -> None:
+        if not self.min_size or min(*self.min_size, self.max_size, *self.anchor_sizes) < 1:
+            raise ValueError(f"sizes in pixels, at least 1: {self.min_size}, {self.max_size}, {self.anchor_sizes}")
+        if len(self.anchor_sizes) != len(STAGES) + 1:
+            raise ValueError(f"anchor_sizes: {self.anchor_sizes}, expected one for each of the pyramid's five levels")
+
 
 @dataclass(frozen=True)
 class DetectorSpec:

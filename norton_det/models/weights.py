@@ -1,21 +1,22 @@
 """Reading weights safely: torchvision's files and enums, the published NORTON checkpoints, and our own."""
 
 import argparse
-import contextlib
 import logging
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from norton_det.files import load_tensors
 from norton_det.models.detectors import BODY, DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.resnet import ResNetSpec, build_resnet50
@@ -41,11 +42,13 @@ class Weights:
     @property
     def is_compressed(self) -> bool:
         """Whether the structure differs from an ordinary one: factorised layers or pruned channels."""
-        if self.is_detector:
-            detector = DetectorSpec.from_state_dict(self.state)
-            spec, parts = detector.body, detector.part_ranks
-        else:
-            spec, parts = ResNetSpec.from_state_dict(self.state), {}
+        parts: Mapping[str, int] = {}
+        with _naming(self.source):
+            if self.is_detector:
+                detector = DetectorSpec.from_state_dict(self.state)
+                spec, parts = detector.body, detector.part_ranks
+            else:
+                spec = ResNetSpec.from_state_dict(self.state)
         dense_widths = ResNetSpec.dense(spec.widths["layer4"] / 2048).widths
         return bool(spec.ranks or parts) or spec.widths != dense_widths
 
@@ -58,14 +61,8 @@ def read_weights(path: str | Path) -> Weights:
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights file {str(path)!r}")
-    try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        published = torch.serialization.safe_globals([argparse.Namespace])
-        with published if unsafe == ["argparse.Namespace"] else contextlib.nullcontext():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: not a weights file that can be read safely: {reason[:200]}") from None
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = load_tensors(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got a {type(content).__name__}")
     key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
@@ -73,8 +70,29 @@ def read_weights(path: str | Path) -> Weights:
     state = {_our_name(str(name)): value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path}: holds no weights")
+    if odd := [name for name, tensor in state.items() if not _is_ordinary(tensor)]:
+        raise ValueError(f"{path}: holds tensors that are not ordinary numbers: {_some(odd)}")
     metadata = {} if key is None else {str(k): v for k, v in content.items() if k != key}
-    return Weights(str(path), _with_cp_shapes(state), metadata)
+    with _naming(path):
+        return Weights(str(path), _with_cp_shapes(state), metadata)
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether it is dense, real, not empty, and as large as it says: a few bytes may claim any number of values."""
+    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
+        return False
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def _naming(source: str | Path) -> Iterator[None]:
+    """Whatever tensors raise that make no network becomes a ValueError that names their file."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{source}: weights are incomplete, missing {error.args[0]}") from None
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{source}: weights make no network: {error}") from None
 
 
 def weights_name(path: str | Path) -> str:
@@ -118,9 +136,9 @@ def resnet50_from_weights(weights: Weights, strict: bool = True) -> ResNet:
     state = weights.state
     if weights.is_detector:
         raise ValueError(f"{weights.source}: holds a detector, not a ResNet-50")
-    spec = ResNetSpec.from_state_dict(state)
-    classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
-    network = build_resnet50(spec, classes)
+    with _naming(weights.source):
+        classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
+        network = build_resnet50(ResNetSpec.from_state_dict(state), classes)
     load_state(network, state, weights.source, strict)
     return network
 
@@ -139,11 +157,13 @@ def detector_from_weights(weights: Weights, settings: DetectorSettings | None = 
     """
     if not weights.is_detector:
         raise ValueError(f"{weights.source}: holds no detector")
-    described = weights.metadata.get("detector", {})
-    settings = settings or _settings(described, weights.source)
-    spec = DetectorSpec.from_state_dict(weights.state, settings)
     frozen = f"{BODY}bn1.num_batches_tracked" not in weights.state
-    detector = build_from_spec(spec, eps=described.get("norm_eps", _TORCHVISION_EPS if frozen else 1e-5))
+    described = weights.metadata.get("detector", {})
+    with _naming(weights.source):
+        own = _settings(described)
+        eps = float(described.get("norm_eps", _TORCHVISION_EPS if frozen else 1e-5))
+        spec = DetectorSpec.from_state_dict(weights.state, settings or own)
+        detector = build_from_spec(spec, eps)
     load_state(detector, weights.state, weights.source)
     if frozen:
         freeze_batch_norms(detector)
@@ -219,17 +239,23 @@ def _with_cp_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _settings(described: Mapping[str, Any], source: str) -> DetectorSettings:
-    known = {f.name for f in fields(DetectorSettings)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k in known}
+def _settings(described: Any) -> DetectorSettings:
     try:
-        return DetectorSettings(**values)
-    except TypeError as error:
-        raise ValueError(f"{source}: its detector settings cannot be read: {error}") from None
+        return TypeAdapter(DetectorSettings).validate_python(described)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("detector", *first["loc"])))
+        raise ValueError(f"{where}: {first['msg']}") from None
 
 
 def _categories(metadata: Mapping[str, Any], num_classes: int) -> tuple[list[str], list[int]]:
     names, ids = metadata.get("categories"), metadata.get("category_ids")
-    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids) == num_classes:
+    if (
+        isinstance(names, list)
+        and isinstance(ids, list)
+        and len(names) == len(ids) == num_classes
+        and all(isinstance(name, str) for name in names)
+        and all(isinstance(id, int) for id in ids)
+    ):
         return list(names), list(ids)
     return default_categories(num_classes)

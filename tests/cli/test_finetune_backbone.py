@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_two_processes_train_and_evaluate_together(data, tmp_path):
         (["--lr", "-1"], "Invalid learning rate"),
         (["--device", "cuda:99"], "cuda:99' is not there"),
         (["--workers", "-1"], "num_workers"),
+        (["--damaged-images", "-1"], "--damaged-images: at least 0, got -1"),
         (["--teacher", "seven.pth"], "it knows 7 classes, the data have 3"),
         (["--weights", "seven.pth", "--eval-only"], "it cannot be evaluated"),
     ],
@@ -189,6 +191,18 @@ def test_mistakes_are_one_clear_line(data, capsys, more, message):
     assert finetune(data, "run", "--max-iterations", "1", *more) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("norton-det finetune-backbone: ") and message in error
+
+
+def test_a_damaged_image_is_skipped_where_that_is_wanted(data, capsys, caplog):
+    shutil.copytree(data, "data")
+    path = Path("data/train/blob/3.png")
+    path.write_bytes(path.read_bytes()[:50])
+    more = ["--data", "data", "--max-iterations", "6"]
+    assert finetune(data, "stopped", *more) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("norton-det finetune-backbone: data/train/blob/3.png: not a readable image (")
+    assert finetune(data, "run", *more, "--damaged-images", "1") == 0
+    assert "another image takes its place" in caplog.text
 
 
 def test_train_and_val_have_the_same_classes(tmp_path, data, capsys):

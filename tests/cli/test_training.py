@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from norton_det.build.resolve import resolve_dataset
 from norton_det.build.training import build_training
 from norton_det.cli.main import main
 from norton_det.config import load_config
+from norton_det.data import coco
 from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import write_shapes
+from norton_det.engine.checkpoint import CheckpointFolder
 
 SCRIPT = Path(__file__).parents[2] / "tools/train_net.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -68,9 +71,19 @@ def train(output, *words):
     return main(["train", *WORDS, *words, f"output_dir={output}"])
 
 
-def start(output, *words, launcher=()):
+def start(output, *words, launcher=(), **environment):
     command = [sys.executable, *launcher, str(SCRIPT), *WORDS, *words, f"output_dir={output}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+
+
+def start_two(output, *words):
+    """Both processes of a run, with nobody who watches over them as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [start(output, *words, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
 
 
 def wait_for_iteration(process, output, iteration):
@@ -129,7 +142,7 @@ def test_a_truncated_newest_checkpoint_is_noticed(whole, caplog):
     newest = Path("parts/checkpoints/iteration_0000016.pth")
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert train("parts", "train.ema=0.9", "--resume") == 0
-    assert "iteration_0000016.pth is damaged" in caplog.text
+    assert "iteration_0000016.pth: not a weights file that can be read safely" in caplog.text
     assert "resuming from parts/checkpoints/iteration_0000015.pth" in caplog.text
     assert_same_weights(weights(whole), weights("parts"))
 
@@ -187,6 +200,26 @@ def test_two_processes_do_what_one_does_that_accumulates(whole, capfd):
     assert len({result["image_id"] for result in json.loads(Path(f"two/{name}").read_text())}) == 7
 
 
+@pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(1)])
+def test_a_loading_process_that_dies_is_one_line_and_the_run_goes_on(end, whole, monkeypatch, capsys):
+    read, images = coco.read_image, []
+
+    def read_some(path):
+        images.append(path)
+        return read(path) if len(images) < 33 else end()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coco, "read_image", read_some)
+        assert train("orphan", "train.ema=0.9", "data.workers=1") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    told = "a process that reads images died; --resume goes on from the last checkpoint"
+    assert message.startswith(f"norton-det train: {told} (DataLoader worker (pid ")
+    assert not Path("orphan/model_final.pth").exists()
+    assert CheckpointFolder(Path("orphan/checkpoints")).load_newest()["iteration"] >= 3
+    assert train("orphan", "train.ema=0.9", "data.workers=1", "--resume") == 0
+    assert_same_weights(weights(whole), weights("orphan"))
+
+
 def test_two_processes_save_once_on_sigterm():
     process = start("stopped", "train.max_iterations=200", "data.workers=1", "model.norm=sync", launcher=TORCHRUN)
     wait_for_iteration(process, "stopped", 2)
@@ -197,6 +230,23 @@ def test_two_processes_save_once_on_sigterm():
     newest = max(Path("stopped/checkpoints").iterdir())
     stopped_at = torch.load(newest, weights_only=True)["iteration"]
     assert stopped_at >= 2 and f"stopped by SIGTERM at iteration {stopped_at}:" in errors
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_of_two_processes_is_killed_the_other_ends_with_a_line(victim):
+    processes = start_two("pair", "train.max_iterations=100000", "train.ema=0.9")
+    wait_for_iteration(processes[0], "pair", 4)
+    processes[victim].kill()
+    survivor = processes[1 - victim]
+    _, errors = survivor.communicate(timeout=60)
+    processes[victim].communicate()
+    assert survivor.returncode == 2, errors
+    message = errors.strip().splitlines()[-1]
+    told = "another of the 2 processes ended; --resume goes on from the last checkpoint"
+    assert message.startswith(f"norton-det train: {told} ")
+    assert "Traceback" not in errors
+    newest = CheckpointFolder(Path("pair/checkpoints")).load_newest()
+    assert newest is not None and newest["iteration"] >= 3
 
 
 def test_averaged_weights_are_what_is_kept(whole):

@@ -71,7 +71,9 @@ def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_no
     content = torch.load(folder / "small.pth", weights_only=True)
     torch.save({**content, "dense_weights": str(tmp_path / "gone.pth")}, lonely)
     frame = next(drawn_clip(1))
-    dense, compressed = demo_detectors.demo_detectors(lonely, "", frame, Treatment("cpu", "torch", None))
+    dense, compressed = demo_detectors.demo_detectors(
+        lonely, "", frame, Treatment(torch.device("cpu"), "torch", None)
+    )
     assert (dense.is_trained, compressed.is_trained) == (False, True)
     assert "random weights" in dense.name
     parameters = [sum(p.numel() for p in model.detect.detector.parameters()) for model in (dense, compressed)]

@@ -185,6 +185,21 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_pat
     assert all(torch.equal(v, resumed.state_dict()[name]) for name, v in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["damaged", "of another model"])
+def test_a_file_of_finished_parts_that_cannot_be_used_is_told_and_passed_over(
+    kind, network, images, tmp_path, caplog
+):
+    compressed, report = compress(network, PLAN)
+    kept_in = tmp_path / "recovery.pth"
+    key = {"steps": 0, "seed": 0, "images": len(images)}
+    torch.save({"key": key, "model": network.state_dict(), "parts": [["stem", 1.0, 0.0]]}, kept_in)
+    if kind == "damaged":
+        kept_in.write_bytes(kept_in.read_bytes()[:-500])
+    _, parts = recover(compressed, network, images, report.kept, steps=0, checkpoint=kept_in)
+    assert parts == recover(compressed, network, images, report.kept, steps=0)[1]
+    assert "recovery.pth: " in caplog.text and "; recovery starts afresh" in caplog.text
+
+
 def test_settled_statistics_change_nothing_but_the_mode(tmp_path):
     torch.manual_seed(0)
     part = nn.Sequential(

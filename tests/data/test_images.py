@@ -1,5 +1,8 @@
 """Every kind of image file gives the right picture, or one line that names it."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -67,12 +70,17 @@ def test_what_is_no_image_is_named(tmp_path):
                 read(tmp_path / name)
 
 
-def test_a_decompression_bomb_is_refused_with_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+def test_a_decompression_bomb_is_refused_with_its_size(tmp_path):
+    """A few hundred bytes that say they are 40,000 x 30,000 pixels: a small image's file with another header."""
+    Image.new("L", (40, 30)).save(tmp_path / "small.png")
+    content = bytearray((tmp_path / "small.png").read_bytes())
+    content[16:24] = struct.pack(">II", 40_000, 30_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path = tmp_path / "bomb.png"
-    Image.new("L", (40, 30)).save(path)
-    with pytest.raises(ValueError, match=r"bomb\.png.*1200 pixels"):
-        read_image(path)
+    path.write_bytes(content)
+    for read in (read_image, lambda path: read_photo(path, 100)):
+        with pytest.raises(ValueError, match=r"bomb\.png: not a readable image .*1200000000 pixels"):
+            read(path)
 
 
 def test_images_of_a_folder_come_by_name(tmp_path):

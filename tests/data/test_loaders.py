@@ -1,6 +1,7 @@
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from norton_det.data.catalog import DatasetFiles, read_categories
 from norton_det.data.coco import CocoDataset
-from norton_det.data.loaders import TrainingBatchSampler, epoch_length, evaluation_loader, training_loader
+from norton_det.data.images import DamagedImageError
+from norton_det.data.loaders import Batch, TrainingBatchSampler, epoch_length, evaluation_loader, training_loader
 from norton_det.data.transforms import training_transforms
 
 GROUPS = np.array([0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1])  # 4 and 9
@@ -95,6 +97,11 @@ def read(files: DatasetFiles, training: bool) -> CocoDataset:
     return CocoDataset(files, read_categories(files, "bbox"), "bbox", training, transforms, seed=5)
 
 
+def train_on(dataset: CocoDataset, **options: Any) -> Iterator[Batch]:
+    options = {"batch_size": 2, "seed": 1, "workers": 0} | options
+    return (batch for batch, _ in training_loader(dataset, **options))
+
+
 def flat(batches: Any) -> list[torch.Tensor]:
     return [value for images, targets in batches for value in (*images, *(t["boxes"] for t in targets))]
 
@@ -102,11 +109,10 @@ def flat(batches: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_training_sees_the_same_pixels(files: DatasetFiles, workers: int) -> None:
     dataset = read(files, training=True)
-    whole = list(itertools.islice(training_loader(dataset, batch_size=2, seed=1, workers=0), 12))
+    whole = list(itertools.islice(train_on(dataset), 12))
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    resumed = training_loader(dataset, batch_size=2, seed=1, workers=workers, start=7)
-    tail = list(itertools.islice(resumed, 5))
+    tail = list(itertools.islice(train_on(dataset, workers=workers, start=7), 5))
     assert torch.equal(torch.get_rng_state(), state)
     for expected, found in zip(flat(whole[7:]), flat(tail), strict=True):
         assert torch.equal(expected, found)
@@ -117,15 +123,15 @@ def test_a_resumed_training_sees_the_same_pixels(files: DatasetFiles, workers: i
 
 
 def test_groups_can_be_mixed(files: DatasetFiles) -> None:
-    loader = training_loader(read(files, training=True), batch_size=3, seed=1, workers=0, group_by_aspect_ratio=False)
-    shapes = [{image.shape for image in images} for images, _ in itertools.islice(loader, 10)]
+    batches = train_on(read(files, training=True), batch_size=3, group_by_aspect_ratio=False)
+    shapes = [{image.shape for image in images} for images, _ in itertools.islice(batches, 10)]
     assert any(len(shape) == 2 for shape in shapes)
 
 
 def test_two_processes_train_on_what_one_does(files: DatasetFiles) -> None:
     def ids(count: int, **more: int) -> list[list[int]]:
-        loader = training_loader(read(files, training=True), seed=1, workers=0, **more)
-        return [[t["image_id"].item() for t in targets] for _, targets in itertools.islice(loader, count)]
+        batches = train_on(read(files, training=True), **more)
+        return [[t["image_id"].item() for t in targets] for _, targets in itertools.islice(batches, count)]
 
     shares = [ids(9, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
     assert [first + second for first, second in zip(*shares, strict=True)] == ids(9, batch_size=4)
@@ -146,6 +152,50 @@ def test_evaluation_deals_whole_batches_and_loses_none(files: DatasetFiles, proc
 def test_more_processes_than_batches(files: DatasetFiles) -> None:
     dataset = read(files, training=False)
     assert list(evaluation_loader(dataset, batch_size=11, workers=0, rank=1, world_size=2)) == []
+
+
+def damage(files: DatasetFiles, *ids: int) -> None:
+    for id in ids:
+        path = files.images / f"{id}.png"
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_takes_the_place_of_a_damaged_one(files: DatasetFiles, workers: int) -> None:
+    whole = list(itertools.islice(train_on(read(files, training=True)), 30))
+    damage(files, 13, 14)
+    loader = training_loader(
+        read(files, training=True), batch_size=2, seed=1, workers=workers, start=3, damaged_images=2
+    )
+    tail = list(itertools.islice(loader, 27))
+    expected = [[t["image_id"].item() for t in targets] for _, targets in whole[3:]]
+    found = [[t["image_id"].item() for t in targets] for (_, targets), _ in tail]
+    assert found == [[15 if id in (13, 14) else id for id in ids] for ids in expected]
+    lines = [[Path(line.split(": not a readable image (")[0]).stem for line in damaged] for _, damaged in tail]
+    assert lines == [[name for id in ids for name in {13: ["13", "14"], 14: ["14"]}.get(id, [])] for ids in expected]
+    for (images, targets), (others, _), ids in zip(whole[3:], (batch for batch, _ in tail), expected, strict=True):
+        if not {13, 14} & {*ids}:
+            assert all(torch.equal(a, b) for a, b in zip(images, others, strict=True)) and len(targets) == 2
+
+
+@pytest.mark.parametrize("limit", [0, 10, 99])
+def test_a_dataset_with_too_much_damage_is_an_error_not_a_search_without_end(files: DatasetFiles, limit: int) -> None:
+    damage(files, *range(10, 21))
+    loader = training_loader(read(files, training=True), batch_size=1, seed=1, workers=0, damaged_images=limit)
+    with pytest.raises(DamagedImageError, match=r"\d\d\.png: not a readable image"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_stops_at_an_image_that_is_damaged_or_gone(files: DatasetFiles, workers: int) -> None:
+    damage(files, 14)
+    batches = iter(evaluation_loader(read(files, training=False), batch_size=2, workers=workers))
+    assert [len(next(batches)[0]) for _ in range(2)] == [2, 2]
+    with pytest.raises(DamagedImageError, match=r"^\S+14\.png: not a readable image \([^\n]*\)$"):
+        next(batches)
+    (files.images / "10.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^[^\n]*No such file[^\n]*10\.png'$"):
+        next(iter(evaluation_loader(read(files, training=False), batch_size=2, workers=workers)))
 
 
 def test_epoch_length(files: DatasetFiles) -> None:

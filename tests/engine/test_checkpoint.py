@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from norton_det.engine.checkpoint import CheckpointFolder, save
+from norton_det.engine.checkpoint import CheckpointFolder
+from norton_det.files import save_tensors
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
@@ -19,7 +20,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
-    save({"w": torch.ones(1)}, path)
+    save_tensors(path, {"w": torch.ones(1)})
     before = path.read_bytes()
 
     def full_disk(content, target):
@@ -28,7 +29,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save({"w": torch.zeros(1)}, path)
+        save_tensors(path, {"w": torch.zeros(1)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -60,7 +61,7 @@ def test_a_disk_that_is_full_in_earnest_is_one_error_that_names_the_file(tmp_pat
 
 def test_other_errors_of_the_writer_are_not_hidden(tmp_path):
     with pytest.raises(AttributeError):
-        save({"w": lambda: None}, tmp_path / "weights.pth")
+        save_tensors(tmp_path / "weights.pth", {"w": lambda: None})
 
 
 def test_an_earlier_runs_later_iterations_do_not_count_as_newest(tmp_path):

@@ -226,6 +226,15 @@ def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     assert same_weights(resumed.model, whole.model)
 
 
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
+    run_to_end(make_run(tmp_path), tmp_path)
+    other = nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 1))
+    with pytest.raises(
+        ValueError, match=r"^--resume: .*checkpoints: weights do not fit: 0\.weight \(8, 3\) for \(9, 3\)"
+    ):
+        resume(replace(make_run(tmp_path), model=other))
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
     events, made = [], []
 

@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 import pickle
 from urllib.error import URLError
 
@@ -166,6 +167,82 @@ def test_wrong_shapes_are_named(small, tmp_path):
     torch.save(state, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"do not fit: layer1\.0\.conv2\.weight \(8, 8, 5, 5\) for \(8, 8, 3, 3\)"):
         norton_det.load_resnet50(tmp_path / "wrong.pth")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A small compressed Mask R-CNN, every part of it."""
+    torch.manual_seed(0)
+    plan = load_plan("norton-77-all")
+    spec = DetectorSpec(
+        *("mask_rcnn", 3, plan.apply(ResNetSpec.dense(0.125))),
+        fpn_channels=8, box_channels=8, mask_channels=8, part_ranks=plan.parts,
+    )  # fmt: skip
+    detector = build_from_spec(spec)
+    detector.categories, detector.category_ids = ["__background__", "cat", "dog"], [0, 17, 18]
+    return detector
+
+
+TENSORS = (
+    *("backbone.body.bn1.weight", "backbone.body.layer1.0.conv1.weight", "backbone.body.layer2.1.conv2.channel"),
+    *("backbone.body.layer3.0.bn3.running_var", "backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.channel"),
+    *("backbone.fpn.layer_blocks.1.0.vertical", "roi_heads.box_head.fc6.down.weight"),
+    *("roi_heads.box_predictor.cls_score.weight", "roi_heads.mask_head.0.0.channel"),
+)
+
+
+@pytest.mark.parametrize("shape", [None, (), (3,), (2, 2, 5, 5)])
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_that_is_missing_or_of_another_shape_is_one_line(name, shape, detector, tmp_path):
+    state = detector.state_dict()
+    assert name in state
+    state = {key: value for key, value in state.items() if key != name or shape is not None}
+    path = tmp_path / "foreign.pth"
+    torch.save({"model": state | ({} if shape is None else {name: torch.zeros(shape)})}, path)
+    with pytest.raises(ValueError, match=r"foreign\.pth: "):
+        norton_det.load_detector(path)
+    with contextlib.suppress(ValueError):  # a structure that can be read may still not fit
+        assert read_weights(path).is_compressed
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1).expand(10**12),
+        torch.zeros(0, 3),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, 2).to_sparse(),
+    ],
+    ids=["larger than its file", "empty", "complex", "sparse"],
+)
+def test_tensors_that_are_not_ordinary_are_refused(value, small, tmp_path):
+    torch.save(small.state_dict() | {"bn1.weight": value}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth: holds tensors that are not ordinary numbers: bn1\.weight"):
+        read_weights(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (5, "detector: "),
+        ({"min_size": "wide"}, r"detector\.min_size: "),
+        ({"min_size": []}, "at least 1"),
+        ({"anchor_sizes": [32]}, "one for each of the pyramid's five levels"),
+        ({"detections": 1.5}, r"detector\.detections: "),
+        ({"norm_eps": "small"}, "small"),
+    ],
+)
+def test_what_a_file_says_of_its_detector_is_checked(told, message, detector, tmp_path):
+    torch.save({"model": detector.state_dict(), "detector": told}, tmp_path / "told.pth")
+    with pytest.raises(ValueError, match=rf"told\.pth: weights make no network: .*{message}"):
+        norton_det.load_detector(tmp_path / "told.pth")
+
+
+@pytest.mark.parametrize("ids", [[0, 17], ["a", "b", "c"], "abc"])
+def test_categories_that_cannot_be_are_replaced_by_numbers(ids, detector, tmp_path):
+    told = {"categories": detector.categories, "category_ids": ids}
+    torch.save({"model": detector.state_dict(), **told}, tmp_path / "told.pth")
+    assert norton_det.load_detector(tmp_path / "told.pth").category_ids == [0, 1, 2]
 
 
 def test_compressed_weights_are_recognised(small, tmp_path):
