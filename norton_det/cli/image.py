@@ -4,7 +4,7 @@ import argparse
 import glob
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> None:
     window = None if args.output else Window("norton_det")
     detector: Any = load_detector(weights).to(args.device).eval()
     names = picture_names(paths)
-    results = []
-    for path, image, scale in tqdm(_readable(paths), total=len(paths), desc="detect"):
+    results: list[dict[str, Any]] = []
+    unread: list[Path] = []
+    for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
         with torch.inference_mode():
             found = detector([image.to(args.device) / 255])[0]
         kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, results)
     if window is None:
         print(f"pictures: {args.output}")
-    if len(results) < len(paths) and window is None:
-        raise ValueError(f"{len(paths) - len(results)} of {len(paths)} images could not be read, see above")
+    if unread:
+        raise ValueError(f"{len(unread)} of {len(paths)} images could not be read, see above")
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -108,11 +109,13 @@ def describe(image: Tensor, found: Mapping[str, Tensor], detector: Any) -> dict[
     return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
 
 
-def _readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+def _readable(paths: Iterable[Path], unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+    """Each image that can be read, with its path and scale; the others' paths are added to `unread`."""
     for path in paths:
         try:
             image, scale = read_photo(path, LONGEST)
         except (ValueError, OSError) as error:
             log.error("%s", error)
+            unread.append(path)
             continue
         yield path, image.as_subclass(Tensor), scale

@@ -70,9 +70,11 @@ def test_every_image_gets_a_picture_of_its_size_and_its_detections(given, weight
 
 def test_a_damaged_image_is_named_and_the_others_go_on(weights, photos, capsys, caplog):
     (photos / "photos/b.png").write_bytes(b"")
-    assert draw(weights, "--input", "photos", "gone.jpg", "--output", "out") == 2
-    assert "photos/b.png" in caplog.text and "gone.jpg" in caplog.text
-    assert "2 of 4 images" in capsys.readouterr().err
+    Image.new("L", (1, 600)).save(photos / "photos/line.png")
+    assert draw(weights, "--input", "photos", "gone.jpg", "--output", "out", "--json", "found.json") == 2
+    assert all(name in caplog.text for name in ("photos/b.png", "photos/line.png", "no image file 'gone.jpg'"))
+    assert "3 of 5 images" in capsys.readouterr().err
+    assert len(json.loads((photos / "found.json").read_text())) == 2
     assert sorted(path.name for path in (photos / "out").iterdir()) == ["a.png", "dot.png"]
 
 
