@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -28,7 +28,7 @@ from norton_det.cli.options import require_at_least
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.optimize import Runtime
 from norton_det.visualization.draw import draw_predictions, side_by_side
-from norton_det.visualization.video import VideoSource, ahead, open_screen
+from norton_det.visualization.video import VideoSource, ahead, open_screen, silence_opencv
 
 LEAST_SIZE = 32
 """Pixels."""
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output and args.output.suffix.lower() != ".mp4":
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
+    silence_opencv()
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate) as screen:
@@ -83,11 +84,14 @@ def run(args: argparse.Namespace) -> None:
             first[0],
             Treatment(args.device, args.runtime, args.size),
         )
-        frames = ahead(itertools.islice(itertools.chain(first, frames), args.max_frames), newest_only=is_live)
-        found = ahead(_detect(detectors, frames, args.device), newest_only=is_live)
+        frames = itertools.islice(itertools.chain(first, frames), args.max_frames)
         latencies: list[list[float]] = [[] for _ in detectors]
         started = time.perf_counter()
-        with suppress(KeyboardInterrupt):
+        with (
+            suppress(KeyboardInterrupt),
+            closing(ahead(frames, newest_only=is_live)) as frames,
+            closing(ahead(_detect(detectors, frames, args.device), newest_only=is_live)) as found,
+        ):
             for result in tqdm(found, desc="detect"):
                 for measured, milliseconds in zip(latencies, result.milliseconds, strict=True):
                     measured.append(milliseconds)

@@ -3,8 +3,12 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 
+import cv2
 import pytest
 import torch
 
@@ -137,6 +141,56 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
     assert play("--weights", folder / "small.pth", "--output", "clip.mp4", frames=100) == 0
     assert len(list(VideoSource(empty_place / "clip.mp4"))) == 2
     assert "3 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", [ord("q"), 27])
+def test_a_key_in_the_window_quits(key, folder, empty_place, monkeypatch, capsys):
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name in ("namedWindow", "destroyWindow", "imshow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1)
+    keys = iter([-1, ord("x"), key])
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
+    assert play("--weights", folder / "small.pth", frames=100) == 0
+    assert capsys.readouterr().out.startswith("3 frames")
+
+
+class Camera:
+    """What cv2.VideoCapture gives for a camera, unplugged after some frames."""
+
+    def __init__(self, index):
+        assert index == 1
+        self._frames = drawn_clip(5)
+
+    def isOpened(self):
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        time.sleep(0.05)
+        frame = next(self._frames, None)
+        return frame is not None, None if frame is None else frame.permute(1, 2, 0).contiguous().numpy()
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_shown_until_it_is_unplugged(folder, empty_place, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("norton_det.visualization.video.cv2.VideoCapture", Camera)
+        patch.setattr("norton_det.visualization.video.VideoFile.close", lambda self: None)
+        assert play("--weights", folder / "small.pth", "--webcam", "1", "--output", "clip.mp4", frames=100) == 0
+    assert re.match(r"[1-5] frames", capsys.readouterr().out)
+
+
+def test_of_a_damaged_video_nothing_but_our_line_is_printed(folder, empty_place):
+    (empty_place / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(500))
+    words = ["video", "--weights", str(folder / "small.pth"), "--video-input", "cut.mp4", "--output", "clip.mp4"]
+    code = f"from norton_det.cli.main import main; raise SystemExit(main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "norton-det video: cut.mp4: not a video that can be read\n")
 
 
 @pytest.mark.parametrize(
