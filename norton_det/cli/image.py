@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from norton_det.api import load_detector
 from norton_det.cli.demo_detectors import find_weights
+from norton_det.cli.options import share
 from norton_det.data.catalog import Categories, Task
 from norton_det.data.images import find_images, read_photo
+from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import to_results
 from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions
@@ -39,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="a folder for the pictures; without it a window opens")
     parser.add_argument("--json", type=Path, help="write the detections there")
-    parser.add_argument("--confidence", type=float, default=0.5, help="keep detections of at least this score")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--confidence", type=share, default=0.5, help="keep detections of at least this score")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,15 +50,15 @@ def run(args: argparse.Namespace) -> None:
     weights = find_weights(args.weights, None)
     if weights is None:
         raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
-    paths = find_inputs(args.input)
+    paths, device = find_inputs(args.input), find_device(args.device)
     window = None if args.output else Window("norton_det")
-    detector: Any = load_detector(weights).to(args.device).eval()
+    detector: Any = load_detector(weights).to(device).eval()
     names = picture_names(paths)
     results: list[dict[str, Any]] = []
     unread: list[Path] = []
     for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
         with torch.inference_mode():
-            found = detector([image.to(args.device) / 255])[0]
+            found = detector([image.to(device) / 255])[0]
         kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
         results.append({"file": str(path), "scale": scale, **describe(image, kept, detector)})
         picture = draw_predictions(image, kept, detector.categories, args.confidence)

@@ -24,9 +24,10 @@ from norton_det.cli.demo_detectors import (
     demo_detectors,
     find_weights,
 )
-from norton_det.cli.options import require_at_least
+from norton_det.cli.options import require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.optimize import Runtime
+from norton_det.engine.distributed import find_device
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.video import VideoSource, ahead, open_screen, silence_opencv
 
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
     )
-    parser.add_argument("--confidence", type=float, default=0.5, help="draw detections of at least this score")
+    parser.add_argument("--confidence", type=share, default=0.5, help="draw detections of at least this score")
     parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
     parser.add_argument("--max-frames", type=int, help="stop after so many frames")
 
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
     silence_opencv()
+    device = find_device(args.device)
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate) as screen:
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
             weights or compressed_coco(first),
             args.compare,
             first[0],
-            Treatment(args.device, args.runtime, args.size),
+            Treatment(device, args.runtime, args.size),
         )
         frames = itertools.islice(itertools.chain(first, frames), args.max_frames)
         latencies: list[list[float]] = [[] for _ in detectors]
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         with (
             suppress(KeyboardInterrupt),
             closing(ahead(frames, newest_only=is_live)) as frames,
-            closing(ahead(_detect(detectors, frames, args.device), newest_only=is_live)) as found,
+            closing(ahead(_detect(detectors, frames, device), newest_only=is_live)) as found,
         ):
             for result in tqdm(found, desc="detect"):
                 for measured, milliseconds in zip(latencies, result.milliseconds, strict=True):
@@ -111,7 +113,7 @@ def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, boo
     return iter(source), source.frame_rate, source.is_live
 
 
-def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: str) -> Iterator[Found]:
+def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: torch.device) -> Iterator[Found]:
     for frame in frames:
         predictions, milliseconds = [], []
         for detector in detectors:
@@ -143,5 +145,5 @@ def _summary(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[flo
         for detector, latency in zip(detectors, found, strict=True):
             lines.append(f"{detector.name}: median {latency.median:.1f} ms, p95 {latency.p95:.1f} ms")
         if len(found) > 1:
-            lines.append(f"{found[0].median / found[-1].median:.2f}x")
+            lines.append(f"speed-up: {found[0].median / found[-1].median:.2f}x")
     return "\n".join(lines)

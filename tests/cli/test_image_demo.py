@@ -90,6 +90,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path):
     [
         (["--input", "photos/*.gif", "--output", "out"], "no file matches"),
         (["--input", "photos"], "--output"),
+        (["--input", "photos", "--output", "out", "--device", "cuda:9"], "'cuda:9' is not there"),
     ],
 )
 def test_a_mistake_is_one_line(words, expected, weights, photos, capsys, monkeypatch):
@@ -98,6 +99,13 @@ def test_a_mistake_is_one_line(words, expected, weights, photos, capsys, monkeyp
     assert draw(weights, *words) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert expected in line
+
+
+@pytest.mark.parametrize("confidence", ["50", "-0.1", "nan", "half"])
+def test_a_confidence_that_is_no_share_is_told(confidence, weights, photos, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        draw(weights, "--input", "photos", "--output", "out", f"--confidence={confidence}")
+    assert f"--confidence: a number from 0 to 1, got '{confidence}'" in capsys.readouterr().err
 
 
 def test_without_a_trained_detector_the_way_is_told(photos, capsys):

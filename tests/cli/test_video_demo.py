@@ -66,7 +66,7 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
     assert play("--weights", folder / "small.pth", "--compare", "--output", "clip.mp4") == 0
     told = capsys.readouterr().out
     assert "dense: median" in told and "compressed: median" in told
-    assert re.search(r"^[\d.]+x$", told, re.MULTILINE)
+    assert re.search(r"^speed-up: [\d.]+x$", told, re.MULTILINE)
     assert next(iter(VideoSource(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
 
 
@@ -75,7 +75,9 @@ def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_no
     content = torch.load(folder / "small.pth", weights_only=True)
     torch.save({**content, "dense_weights": str(tmp_path / "gone.pth")}, lonely)
     frame = next(drawn_clip(1))
-    dense, compressed = demo_detectors.demo_detectors(lonely, "", frame, Treatment("cpu", "torch", None))
+    dense, compressed = demo_detectors.demo_detectors(
+        lonely, "", frame, Treatment(torch.device("cpu"), "torch", None)
+    )
     assert (dense.is_trained, compressed.is_trained) == (False, True)
     assert "random weights" in dense.name
     parameters = [sum(p.numel() for p in model.detect.detector.parameters()) for model in (dense, compressed)]
@@ -200,6 +202,9 @@ def test_of_a_damaged_video_nothing_but_our_line_is_printed(folder, empty_place)
         (["--weights", "small.pth", "--output", "clip.gif"], "an .mp4 file"),
         (["--weights", "small.pth", "--output", "c.mp4", "--video-input", "gone.mp4"], "no video file 'gone.mp4'"),
         (["--weights", "dense.pth", "--output", "c.mp4", "--compare"], "dense.pth is dense"),
+        (["--weights", "dense.pth", "--output", "c.mp4", "--compare", "dense.pth"], "dense.pth is dense"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--compare", "small.pth"], "small.pth is compressed"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--device", "cuda:9"], "'cuda:9' is not there"),
         (["--weights", "gone.pth", "--output", "c.mp4"], "no weights file 'gone.pth'"),
         (["--config", "quickstart.yaml", "--output", "c.mp4"], "quickstart_norton/model_final.pth is not there"),
         (["--weights", "small.pth", "--output", "c.mp4", "--max-frames", "0"], "--max-frames: at least 1"),
