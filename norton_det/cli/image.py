@@ -22,7 +22,7 @@ from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import to_results
 from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions
-from norton_det.visualization.video import Window
+from norton_det.visualization.video import Window, silence_opencv
 
 log = logging.getLogger(__name__)
 LONGEST = 1333
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", required=True, nargs="+", help="image files, patterns such as 'photos/*.jpg', folders"
     )
-    parser.add_argument("--output", type=Path, help="a folder for the pictures; without it a window opens")
+    parser.add_argument(
+        "--output", type=Path, help="a folder for the pictures; without it a window (any key: the next; q: quit)"
+    )
     parser.add_argument("--json", type=Path, help="write the detections there")
     parser.add_argument("--confidence", type=share, default=0.5, help="keep detections of at least this score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if weights is None:
         raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
     paths, device = find_inputs(args.input), find_device(args.device)
+    silence_opencv()
     window = None if args.output else Window("norton_det")
     detector: Any = load_detector(weights).to(device).eval()
     names = picture_names(paths)

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--webcam", nargs="?", const=0, type=int, metavar="INDEX", help="a camera, the first by default"
     )
     source.add_argument("--video-input", type=Path, help="a video file (default: a drawn clip)")
-    parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window opens")
+    parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window (q: quit)")
     parser.add_argument(
         "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
     )

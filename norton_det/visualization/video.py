@@ -29,8 +29,9 @@ WHOLE = 0.95
 
 
 def silence_opencv() -> None:
-    """Keep back what OpenCV and FFmpeg print about packets and back ends: our own messages name the file."""
+    """Keep back what OpenCV, FFmpeg and Qt print about back ends, packets, fonts: our messages name the file."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("QT_LOGGING_RULES", "*=false")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -161,18 +162,27 @@ class Window:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise ValueError("there is no display for a window: name a file with --output")
         self._title = title
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        self._shape: torch.Size | None = None
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)
 
     def show(self, frame: Tensor, until_key: bool = False) -> bool:
         """Show a frame, until a key is pressed where that is asked for; False where it was one to quit, or the window
         was closed."""
+        if frame.shape != self._shape:
+            self._shape = frame.shape
+            cv2.resizeWindow(self._title, *frame.shape[:0:-1])
         cv2.imshow(self._title, _as_bgr(frame))
-        key = cv2.waitKey(0 if until_key else 1) & 0xFF
-        return key not in QUIT_KEYS and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+        key = cv2.waitKey(1)
+        while until_key and key < 0 and self._is_open():
+            key = cv2.waitKey(50)
+        return key & 0xFF not in QUIT_KEYS and self._is_open()
 
     def close(self) -> None:
         """Close it."""
         cv2.destroyWindow(self._title)
+
+    def _is_open(self) -> bool:
+        return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
 @pytest.mark.parametrize("key", [ord("q"), 27])
 def test_a_key_in_the_window_quits(key, folder, empty_place, monkeypatch, capsys):
     monkeypatch.setenv("DISPLAY", ":0")
-    for name in ("namedWindow", "destroyWindow", "imshow"):
+    for name in ("namedWindow", "resizeWindow", "imshow", "destroyWindow"):
         monkeypatch.setattr(cv2, name, lambda *_: None)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1)
     keys = iter([-1, ord("x"), key])

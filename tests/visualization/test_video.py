@@ -156,8 +156,9 @@ def test_what_cannot_be_written_is_told(tmp_path):
     [(-1, 1, True), (ord("x"), 1, True), (ord("q"), 1, False), (27, 1, False), (-1, 0, False)],
 )
 def test_a_window_is_left_by_its_keys_and_by_closing_it(key, visible, goes_on, monkeypatch):
-    shown = []
+    shown, sizes = [], []
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "resizeWindow", lambda _, *size: sizes.append(size))
     for name in ("namedWindow", "destroyWindow"):
         monkeypatch.setattr(cv2, name, lambda *_: None)
     monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
@@ -166,6 +167,7 @@ def test_a_window_is_left_by_its_keys_and_by_closing_it(key, visible, goes_on, m
     with open_screen(None, 10.0) as screen:
         assert screen.show(plain_frame(250, 20, 30)) is goes_on
     assert shown[0][0, 0].tolist() == [30, 20, 250]
+    assert sizes == [(96, 64)]
 
 
 def test_without_a_display_a_file_is_asked_for(monkeypatch):
@@ -174,6 +176,19 @@ def test_without_a_display_a_file_is_asked_for(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(ValueError, match="--output"):
         Window("any")
+
+
+@pytest.mark.parametrize(
+    ("keys", "visible", "goes_on"), [([-1, -1, 32], [1] * 9, True), ([-1] * 9, [1, 1, 0, 0], False)]
+)
+def test_a_picture_stands_until_a_key_or_until_its_window_is_closed(keys, visible, goes_on, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    pressed, seen = iter(keys), iter(visible)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(pressed))
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(seen))
+    assert Window("any").show(plain_frame(1, 2, 3), until_key=True) is goes_on
 
 
 def test_the_drawn_clip_moves_and_is_the_same_twice():
