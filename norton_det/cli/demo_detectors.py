@@ -123,7 +123,7 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
     if dense is None:
         return [ours]
     source = dense or weights.metadata.get("dense_weights")
-    if not dense and not weights.is_compressed:
+    if not weights.is_compressed:
         raise ValueError(f"{path} is dense: --compare takes a compressed detector")
     if dense or (isinstance(source, str) and Path(source).exists()):
         return [_dense(str(source), frame, treatment), ours]
@@ -133,7 +133,10 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
 
 
 def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
-    return DemoDetector("dense", _optimized(detector_from_weights(read_weights(path)), frame, treatment))
+    weights = read_weights(path)
+    if weights.is_compressed:
+        raise ValueError(f"{path} is compressed: --compare takes a dense detector")
+    return DemoDetector("dense", _optimized(detector_from_weights(weights), frame, treatment))
 
 
 def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:

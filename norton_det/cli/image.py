@@ -4,7 +4,7 @@ import argparse
 import glob
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from norton_det.api import load_detector
 from norton_det.cli.demo_detectors import find_weights
+from norton_det.cli.options import share
 from norton_det.data.catalog import Categories, Task
 from norton_det.data.images import find_images, read_photo
 from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import to_results
 from norton_det.files import atomic_path, write_json
 from norton_det.visualization.draw import draw_predictions
-from norton_det.visualization.video import Window
+from norton_det.visualization.video import Window, silence_opencv
 
 log = logging.getLogger(__name__)
 LONGEST = 1333
@@ -38,9 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", required=True, nargs="+", help="image files, patterns such as 'photos/*.jpg', folders"
     )
-    parser.add_argument("--output", type=Path, help="a folder for the pictures; without it a window opens")
+    parser.add_argument(
+        "--output", type=Path, help="a folder for the pictures; without it a window (any key: the next; q: quit)"
+    )
     parser.add_argument("--json", type=Path, help="write the detections there")
-    parser.add_argument("--confidence", type=float, default=0.5, help="keep detections of at least this score")
+    parser.add_argument("--confidence", type=share, default=0.5, help="keep detections of at least this score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -51,11 +54,13 @@ def run(args: argparse.Namespace) -> None:
     if weights is None:
         raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
     paths = find_inputs(args.input)
+    silence_opencv()
     window = None if args.output else Window("norton_det")
     detector: Any = load_detector(weights).to(device).eval()
     names = picture_names(paths)
-    results = []
-    for path, image, scale in tqdm(_readable(paths), total=len(paths), desc="detect"):
+    results: list[dict[str, Any]] = []
+    unread: list[Path] = []
+    for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
         with torch.inference_mode():
             found = detector([image.to(device) / 255])[0]
         kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
@@ -70,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, results)
     if window is None:
         print(f"pictures: {args.output}")
-    if len(results) < len(paths) and window is None:
-        raise ValueError(f"{len(paths) - len(results)} of {len(paths)} images could not be read, see above")
+    if unread:
+        raise ValueError(f"{len(unread)} of {len(paths)} images could not be read, see above")
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -110,11 +115,13 @@ def describe(image: Tensor, found: Mapping[str, Tensor], detector: Any) -> dict[
     return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
 
 
-def _readable(paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+def _readable(paths: Iterable[Path], unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+    """Each image that can be read, with its path and scale; the others' paths are added to `unread`."""
     for path in paths:
         try:
             image, scale = read_photo(path, LONGEST)
         except (ValueError, OSError) as error:
             log.error("%s", error)
+            unread.append(path)
             continue
         yield path, image.as_subclass(Tensor), scale

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from tqdm import tqdm
+
 COMMANDS = {
     "train": "train and evaluate a detector",
     "compress": "compress trained weights by a plan",
@@ -26,6 +28,13 @@ COMMANDS = {
 }
 
 
+class _BesideBars(logging.Handler):
+    """Messages on the error stream, on lines of their own where a progress bar is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code, 2 for an error of the user's or the environment's.
 
@@ -39,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"norton-det: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised where fvcore is imported
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # float16 may skip the first step
     warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine

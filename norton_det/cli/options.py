@@ -1,6 +1,7 @@
 """What several commands ask of their options."""
 
 import argparse
+from contextlib import suppress
 
 
 def require_at_least(args: argparse.Namespace, **least: int) -> None:
@@ -9,3 +10,11 @@ def require_at_least(args: argparse.Namespace, **least: int) -> None:
         value = getattr(args, name)
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')}: at least {smallest}, got {value}")
+
+
+def share(text: str) -> float:
+    """The number from 0 to 1 that an option says, as `type` of an argument."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a number from 0 to 1, got {text!r}")

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -24,12 +24,12 @@ from norton_det.cli.demo_detectors import (
     demo_detectors,
     find_weights,
 )
-from norton_det.cli.options import require_at_least
+from norton_det.cli.options import require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.optimize import Runtime
 from norton_det.engine.distributed import find_device
 from norton_det.visualization.draw import draw_predictions, side_by_side
-from norton_det.visualization.video import VideoSource, ahead, open_screen
+from norton_det.visualization.video import VideoSource, ahead, open_screen, silence_opencv
 
 LEAST_SIZE = 32
 """Pixels."""
@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--webcam", nargs="?", const=0, type=int, metavar="INDEX", help="a camera, the first by default"
     )
     source.add_argument("--video-input", type=Path, help="a video file (default: a drawn clip)")
-    parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window opens")
+    parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window (q: quit)")
     parser.add_argument(
         "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
     )
-    parser.add_argument("--confidence", type=float, default=0.5, help="draw detections of at least this score")
+    parser.add_argument("--confidence", type=share, default=0.5, help="draw detections of at least this score")
     parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output and args.output.suffix.lower() != ".mp4":
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
+    silence_opencv()
     device = find_device(args.device)
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
@@ -85,11 +86,14 @@ def run(args: argparse.Namespace) -> None:
             first[0],
             Treatment(device, args.runtime, args.size),
         )
-        frames = ahead(itertools.islice(itertools.chain(first, frames), args.max_frames), newest_only=is_live)
-        found = ahead(_detect(detectors, frames, device), newest_only=is_live)
+        frames = itertools.islice(itertools.chain(first, frames), args.max_frames)
         latencies: list[list[float]] = [[] for _ in detectors]
         started = time.perf_counter()
-        with suppress(KeyboardInterrupt):
+        with (
+            suppress(KeyboardInterrupt),
+            closing(ahead(frames, newest_only=is_live)) as frames,
+            closing(ahead(_detect(detectors, frames, device), newest_only=is_live)) as found,
+        ):
             for result in tqdm(found, desc="detect"):
                 for measured, milliseconds in zip(latencies, result.milliseconds, strict=True):
                     measured.append(milliseconds)
@@ -141,5 +145,5 @@ def _summary(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[flo
         for detector, latency in zip(detectors, found, strict=True):
             lines.append(f"{detector.name}: median {latency.median:.1f} ms, p95 {latency.p95:.1f} ms")
         if len(found) > 1:
-            lines.append(f"{found[0].median / found[-1].median:.2f}x")
+            lines.append(f"speed-up: {found[0].median / found[-1].median:.2f}x")
     return "\n".join(lines)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SLIMMEST = 64
+"""Times that a photo's longer side may be its shorter one; a detector's resize leaves nothing of a slimmer one."""
 
 
 class DamagedImageError(ValueError):
@@ -34,10 +36,12 @@ def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
     """An image to look at, as `read_image` gives it, but upright, as its EXIF data say, and at most `longest` pixels
     a side; and how many of the file's pixels make one of its sides' pixels.
 
-    Raises as `read_image` does.
+    Raises as `read_image` does, and ValueError for one that is too slim.
     """
     with _opened(path) as file:
         side = max(file.size)
+        if side > SLIMMEST * min(file.size):
+            raise ValueError(f"{file.width}x{file.height} pixels, one side more than {SLIMMEST} times the other")
         file.draft("RGB", (longest, longest))  # of a large JPEG only a smaller version is decoded
         picture = ImageOps.exif_transpose(_as_rgb(file))
         picture.thumbnail((longest, longest))
@@ -51,13 +55,17 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as file:
             yield file
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"no image file {str(path)!r}") from None
+    except UnidentifiedImageError:
+        raise DamagedImageError(f"{path}: not an image, or of a kind that Pillow does not read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
 
 def _as_rgb(file: Image.Image) -> Image.Image:
-    if file.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+    if file.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel, and no telling which of their numbers is white")
+    if file.mode.startswith("I;16"):  # which `convert` would cut off at 255
         file = Image.fromarray((np.asarray(file) / 257).astype(np.uint8))
     return file.convert("RGB")
 

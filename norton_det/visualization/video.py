@@ -3,9 +3,10 @@
 Frames are uint8 RGB (3, H, W).
 """
 
+import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -16,14 +17,26 @@ import cv2
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 AHEAD = 4
 """Items that wait between two stages of work; of a live source it is the newest alone."""
 QUIT_KEYS = (ord("q"), 27)
+ATTEMPTS = 30
+"""Frames of a file that fail in a row before it is taken to have ended."""
+WHOLE = 0.95
+"""Share of the frames that a file promises, as some promise one or two too many."""
+
+
+def silence_opencv() -> None:
+    """Keep back what OpenCV, FFmpeg and Qt print about back ends, packets, fonts: our messages name the file."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("QT_LOGGING_RULES", "*=false")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class VideoSource:
-    """The frames of a file or a camera.
+    """The frames of a file or a camera; damaged ones are left out, and a warning tells where many are missing.
 
     `source` is a path or a camera's number; `is_live` tells a camera. Raises ValueError naming it where it cannot
     be opened, or has no frame that can be read.
@@ -36,27 +49,33 @@ class VideoSource:
         self.name = f"camera {source}" if self.is_live else str(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            raise ValueError(f"{self.name}: cannot be opened as a video")
+            reason = "not there, or in use by another program" if self.is_live else "not a video that can be read"
+            raise ValueError(f"{self.name}: {reason}")
         self.frame_rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
 
     def __iter__(self) -> Iterator[Tensor]:
-        read = False
-        while True:
+        promised = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        count = failures = 0
+        while failures < (1 if self.is_live else ATTEMPTS):
             there, frame = self._capture.read()
             if not there:
-                break
-            read = True
+                failures += 1
+                continue
+            failures = 0
+            count += 1
             yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
         self._capture.release()
-        if not read:
+        if not count:
             raise ValueError(f"{self.name}: no frame could be read")
+        if count < WHOLE * promised:
+            log.warning("%s: damaged, %d of about %.0f frames could be read", self.name, count, promised)
 
 
-def ahead(items: Iterable[T], newest_only: bool = False) -> Iterator[T]:
+def ahead(items: Iterable[T], newest_only: bool = False) -> Generator[T]:
     """The same items, taken by a thread of their own up to AHEAD before they are asked for.
 
     With `newest_only` an item that nobody has asked for is dropped when the next one is there. An exception in the
-    thread is raised here.
+    thread is raised here. Closing the iterator waits for the thread's end.
     """
     waiting: Queue[tuple[list[T], BaseException | None]] = Queue(1 if newest_only else AHEAD)
     stopped = Event()
@@ -79,7 +98,8 @@ def ahead(items: Iterable[T], newest_only: bool = False) -> Iterator[T]:
         except BaseException as error:  # whatever it is, it belongs to the one who waits
             put([], error)
 
-    Thread(target=take, daemon=True).start()
+    thread = Thread(target=take, daemon=True)
+    thread.start()
     try:
         while True:
             found, error = waiting.get()
@@ -90,6 +110,7 @@ def ahead(items: Iterable[T], newest_only: bool = False) -> Iterator[T]:
             yield found[0]
     finally:
         stopped.set()
+        thread.join()
 
 
 class Screen(Protocol):
@@ -100,9 +121,14 @@ class Screen(Protocol):
 
 
 class VideoFile:
-    """An MP4 file that takes frames of one size; it bears its name once it is finished."""
+    """An MP4 file that takes frames of one size; it bears its name once it is finished.
+
+    Raises ValueError for a folder's name.
+    """
 
     def __init__(self, path: Path, frame_rate: float) -> None:
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder, not a video to write")
         self._path, self._frame_rate = path, frame_rate
         self._unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
         self._writer: cv2.VideoWriter | None = None
@@ -120,9 +146,12 @@ class VideoFile:
         return True
 
     def close(self) -> None:
-        """Finish the file, so that it can be played."""
+        """Finish the file, so that it can be played. Raises ValueError where the disk did not take it."""
         if self._writer is not None:
             self._writer.release()
+            if not cv2.VideoCapture(str(self._unfinished)).isOpened():
+                self._unfinished.unlink(missing_ok=True)
+                raise ValueError(f"{self._path}: could not be written; is the disk full?")
             self._unfinished.replace(self._path)
 
 
@@ -133,18 +162,27 @@ class Window:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise ValueError("there is no display for a window: name a file with --output")
         self._title = title
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        self._shape: torch.Size | None = None
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_GUI_NORMAL)
 
     def show(self, frame: Tensor, until_key: bool = False) -> bool:
         """Show a frame, until a key is pressed where that is asked for; False where it was one to quit, or the window
         was closed."""
+        if frame.shape != self._shape:
+            self._shape = frame.shape
+            cv2.resizeWindow(self._title, *frame.shape[:0:-1])
         cv2.imshow(self._title, _as_bgr(frame))
-        key = cv2.waitKey(0 if until_key else 1) & 0xFF
-        return key not in QUIT_KEYS and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+        key = cv2.waitKey(1)
+        while until_key and key < 0 and self._is_open():
+            key = cv2.waitKey(50)
+        return key & 0xFF not in QUIT_KEYS and self._is_open()
 
     def close(self) -> None:
         """Close it."""
         cv2.destroyWindow(self._title)
+
+    def _is_open(self) -> bool:
+        return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
 
 @contextmanager

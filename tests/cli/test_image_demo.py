@@ -70,9 +70,11 @@ def test_every_image_gets_a_picture_of_its_size_and_its_detections(given, weight
 
 def test_a_damaged_image_is_named_and_the_others_go_on(weights, photos, capsys, caplog):
     (photos / "photos/b.png").write_bytes(b"")
-    assert draw(weights, "--input", "photos", "gone.jpg", "--output", "out") == 2
-    assert "photos/b.png" in caplog.text and "gone.jpg" in caplog.text
-    assert "2 of 4 images" in capsys.readouterr().err
+    Image.new("L", (1, 600)).save(photos / "photos/line.png")
+    assert draw(weights, "--input", "photos", "gone.jpg", "--output", "out", "--json", "found.json") == 2
+    assert all(name in caplog.text for name in ("photos/b.png", "photos/line.png", "no image file 'gone.jpg'"))
+    assert "3 of 5 images" in capsys.readouterr().err
+    assert len(json.loads((photos / "found.json").read_text())) == 2
     assert sorted(path.name for path in (photos / "out").iterdir()) == ["a.png", "dot.png"]
 
 
@@ -88,6 +90,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path):
     [
         (["--input", "photos/*.gif", "--output", "out"], "no file matches"),
         (["--input", "photos"], "--output"),
+        (["--input", "photos", "--output", "out", "--device", "cuda:9"], "'cuda:9' is not there"),
     ],
 )
 def test_a_mistake_is_one_line(words, expected, weights, photos, capsys, monkeypatch):
@@ -96,6 +99,13 @@ def test_a_mistake_is_one_line(words, expected, weights, photos, capsys, monkeyp
     assert draw(weights, *words) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert expected in line
+
+
+@pytest.mark.parametrize("confidence", ["50", "-0.1", "nan", "half"])
+def test_a_confidence_that_is_no_share_is_told(confidence, weights, photos, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        draw(weights, "--input", "photos", "--output", "out", f"--confidence={confidence}")
+    assert f"--confidence: a number from 0 to 1, got '{confidence}'" in capsys.readouterr().err
 
 
 def test_without_a_trained_detector_the_way_is_told(photos, capsys):

@@ -3,8 +3,12 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 
+import cv2
 import pytest
 import torch
 
@@ -62,7 +66,7 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
     assert play("--weights", folder / "small.pth", "--compare", "--output", "clip.mp4") == 0
     told = capsys.readouterr().out
     assert "dense: median" in told and "compressed: median" in told
-    assert re.search(r"^[\d.]+x$", told, re.MULTILINE)
+    assert re.search(r"^speed-up: [\d.]+x$", told, re.MULTILINE)
     assert next(iter(VideoSource(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
 
 
@@ -141,6 +145,56 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
     assert "3 frames" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", [ord("q"), 27])
+def test_a_key_in_the_window_quits(key, folder, empty_place, monkeypatch, capsys):
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name in ("namedWindow", "resizeWindow", "imshow", "destroyWindow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1)
+    keys = iter([-1, ord("x"), key])
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
+    assert play("--weights", folder / "small.pth", frames=100) == 0
+    assert capsys.readouterr().out.startswith("3 frames")
+
+
+class Camera:
+    """What cv2.VideoCapture gives for a camera, unplugged after some frames."""
+
+    def __init__(self, index):
+        assert index == 1
+        self._frames = drawn_clip(5)
+
+    def isOpened(self):
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        time.sleep(0.05)
+        frame = next(self._frames, None)
+        return frame is not None, None if frame is None else frame.permute(1, 2, 0).contiguous().numpy()
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_shown_until_it_is_unplugged(folder, empty_place, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("norton_det.visualization.video.cv2.VideoCapture", Camera)
+        patch.setattr("norton_det.visualization.video.VideoFile.close", lambda self: None)
+        assert play("--weights", folder / "small.pth", "--webcam", "1", "--output", "clip.mp4", frames=100) == 0
+    assert re.match(r"[1-5] frames", capsys.readouterr().out)
+
+
+def test_of_a_damaged_video_nothing_but_our_line_is_printed(folder, empty_place):
+    (empty_place / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(500))
+    words = ["video", "--weights", str(folder / "small.pth"), "--video-input", "cut.mp4", "--output", "clip.mp4"]
+    code = f"from norton_det.cli.main import main; raise SystemExit(main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "norton-det video: cut.mp4: not a video that can be read\n")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -148,6 +202,9 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
         (["--weights", "small.pth", "--output", "clip.gif"], "an .mp4 file"),
         (["--weights", "small.pth", "--output", "c.mp4", "--video-input", "gone.mp4"], "no video file 'gone.mp4'"),
         (["--weights", "dense.pth", "--output", "c.mp4", "--compare"], "dense.pth is dense"),
+        (["--weights", "dense.pth", "--output", "c.mp4", "--compare", "dense.pth"], "dense.pth is dense"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--compare", "small.pth"], "small.pth is compressed"),
+        (["--weights", "small.pth", "--output", "c.mp4", "--device", "cuda:9"], "'cuda:9' is not there"),
         (["--weights", "gone.pth", "--output", "c.mp4"], "no weights file 'gone.pth'"),
         (["--config", "quickstart.yaml", "--output", "c.mp4"], "quickstart_norton/model_final.pth is not there"),
         (["--weights", "small.pth", "--output", "c.mp4", "--max-frames", "0"], "--max-frames: at least 1"),

@@ -3,12 +3,13 @@
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from norton_det.data.images import find_images, read_image, read_photo
+from norton_det.data.images import SLIMMEST, find_images, read_image, read_photo
 
 RAMP = np.linspace(0, 255, 48, dtype=np.uint8).reshape(6, 8)
 
@@ -34,16 +35,55 @@ def test_16_bits_keep_their_range(tmp_path):
     assert torch.equal(read_image(path), torch.from_numpy(RAMP).expand(3, 6, 8))
 
 
-def test_a_photo_stands_upright_and_data_do_not(tmp_path):
+def test_16_bits_of_colour_and_transparency_keep_their_range(tmp_path):
+    ramp = np.stack([RAMP, RAMP[::-1], np.full_like(RAMP, 90)], axis=2)
+    deep = ramp[..., ::-1].astype(np.uint16) * 257
+    for name, pixels in (("rgb", deep), ("rgba", np.dstack([deep, np.full_like(deep[..., 0], 30000)]))):
+        path = tmp_path / f"{name}.png"
+        cv2.imwrite(str(path), pixels)
+        assert torch.equal(read_image(path).permute(1, 2, 0), torch.from_numpy(ramp)), name
+
+
+def test_a_transparent_palette_keeps_its_colours(tmp_path):
+    path = tmp_path / "palette.png"
+    picture = colour_picture().quantize(8)
+    picture.save(path, transparency=3)
+    assert torch.equal(read_image(path).permute(1, 2, 0), torch.from_numpy(np.array(picture.convert("RGB"))))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp"])
+def test_of_several_pictures_in_a_file_the_first_is_read(suffix, tmp_path):
+    path = tmp_path / f"several.{suffix}"
+    first, second = (Image.new("RGB", (8, 6), colour) for colour in ((200, 30, 30), (30, 30, 200)))
+    first.save(path, save_all=True, append_images=[second])
+    red, _, blue = read_image(path)[:, 3, 4].tolist()
+    assert red > 180 and blue < 50
+
+
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x.flip(2),
+    3: lambda x: x.rot90(2, (1, 2)),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.transpose(1, 2),
+    6: lambda x: x.rot90(-1, (1, 2)),
+    7: lambda x: x.rot90(2, (1, 2)).transpose(1, 2),
+    8: lambda x: x.rot90(1, (1, 2)),
+}
+"""What the EXIF standard says to do with the pixels for each orientation."""
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_photo_stands_upright_and_data_do_not(orientation, tmp_path):
     path = tmp_path / "turned.png"
     picture = colour_picture()
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    exif[0x0112] = orientation
     picture.save(path, exif=exif)
     raw = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert torch.equal(read_image(path), raw)
     upright, scale = read_photo(path, 100)
-    assert torch.equal(upright, raw.rot90(-1, (1, 2)))
+    assert torch.equal(upright, UPRIGHT[orientation](raw))
     assert scale == 1
 
 
@@ -64,10 +104,21 @@ def test_what_is_no_image_is_named(tmp_path):
     picture.save(tmp_path / "cut.jpg")
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    for name in ("empty.jpg", "text.png", "cut.jpg"):
+    (tmp_path / "phone.heic").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(400))
+    Image.fromarray(RAMP.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    Image.fromarray(RAMP.astype(np.int32) * 257).save(tmp_path / "int.tif")
+    for name in ("empty.jpg", "text.png", "cut.jpg", "phone.heic", "float.tif", "int.tif", "gone.jpg"):
         for read in (read_image, lambda path: read_photo(path, 100)):
-            with pytest.raises(ValueError, match=name):
+            with pytest.raises((ValueError, FileNotFoundError), match=name):
                 read(tmp_path / name)
+
+
+def test_a_photo_that_a_resize_would_leave_nothing_of_is_refused(tmp_path):
+    Image.new("L", (SLIMMEST, 1)).save(tmp_path / "slim.png")
+    assert read_photo(tmp_path / "slim.png", 100)[0].shape == (3, 1, SLIMMEST)
+    Image.new("L", (1, SLIMMEST + 1)).save(tmp_path / "slimmer.png")
+    with pytest.raises(ValueError, match=r"slimmer\.png.*1x65 pixels"):
+        read_photo(tmp_path / "slimmer.png", 100)
 
 
 def test_a_decompression_bomb_is_refused_with_its_size(tmp_path):

@@ -5,6 +5,7 @@ import threading
 import time
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -60,7 +61,6 @@ def test_a_reader_that_leaves_ends_the_thread():
     items = ahead(itertools.count())
     next(items)
     items.close()
-    time.sleep(0.5)
     assert threading.active_count() == before
 
 
@@ -90,18 +90,84 @@ def test_a_damaged_video_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"damaged\.mp4"):
         list(VideoSource(path))
     (tmp_path / "empty.mp4").touch()
-    with pytest.raises(ValueError, match=r"empty\.mp4"):
-        list(VideoSource(tmp_path / "empty.mp4"))
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("empty.mp4", "text.mp4"):
+        with pytest.raises(ValueError, match=name):
+            list(VideoSource(tmp_path / name))
 
 
-def test_a_video_cut_in_half_gives_the_frames_that_are_there_or_is_named(tmp_path):
-    path = tmp_path / "video.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
-    for frame in drawn_clip(20, (64, 96)):
+def write_clip(path, codec, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10, (96, 64))
+    for frame in drawn_clip(frames, (64, 96)):
         writer.write(frame.permute(1, 2, 0).contiguous().numpy())
     writer.release()
+
+
+def test_a_video_cut_in_half_gives_the_frames_that_are_there_and_tells(tmp_path, caplog):
+    path = tmp_path / "video.avi"
+    write_clip(path, "MJPG", 20)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert 0 < len(list(VideoSource(path))) < 20
+    found = len(list(VideoSource(path)))
+    assert 0 < found < 20
+    assert f"video.avi: damaged, {found} of about 20 frames" in caplog.text
+
+
+def test_after_a_damaged_frame_the_others_are_read(tmp_path, caplog):
+    path = tmp_path / "video.mp4"
+    write_clip(path, "mp4v", 40)
+    data = bytearray(path.read_bytes())
+    sizes = data.index(b"stsz") + 16  # an entry of four bytes a frame, behind version, common size and count
+    lengths = np.frombuffer(data, ">u4", 40, sizes)
+    damaged = data.index(b"mdat") + 4 + int(lengths[:20].sum())
+    data[damaged : damaged + int(lengths[20])] = bytes(int(lengths[20]))
+    path.write_bytes(data)
+    assert len(list(VideoSource(path))) == 39
+    assert not caplog.text
+
+
+def test_a_codec_that_is_not_there_is_told(tmp_path):
+    path = tmp_path / "foreign.mp4"
+    write_clip(path, "mp4v", 3)
+    data = bytearray(path.read_bytes().replace(b"mp4v", b"xyz9"))
+    data[data.index(b"\x04\x80\x80\x80", data.index(b"esds")) + 5] = 0xD0  # the kind of stream: nobody's
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"foreign\.mp4: no frame could be read"):
+        list(VideoSource(path))
+
+
+def test_a_camera_that_is_not_there_is_told():
+    with pytest.raises(ValueError, match="camera 99: not there"):
+        VideoSource(99)
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(ValueError, match="a folder"), open_screen(tmp_path, 10.0):
+        pass
+    path = tmp_path / "video.mp4"
+    with pytest.raises(ValueError, match=r"video\.mp4: could not be written"), open_screen(path, 10.0) as screen:
+        screen.show(plain_frame(1, 2, 3))
+        for unfinished in tmp_path.iterdir():
+            unfinished.unlink()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "visible", "goes_on"),
+    [(-1, 1, True), (ord("x"), 1, True), (ord("q"), 1, False), (27, 1, False), (-1, 0, False)],
+)
+def test_a_window_is_left_by_its_keys_and_by_closing_it(key, visible, goes_on, monkeypatch):
+    shown, sizes = [], []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "resizeWindow", lambda _, *size: sizes.append(size))
+    for name in ("namedWindow", "destroyWindow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: key)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: visible)
+    with open_screen(None, 10.0) as screen:
+        assert screen.show(plain_frame(250, 20, 30)) is goes_on
+    assert shown[0][0, 0].tolist() == [30, 20, 250]
+    assert sizes == [(96, 64)]
 
 
 def test_without_a_display_a_file_is_asked_for(monkeypatch):
@@ -110,6 +176,19 @@ def test_without_a_display_a_file_is_asked_for(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(ValueError, match="--output"):
         Window("any")
+
+
+@pytest.mark.parametrize(
+    ("keys", "visible", "goes_on"), [([-1, -1, 32], [1] * 9, True), ([-1] * 9, [1, 1, 0, 0], False)]
+)
+def test_a_picture_stands_until_a_key_or_until_its_window_is_closed(keys, visible, goes_on, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    pressed, seen = iter(keys), iter(visible)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(pressed))
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(seen))
+    assert Window("any").show(plain_frame(1, 2, 3), until_key=True) is goes_on
 
 
 def test_the_drawn_clip_moves_and_is_the_same_twice():
