@@ -15,13 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from published import published_angles, published_compress, published_distances, published_kept
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, read_image
 from torchvision.models import ResNet, ResNet50_Weights
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
 from norton_det.compression.prune import slice_channels
-from norton_det.data.images import find_images
+from norton_det.data.images import find_images, read_image
 from norton_det.files import write_json
 from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
 from norton_det.models.weights import read_weights, resnet50_from_weights
@@ -60,7 +59,7 @@ def load_images(paths: list[Path], **normalisation: tuple[float, ...]) -> Tensor
     """Of each image, its shorter side 256 pixels, the central 224, normalised, by ImageNet's mean and std unless
     others are given: (N, 3, 224, 224)."""
     transform = ResNet50_Weights.IMAGENET1K_V1.transforms(**normalisation)
-    return torch.stack([transform(read_image(str(path), ImageReadMode.RGB)) for path in paths])
+    return torch.stack([transform(read_image(path)) for path in paths])
 
 
 @torch.inference_mode()

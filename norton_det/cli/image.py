@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
 from tqdm import tqdm
 
 from norton_det.api import load_detector
 from norton_det.cli.demo_detectors import find_weights
 from norton_det.cli.options import share
 from norton_det.data.catalog import Categories, Task
-from norton_det.data.images import find_images, read_photo
+from norton_det.data.images import find_images, read_photo, write_png
 from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import to_results
-from norton_det.files import atomic_path, write_json
+from norton_det.files import write_json
 from norton_det.visualization.draw import draw_predictions
 from norton_det.visualization.video import Window, silence_opencv
 
@@ -67,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
         results.append({"file": str(path), "scale": scale, **describe(image, kept, detector)})
         picture = draw_predictions(image, kept, detector.categories, args.confidence)
         if window is None:
-            with atomic_path(args.output / names[path]) as temporary:
-                write_png(picture, str(temporary))
+            write_png(args.output / names[path], picture)
         elif not window.show(picture, until_key=True):
             break
     if args.json:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.io import write_png
 
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
@@ -20,9 +19,9 @@ from norton_det.cli.benchmark import Measured, build_models, drawn, format_laten
 from norton_det.cli.main import main
 from norton_det.cli.report import write_report
 from norton_det.config import Config, load_config
-from norton_det.data.images import read_image
+from norton_det.data.images import read_image, write_png
 from norton_det.deploy.treatments import SHIPPED, fix_workload
-from norton_det.files import atomic_path, write_json
+from norton_det.files import write_json
 from norton_det.report.run_data import Benchmark, BenchmarkedModel
 from norton_det.visualization.draw import draw_predictions, side_by_side
 from norton_det.visualization.plots import save_latency_plot
@@ -143,8 +142,7 @@ def draw_pictures(config: Config, detectors: dict[str, Any], folder: Path, numbe
                 draw_predictions(image, detector([image / 255])[0], detector.categories)
                 for detector in detectors.values()
             ]
-        with atomic_path(folder / f"{path.stem}.png") as temporary:
-            write_png(side_by_side(pictures, list(detectors)), str(temporary))
+        write_png(folder / f"{path.stem}.png", side_by_side(pictures, list(detectors)))
 
 
 def format_rows(rows: dict[str, Row]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from norton_det.build.resolve import TASKS, resolve_dataset
 from norton_det.build.training import build_batches, build_training_dataset
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
-from norton_det.files import atomic_path
+from norton_det.data.images import write_png
 from norton_det.visualization.draw import draw_targets
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ def run(args: argparse.Namespace) -> None:
     samples = islice(training_samples(config, files, categories), args.count)
     for number, (image, target) in enumerate(tqdm(samples, desc="draw", total=args.count), start=1):
         picture = draw_targets(to_dtype(image, torch.uint8, scale=True), target, categories.names)
-        with atomic_path(args.output / f"{number:04}_image_{target['image_id']}.png") as temporary:
-            write_png(picture, str(temporary))
+        write_png(args.output / f"{number:04}_image_{target['image_id']}.png", picture)
     log.info("pictures: %s", args.output)
 
 

@@ -1,4 +1,4 @@
-"""Reading image files."""
+"""Reading and writing image files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,9 @@ from typing import overload
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_image
+from torchvision.transforms.v2.functional import to_image, to_pil_image
+
+from norton_det.files import atomic_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLIMMEST = 64
@@ -47,6 +49,12 @@ def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
         picture.thumbnail((longest, longest))
         pixels: Tensor = to_image(picture)
     return pixels, side / max(picture.size)
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """Write a picture, uint8 RGB (3, H, W), atomically."""
+    with atomic_path(path) as temporary:
+        to_pil_image(picture).save(temporary, format="png")
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import write_png
 
 from norton_det.cli import gradcam as command
 from norton_det.cli.main import main
+from norton_det.data.images import write_png
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
@@ -28,7 +28,7 @@ def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
     save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=4), categories=list("abcd"))
     for place in ("images/1", "images/2", "images/3", "more/one"):
         Path(place).parent.mkdir(exist_ok=True)
-        write_png(torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8), f"{place}.png")
+        write_png(Path(f"{place}.png"), torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8))
 
 
 def save_detector(path, names=NAMES):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import read_image
 
 from norton_det.cli.image import picture_names
 from norton_det.cli.main import main
+from norton_det.data.images import read_image
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec
@@ -58,10 +58,10 @@ def test_every_image_gets_a_picture_of_its_size_and_its_detections(given, weight
     found = json.loads((photos / "found.json").read_text())
     assert [row["file"] for row in found] == ["photos/a.png", "photos/b.png", "photos/dot.png"]
     for row, name in zip(found, "ab", strict=False):
-        picture = read_image(str(photos / f"out/{name}.png"))
+        picture = read_image(photos / f"out/{name}.png")
         assert [*picture.shape[1:]] == [row["height"], row["width"]]
         assert row["detections"]
-        assert not torch.equal(picture, read_image(str(photos / f"photos/{name}.png")))
+        assert not torch.equal(picture, read_image(photos / f"photos/{name}.png"))
         for detection in row["detections"]:
             assert {17: "cat", 18: "dog"}[detection["category_id"]] == detection["category"]
             assert detection["score"] >= 0.1

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_png
 
 import norton_det
 from norton_det.cli.main import main
 from norton_det.compression.plan import load_plan
 from norton_det.compression.search import plan_search as search
 from norton_det.compression.search.body_sensitivities import OPTIONS, PRUNED_STAGES, RATES, Sensitivities
+from norton_det.data.images import write_png
 from norton_det.engine.checkpoint import save_weights
 from norton_det.models.resnet import BLOCK_NAMES, ResNetSpec, build_resnet50
 
@@ -30,7 +30,7 @@ def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
     save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=10))
     Path("images").mkdir()
     for number in range(3):
-        write_png(torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8), f"images/{number}.png")
+        write_png(Path(f"images/{number}.png"), torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8))
 
 
 def search_plan(*words, images="images", budget="macs=0.6", output="plans/plan.json"):
