@@ -13,6 +13,8 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,20 @@ PRESETS = ("norton-43", "norton-59", "norton-77")
 TEST_IMAGES = 96
 
 
-def plans(network: ResNet, images: list[Tensor]) -> dict[str, CompressionPlan]:
-    """What is measured; the searched plans are the last, so that they can be had without the others."""
-    found = {f"rank {rank}": CompressionPlan(dict.fromkeys(LAYERS, rank)) for rank in (1, 2, 3, 4)}
-    found |= {f"{name}, rank {rank}": load_plan(name, rank) for rank in (1, 3) for name in PRESETS}
+def plans(network: ResNet, images: list[Tensor]) -> dict[str, Callable[[], CompressionPlan]]:
+    """What is measured, each made when it is asked for; the search takes long."""
     scope = Scope(network, False, None)
-    dense = scope.cost(CompressionPlan(), "macs")
-    sensitivities = measure_sensitivities(network, images)
-    for name in PRESETS:
-        share = scope.cost(load_plan(name), "macs") / dense
-        found[f"searched, MACs of {name}"] = best_plan(network, sensitivities, Budget("macs", share))[0]
-    return found
+    sensitivities = cache(lambda: measure_sensitivities(network, images))
+
+    def searched(preset: str) -> CompressionPlan:
+        share = scope.cost(load_plan(preset), "macs") / scope.cost(CompressionPlan(), "macs")
+        return best_plan(network, sensitivities(), Budget("macs", share))[0]
+
+    return {
+        **{f"rank {rank}": partial(CompressionPlan, dict.fromkeys(LAYERS, rank)) for rank in (1, 2, 3, 4)},
+        **{f"{name}, rank {rank}": partial(load_plan, name, rank) for rank in (1, 3) for name in PRESETS},
+        **{f"searched, MACs of {name}": partial(searched, name) for name in PRESETS},
+    }
 
 
 def errors(network: ResNet, images: list[Tensor], test: Tensor, plan: CompressionPlan, steps: int) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def main() -> None:
     rows = result["rows"] if result.get("how") == how else {}
     for name, plan in plans(network, images).items():
         if name not in rows:
-            rows[name] = errors(network, images, test, plan, arguments.steps)
+            rows[name] = errors(network, images, test, plan(), arguments.steps)
             print(name, rows[name], flush=True)
             write_json(RESULT, {"how": how, "rows": rows}, indent=2)
 
