@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from norton_det.build.resolve import TASKS
+from norton_det.builders.resolve import TASKS
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config
 from norton_det.data.catalog import open_images

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from norton_det.analysis.latency import detector_latency
-from norton_det.build.detector import random_pair
+from norton_det.builders.detector import random_pair
 from norton_det.cli.benchmark import drawn
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config

@@ -9,7 +9,7 @@ import json
 import random
 from pathlib import Path
 
-from norton_det.build.resolve import resolve_dataset
+from norton_det.builders.resolve import resolve_dataset
 from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.files import write_json

@@ -22,7 +22,7 @@ from deployment import TITLES
 from matplotlib.figure import Figure
 from published import published_compress, published_kept
 
-from norton_det.build.resolve import TASKS
+from norton_det.builders.resolve import TASKS
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import compress_and_recover, recover

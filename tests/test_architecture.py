@@ -21,7 +21,7 @@ ALLOWED = {
     "report": {"analysis", "compression", "data", "evaluation", "visualization"},
     "config": set(),
     "api": {"models", "compression", "deploy"},
-    "build": {"models", "compression", "data", "evaluation", "engine", "deploy", "config"},
+    "builders": {"models", "compression", "data", "evaluation", "engine", "deploy", "config"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
 
@@ -50,9 +50,9 @@ def test_module_imports_only_what_stands_above_it(path):
     assert own_imports(path) - {name} <= ALLOWED[name]
 
 
-def test_only_build_and_the_commands_see_the_configuration():
+def test_only_the_builders_and_the_commands_see_the_configuration():
     readers = {part(path) for path in MODULES if "config" in own_imports(path)}
-    assert readers == {"build", "cli", "__init__"}
+    assert readers == {"builders", "cli", "__init__"}
 
 
 def test_nothing_evaluates_text():

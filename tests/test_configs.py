@@ -2,7 +2,7 @@
 
 import pytest
 
-from norton_det.build.detector import build_detector
+from norton_det.builders.detector import build_detector
 from norton_det.config import configs_folder, load_config
 from norton_det.data.catalog import Categories
 

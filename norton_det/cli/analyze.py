@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from norton_det.analysis.complexity import OUTSIDE_TOTAL, Count, count_detector, total
-from norton_det.build.detector import random_pair
+from norton_det.builders.detector import random_pair
 from norton_det.config import load_config
 from norton_det.files import write_json
 

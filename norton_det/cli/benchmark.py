@@ -17,8 +17,8 @@ from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
-from norton_det.build.detector import random_pair
-from norton_det.build.resolve import resolve_device
+from norton_det.builders.detector import random_pair
+from norton_det.builders.resolve import resolve_device
 from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.images import ImageFiles

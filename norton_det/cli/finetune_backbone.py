@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
-from norton_det.build.detector import backbone_from_weights
+from norton_det.builders.detector import backbone_from_weights
 from norton_det.cli.options import require_at_least
 from norton_det.compression.plan import load_plan
 from norton_det.data.imagefolder import LabelledImages, classification_batches, classification_evaluation_loader

@@ -14,7 +14,7 @@ import torch
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.api import load_detector
-from norton_det.build.resolve import resolve_dataset, resolve_device
+from norton_det.builders.resolve import resolve_dataset, resolve_device
 from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, machine, measure
 from norton_det.cli.main import main
 from norton_det.cli.report import write_report

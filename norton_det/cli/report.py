@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from norton_det.analysis.complexity import Count, count_detector
-from norton_det.build.resolve import TASKS, resolve_dataset
+from norton_det.builders.resolve import TASKS, resolve_dataset
 from norton_det.compression.compress import CompressionReport
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import read_categories

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from norton_det.build.detector import BuiltModel, build_detector, build_evaluated, recovery_images
-from norton_det.build.resolve import TASKS, resolve_dataset, resolve_device, starting_weights
-from norton_det.build.training import build_batches, build_evaluation_loader, build_training
+from norton_det.builders.detector import BuiltModel, build_detector, build_evaluated, recovery_images
+from norton_det.builders.resolve import TASKS, resolve_dataset, resolve_device, starting_weights
+from norton_det.builders.training import build_batches, build_evaluation_loader, build_training
 from norton_det.config import Config, load_config, save_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.deploy.runtimes import ExportedDetector

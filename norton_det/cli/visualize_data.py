@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
-from norton_det.build.resolve import TASKS, resolve_dataset
-from norton_det.build.training import build_batches, build_training_dataset
+from norton_det.builders.resolve import TASKS, resolve_dataset
+from norton_det.builders.training import build_batches, build_training_dataset
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.data.images import write_png

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import norton_det
-from norton_det.build import detector as building
-from norton_det.build.detector import build_detector
-from norton_det.build.resolve import TASKS, resolve_dataset, starting_weights
+from norton_det.builders import detector as building
+from norton_det.builders.detector import build_detector
+from norton_det.builders.resolve import TASKS, resolve_dataset, starting_weights
 from norton_det.cli import image
 from norton_det.cli.main import COMMANDS, main
 from norton_det.data.catalog import read_categories

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import norton_det
-from norton_det.build.detector import build_detector
-from norton_det.build.resolve import starting_weights
+from norton_det.builders.detector import build_detector
+from norton_det.builders.resolve import starting_weights
 from norton_det.cli.main import main
 from norton_det.compression.plan import load_plan
 from norton_det.data.catalog import Categories

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from norton_det.build import training
-from norton_det.build.detector import build_detector
-from norton_det.build.resolve import resolve_dataset
-from norton_det.build.training import build_training
+from norton_det.builders import training
+from norton_det.builders.detector import build_detector
+from norton_det.builders.resolve import resolve_dataset
+from norton_det.builders.training import build_training
 from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.data import coco

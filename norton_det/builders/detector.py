@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
-from norton_det.build.resolve import TASKS, resolve_device, resolve_plan, starting_weights
+from norton_det.builders.resolve import TASKS, resolve_device, resolve_plan, starting_weights
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.recover import compress_and_recover

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from norton_det.build.detector import BuiltModel, build_teacher
-from norton_det.build.resolve import TASKS
+from norton_det.builders.detector import BuiltModel, build_teacher
+from norton_det.builders.resolve import TASKS
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.coco import CocoDataset
