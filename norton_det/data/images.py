@@ -65,7 +65,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {str(path)!r}") from None
     except UnidentifiedImageError:
-        raise DamagedImageError(f"{path}: not an image, or of a kind that Pillow does not read") from None
+        raise DamagedImageError(f"{path}: not a readable image (of no kind that Pillow knows)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
