@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from norton_det import build
+from norton_det.builders.detector import build_detector
+from norton_det.builders.resolve import TASKS, resolve_dataset
+from norton_det.builders.training import build_batches, build_training
 from norton_det.config import load_config
 from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import write_shapes
@@ -34,13 +36,13 @@ def only_deterministic():
 
 
 def trained(config, folder):
-    files = build.resolve_dataset(config, "train")
-    categories = read_categories(files, build.TASKS[config.model.detector])
-    built = build.build_detector(config, categories, None)
-    run, dataset = build.build_training(config, built, files, categories, torch.device("cpu"))
+    files = resolve_dataset(config, "train")
+    categories = read_categories(files, TASKS[config.model.detector])
+    built = build_detector(config, categories, None)
+    run, dataset = build_training(config, built, files, categories, torch.device("cpu"))
     start = {name: value.clone() for name, value in run.model.state_dict().items()}
     with MetricsWriter(folder / "metrics.jsonl", run.iterations, 0) as metrics:
-        train(run, build.build_batches(config, dataset, 0), metrics, 0)
+        train(run, build_batches(config, dataset, 0), metrics, 0)
     return start, run.model.state_dict()
 
 
