@@ -18,7 +18,7 @@ from norton_det.data.catalog import open_images
 from norton_det.engine.checkpoint import save_weights
 from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
-from norton_det.models.weights import model_from_weights, read_weights
+from norton_det.models.weights import model_from_weights, read_dense_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
     require_at_least(args, steps=0, image_count=2)
-    weights = read_weights(args.weights)
-    if weights.is_compressed:
-        raise ValueError(f"{args.weights} is compressed already")
+    weights = read_dense_weights(args.weights)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     unfinished = args.output.with_suffix(".recovery.pth")
     with tqdm(total=len(plan.ranks), desc="decompose") as bar:

@@ -18,7 +18,7 @@ from norton_det.data.images import ImageFiles
 from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 from norton_det.models.norms import unfreeze_batch_norms
-from norton_det.models.weights import Weights, model_from_weights, read_weights, weights_name
+from norton_det.models.weights import Weights, model_from_weights, read_dense_weights, read_weights, weights_name
 from norton_det.report.gradcam import Explanation, Model, Subject, choose_subject, class_names, explain
 from norton_det.visualization.heat_grid import HeatRow, save_heat_grid
 
@@ -60,9 +60,7 @@ def run(args: argparse.Namespace) -> None:
     plans = [load_plan(plan) for plan in args.plans]
     images = open_each(args.images, args.image_count)
     restored_on: Sequence[Tensor] = open_images(args.restore, args.restore_count) if args.restore else ()
-    weights = read_weights(args.weights)
-    if plans and weights.is_compressed:
-        raise ValueError(f"{args.weights} is compressed already: --plans compresses dense weights")
+    weights = (read_dense_weights if plans else read_weights)(args.weights)
     dense, categories = load(weights)
     files = [load_beside(dense, weights, file) for file in args.compressed]
     subjects = choose_subjects(dense, images, categories, args.detection)

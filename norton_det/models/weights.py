@@ -95,6 +95,14 @@ def _naming(source: str | Path) -> Iterator[None]:
         raise ValueError(f"{source}: weights make no network: {error}") from None
 
 
+def read_dense_weights(path: str | Path) -> Weights:
+    """`read_weights` of what is still to be compressed. Raises ValueError for weights that are."""
+    weights = read_weights(path)
+    if weights.is_compressed:
+        raise ValueError(f"{path} is compressed already")
+    return weights
+
+
 def weights_name(path: str | Path) -> str:
     """What the weights of a file are called: a run's model_final.pth by its folder, another file by its own name."""
     path = Path(path).resolve()

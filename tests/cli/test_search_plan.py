@@ -50,6 +50,9 @@ def test_a_plan_file_is_written_and_used_by_its_name(capsys):
     ranks = {layer["name"]: layer["rank"] for layer in report if layer["rank"]}
     assert ranks == plan.ranks
     norton_det.load_resnet50("small.pth")
+    capsys.readouterr()
+    assert search_plan("--weights", "small.pth") == 2
+    assert "small.pth is compressed already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
