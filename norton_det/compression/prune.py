@@ -28,8 +28,6 @@ def _slice_outputs(conv: nn.Module, kept: Tensor) -> None:
         return
     assert isinstance(conv, nn.Conv2d)
     conv.weight = _parameter(conv.weight, 0, kept)
-    if conv.bias is not None:
-        conv.bias = _parameter(conv.bias, 0, kept)
     conv.out_channels = len(kept)
 
 

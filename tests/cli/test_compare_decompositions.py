@@ -44,6 +44,12 @@ def test_random_weights_are_seeded(capsys):
     assert first == again != other
 
 
+def test_random_weights_have_the_scale_of_torchvisions():
+    name = "layer3.1.conv2"
+    ours = resnet_convolutions([name], None, torch.Generator().manual_seed(0))[name].weight
+    torch.testing.assert_close(ours.std(), resnet50().get_submodule(name).weight.std(), rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("size", [224, 225, 97])
 def test_geometry_is_torchvisions(size):
     network, sides = resnet50().eval().to("meta"), {}

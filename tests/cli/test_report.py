@@ -121,6 +121,17 @@ def test_a_report_is_one_file_without_scripts(page):
     assert "<script" not in text and "&lt;script&gt;alert" in text
 
 
+def test_the_size_that_is_counted_is_the_detectors_own(page):
+    assert "MACs for an image of 128 x 96 pixels" in page.read_text()
+
+
+def test_a_compression_that_is_named_is_told(runs, tmp_path):
+    words = ["--runs", str(runs / "dense"), "--output", str(tmp_path / "dense.html")]
+    for more, expected in (([], False), (["--compression", str(runs / "small/compression.json")], True)):
+        assert main(["report", *words, *more]) == 0
+        assert ("compression-by-layer" in sections_of((tmp_path / "dense.html").read_text())) == expected
+
+
 def test_the_same_folders_give_the_same_page(page, runs):
     words = ["--runs", str(runs / "dense"), str(runs / "small"), "--benchmark", str(runs / "benchmark.json")]
     assert main(["report", *words, "--output", str(runs / "again.html")]) == 0

@@ -114,7 +114,7 @@ def test_the_highest_rank_is_exact(method, filters):
 @pytest.mark.parametrize("rank", [1, 3, 6])
 @pytest.mark.parametrize("filters", [5, 6, 8])
 def test_parameters_are_those_of_the_layers(method, rank, filters):
-    conv = random_conv(filters=filters)
+    conv = random_conv(filters=filters, kernel=(3, 5))
     layers = ALTERNATIVES[method].decompose(conv, min(rank, filters))
     counted = sum(parameter.numel() for parameter in layers.parameters())
     assert ALTERNATIVES[method].parameters(tuple(conv.weight.shape), min(rank, filters)) == counted
@@ -143,7 +143,7 @@ def test_compare_measures_every_method_at_every_rank():
     assert len(decomposed) == 10
     dense, ours = measurements[0], measurements[6]
     assert (dense.parameters, dense.macs, dense.nmse, dense.sub_layers) == (16 * 16 * 9, 16 * 16 * 9 * 25, 0, 1)
-    assert (ours.method, ours.ranks, ours.parameters) == (FILTER_WISE, (2,), 2 * 16 * 22)
+    assert (ours.method, ours.ranks, ours.parameters, ours.sub_layers) == (FILTER_WISE, (2,), 2 * 16 * 22, 2)
     assert ours.macs == 2 * 16 * (16 * 100 + 3 * 50 + 3 * 25)
     assert ours.macs_as_run == 2 * 16 * (16 * 100 + 9 * 25)
     assert ours.nmse == pytest.approx(nmse(conv.weight, CPConv2d.from_conv(conv, 2).weight))
@@ -152,6 +152,9 @@ def test_compare_measures_every_method_at_every_rank():
     assert (layer_wise.sub_layers, layer_wise.parameters) == (4, rank * 38)
     assert layer_wise.macs == layer_wise.macs_as_run == rank * (16 * 100 + 3 * 50 + 3 * 25 + 16 * 25)
     assert all(0 < m.nmse < 1 and m.latency_ms > 0 for m in measurements[1:])
+    [svd] = (m for m in measurements[6:] if m.method == "matrix SVD")
+    values = torch.linalg.svdvals(conv.weight.flatten(1)).square()
+    assert svd.nmse == pytest.approx((values[svd.ranks[0] :].sum() / values.sum()).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("builder", [layer_cp, matrix_svd, spatial_svd])

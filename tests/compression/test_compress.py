@@ -57,6 +57,30 @@ def test_structure_is_the_plans(network):
         assert row.compressed_parameters == sum(p.numel() for p in layer.parameters())
 
 
+def test_the_report_tells_the_error_of_each_decomposition(network):
+    layers = ["layer1.0.conv2", "layer3.1.conv2"]
+    compressed, report = compress(network, CompressionPlan(dict.fromkeys(layers, 2)))
+    decomposed = {row.name: row.nmse for row in report.layers if row.rank}
+    assert list(decomposed) == layers
+    for name, error in decomposed.items():
+        before, after = (model.get_submodule(name).weight for model in (network, compressed))
+        assert error == pytest.approx(((before - after).norm() / before.norm()).item() ** 2, rel=1e-3)
+
+
+def test_a_classifier_reads_what_is_left_of_the_last_stage(network):
+    compressed, report = compress(network, CompressionPlan(rates={"layer4": 0.5}))
+    assert compressed.fc.in_features == compressed.fc.weight.shape[1] == len(report.kept["layer4"]) == 256
+    compressed(IMAGE)
+
+
+def test_what_is_frozen_stays_frozen(network):
+    for part in (network.conv1, network.bn1, network.layer1, network.fc):
+        part.requires_grad_(False)
+    compressed, _ = compress(network, CompressionPlan(rates=dict.fromkeys(GROUPS, 0.3)))
+    flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in compressed.named_parameters()} == flags
+
+
 def test_the_model_itself_is_left_alone(network):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     compress(network, load_plan("norton-77"))

@@ -231,6 +231,55 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
     assert relative_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
 
 
+def test_a_checkpoint_of_another_recovery_is_not_taken(network, images, tmp_path):
+    compressed, report = compress(network, PLAN)
+    expected, _ = recover(compressed, network, images, report.kept, steps=2)
+    for count, steps in ((16, 2), (17, 3)):
+        path = tmp_path / f"{count}.pth"
+        recover(compressed, network, images[:count], report.kept, steps=steps, checkpoint=path)
+        found, _ = recover(compressed, network, images, report.kept, steps=2, checkpoint=path)
+        assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
+
+
+def test_models_in_training_mode_are_restored_as_in_evaluation(network, images):
+    compressed, report = compress(network, PLAN)
+    expected, errors = recover(compressed, network, images, report.kept, steps=0)
+    training = [copy.deepcopy(model).train() for model in (compressed, network)]
+    found, same = recover(*training, images, report.kept, steps=0)
+    assert same == errors and not found.training
+    assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
+
+
+def test_the_heads_are_restored_on_regions_of_the_restored_pyramid(images, monkeypatch):
+    dense = detector("faster_rcnn", images)
+    for norm in dense.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 0.0  # as in torchvision's COCO detectors
+    compressed, report = compress(dense, PLAN)
+    seen = {}
+
+    def noted(part, inputs, targets, how):
+        if how.name == "box head":
+            seen.update(held=how.held, count=inputs[0].count, maps=inputs[0].read(range(16)))
+        return distill(part, inputs, targets, how)
+
+    monkeypatch.setattr(module, "distill", noted)
+    restored, _ = recover(compressed, dense, images, report.kept, steps=0)
+    assert (seen["held"], seen["count"]) == (3 * 16, 17 * 16)  # every eighth of 17 images, 16 proposals each
+    with torch.no_grad():
+        batch, _ = dense.transform([images[0]])
+        boxes, _ = dense.rpn(batch, dense.backbone(batch.tensors))
+        levels = restored.backbone(batch.tensors)
+    expected = dense.roi_heads.box_roi_pool(levels, [boxes[0][:16]], batch.image_sizes)
+    torch.testing.assert_close(seen["maps"], expected, rtol=1e-3, atol=1e-3)
+    assert restored.backbone.body["bn1"].eps == 1e-12
+
+
+def test_a_classifier_is_restored_on_images_as_imagenet_has_them(network, images):
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(module._normalised(network, images[0]), (images[0] - mean) / std)
+
+
 def test_one_image_is_too_few(network, images):
     compressed, report = compress(network, PLAN)
     with pytest.raises(ValueError, match="at least two images, got 1"):

@@ -277,10 +277,13 @@ def test_of_the_timed_plans_the_best_within_the_budget_is_taken(
     scope = Scope(network, False, (64, 64))
     dense = scope.cost(CompressionPlan(), "macs")
     table, limit = cost_table(scope, "macs", dense), 0.5 * dense
-    clock = iter([share * limit for share in measured])
+    clock, budgets = iter([share * limit for share in measured]), []
+    monkeypatch.setattr(search, "solve", lambda *problem: budgets.append(problem[2]) or solve(*problem))
     monkeypatch.setattr(scope, "cost", lambda plan, kind: next(clock))
     _, report = search._best_plan(scope, sensitivities, Budget("milliseconds", limit), dense, limit, table)
     assert report.cost == taken * limit
+    targets = [limit, limit / measured[0], limit / measured[0] / measured[1]]  # less where it took longer
+    assert budgets == pytest.approx([max(table.least, target) - table.fixed for target in targets])
     assert ("no plan was measured within budget" in caplog.text) == warned
 
 
@@ -315,6 +318,44 @@ def test_the_smallest_budget_that_is_named_is_possible(network, sensitivities):
     share = smallest(network, sensitivities, "macs")
     _, report = best_plan(network, sensitivities, Budget("macs", share))
     assert (share - 1e-3) * report.dense_cost <= report.cost <= share * report.dense_cost
+
+
+def test_a_size_that_is_not_given_is_torchvisions(network, detector):
+    assert Scope(network, False, None).size == (224, 224)
+    assert Scope(detector, False, None).size == (800, 800)
+
+
+def test_factorised_parts_are_not_planned_again(detector):
+    neck, _ = compress(detector, CompressionPlan(parts={"neck": 1}))
+    assert Scope(neck, False, None).whole_detector is False
+    with pytest.raises(ValueError, match="already factorised: neck"):
+        Scope(neck, True, None)
+
+
+def test_a_detectors_body_is_measured_by_all_its_stages_a_classifiers_by_the_last(
+    network, detector, images, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(search, "measure_body", lambda body, batch, outputs, *_: asked.append((outputs, len(batch))))
+    for model in (network, detector):
+        measure_sensitivities(model, images)
+    assert asked == [(("layer4",), 6), (("layer1", "layer2", "layer3", "layer4"), 6)]
+
+
+def test_the_heads_errors_weigh_as_their_mean(detector, detector_sensitivities):
+    table = cost_table(Scope(detector, True, (64, 64)), "parameters", 1e9)
+    _, items = search._with_errors(table, detector_sensitivities)
+    assert items["neck"].errors == pytest.approx(detector_sensitivities.parts["neck"])
+    for head in ("rpn", "box_head", "mask_head"):
+        assert items[head].errors == pytest.approx([error / 3 for error in detector_sensitivities.parts[head]])
+
+
+@pytest.mark.parametrize(("seconds", "kind"), [((2.0, 3.0), CPConv2d), ((3.0, 2.0), nn.Conv2d)])
+def test_a_cp_layer_costs_what_its_faster_form_takes(seconds, kind, monkeypatch):
+    clock = iter(seconds)
+    monkeypatch.setattr(prices, "median_seconds", lambda call: next(clock))
+    layer, milliseconds = prices.fastest(CPConv2d(2, 3, 3, rank=1), [torch.zeros(1, 2, 4, 4)])
+    assert (type(layer), milliseconds) == (kind, 2000)
 
 
 def test_without_images_nothing_is_measured(network):

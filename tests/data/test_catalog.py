@@ -103,6 +103,14 @@ def test_coco_has_torchvisions_labels(real_data: Path) -> None:
     assert (keypoints.names, keypoints.ids) == (("__background__", "person"), (0, 1))
 
 
+def test_where_ids_are_kept_those_between_are_unused(tmp_path: Path) -> None:
+    path = write_annotations(tmp_path / "a.json", [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}])
+    categories = read_categories(DatasetFiles("coco", tmp_path, path, keeps_ids=True), "bbox")
+    assert categories.names == ("__background__", "person", "N/A", "car", *["N/A"] * 87)
+    assert categories.ids == tuple(range(91))
+    assert categories.labels == {1: 1, 3: 3}
+
+
 def test_other_datasets_have_contiguous_labels_by_id(tmp_path: Path) -> None:
     found = [{"id": 7, "name": "dog"}, {"id": 0, "name": "cat"}, {"id": 12, "name": "N/A?"}]
     files = DatasetFiles("own", tmp_path, write_annotations(tmp_path / "a.json", found), keeps_ids=False)

@@ -50,7 +50,7 @@ CONTENT: dict[str, Any] = {
         annotation(1, 70, 3, [2, 2, 10, 10], segmentation=SQUARE),
         annotation(2, 8, 9, [-4, 1, 10, 30], segmentation=[[0, 1, 6, 1, 6, 24, 0, 24]]),
         annotation(3, 70, 9, [1, 1, 17, 13.2], segmentation=TWO_PARTS),
-        annotation(4, 70, 9, [4, 3, 15, 6], segmentation=compressed()),
+        annotation(4, 70, 9, [4, 3, 15, 6], area=60, segmentation=compressed()),
         annotation(5, 70, 3, [5, 5, 0.5, 8], segmentation=SQUARE),  # too thin
         annotation(6, 70, 3, [19.5, 5, 9, 8], segmentation=SQUARE),  # too thin inside the image
         annotation(7, 31, 3, [0, 0, 20, 16], iscrowd=1, segmentation={"size": [16, 20], "counts": [0, 320]}),
@@ -98,7 +98,7 @@ def test_training_reads_boxes_and_labels_and_says_what_it_left_out(
     ]
     assert target["boxes"].canvas_size == (16, 20) and target["boxes"].dtype == torch.float32
     assert target["labels"].tolist() == [1, 2, 2, 1] and target["labels"].dtype == torch.int64
-    assert target["area"].tolist() == [100, pytest.approx(17 * 13.2), 90, 16]
+    assert target["area"].tolist() == [100, pytest.approx(17 * 13.2), 60, 16]
     assert target["iscrowd"].tolist() == [0, 0, 0, 0]
     assert set(target) == {"image_id", "boxes", "labels", "area", "iscrowd"}
     assert dataset[0][1]["boxes"].tolist() == [[0, 1, 6, 24]]  # clipped to the image
@@ -182,6 +182,13 @@ def test_keypoints_need_ten_visible_ones_and_people(tmp_path: Path) -> None:
     assert target["keypoints"].shape == (2, 17, 2) and target["visibility"].dtype == torch.int64
     assert target["keypoints"][0].flatten().tolist() == [v for i, v in enumerate(POSE) if i % 3 < 2]
     assert target["visibility"].tolist() == [[2] * 17, [0] * 17]
+
+
+@pytest.mark.parametrize(("visible", "ids"), [(9, [70]), (10, [8, 70])])
+def test_ten_visible_keypoints_are_enough(tmp_path: Path, visible: int, ids: list[int]) -> None:
+    content = people()
+    content["annotations"][3]["keypoints"] = POSE[: visible * 3] + [0] * (17 - visible) * 3
+    assert build(tmp_path, "keypoints", content).ids.tolist() == ids
 
 
 def changed(**first: Any) -> dict[str, Any]:

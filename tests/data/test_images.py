@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from norton_det.data.images import SLIMMEST, find_images, read_image, read_photo
+from norton_det.data.images import SLIMMEST, ImageFiles, find_images, read_image, read_photo
 
 RAMP = np.linspace(0, 255, 48, dtype=np.uint8).reshape(6, 8)
 
@@ -132,6 +132,16 @@ def test_a_decompression_bomb_is_refused_with_its_size(tmp_path):
     for read in (read_image, lambda path: read_photo(path, 100)):
         with pytest.raises(ValueError, match=r"bomb\.png: not a readable image .*1200000000 pixels"):
             read(path)
+
+
+def test_images_to_compute_with_are_shares_of_white(tmp_path):
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for path, grey in zip(paths, (255, 51), strict=True):
+        Image.new("L", (4, 3), grey).save(path)
+    white, dark = ImageFiles(paths)
+    assert torch.equal(white, torch.ones(3, 3, 4))
+    torch.testing.assert_close(dark, torch.full((3, 3, 4), 0.2))
+    assert len(ImageFiles(paths)[1:]) == 1 and torch.equal(ImageFiles(paths)[1:][0], dark)
 
 
 def test_images_of_a_folder_come_by_name(tmp_path):

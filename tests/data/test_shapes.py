@@ -5,11 +5,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from norton_det.data import shapes
-from norton_det.data.figures import FIGURES, crowd
+from norton_det.data.figures import FIGURES, Figure, Part, crowd
 from norton_det.data.shapes import CATEGORIES, KEYPOINT_NAMES, SKELETON, Scene, draw_scene, write_shapes
 
 TRAIN_IMAGES, VAL_IMAGES = 40, 12
@@ -67,6 +68,28 @@ def test_keypoints_and_skeleton_are_cocos() -> None:
     assert len(KEYPOINT_NAMES) == 17 and len(SKELETON) == 19
     named = {frozenset(KEYPOINT_NAMES[end - 1] for end in bone) for bone in SKELETON}
     assert {frozenset(("left_hip", "left_knee")), frozenset(("right_elbow", "right_wrist"))} <= named
+
+
+def test_what_stands_in_front_is_seen_and_owns_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(left: float, colour: tuple[int, int, int]) -> Figure:
+        corners = np.array([[left, 50.0], [left + 60, 50], [left + 60, 110], [left, 110]])
+        return Figure((Part(corners, colour),))
+
+    figures = [(CATEGORIES[1], square(50, (250, 0, 0)), False), (CATEGORIES[2], square(80, (0, 0, 250)), False)]
+    monkeypatch.setattr(shapes, "_choose_figures", lambda *_: figures)
+    monkeypatch.setattr(shapes, "lit", lambda rng, image: image)
+    scene = draw_scene(np.random.default_rng(0))
+    assert scene.image[80, 95].tolist() == [250, 0, 0]
+    assert scene.image[80, 125].tolist() == [0, 0, 250]
+    front, behind = (decoded(annotation, *scene.image.shape[:2]) for annotation in scene.annotations)
+    assert front[80, 95] and not behind[80, 95] and behind[80, 125]
+
+
+def test_files_have_the_colours_of_their_scenes(folder: Path) -> None:
+    seeds = np.random.SeedSequence(0, spawn_key=(0, 4))
+    drawn = draw_scene(np.random.default_rng(seeds)).image.astype(int)
+    written = np.asarray(Image.open(folder / "train" / "000000000005.jpg")).astype(int)
+    assert abs(written - drawn).mean() < 0.5 * abs(written[..., ::-1] - drawn).mean()
 
 
 def test_masks_boxes_and_areas_agree(scenes: list[Scene]) -> None:

@@ -30,6 +30,12 @@ def test_distances_are_the_largest_of_a_boxs_numbers():
     assert not compared.is_equal
 
 
+@pytest.mark.parametrize(("shift", "score", "equal"), [(0.009, 0.90009, True), (0.02, 0.9, False), (0, 0.902, False)])
+def test_both_boxes_and_scores_have_to_be_equal(shift, score, equal):
+    found = detections([[0, 0, 10, 10 + shift], [20, 20, 40, 40], [50, 50, 60, 60]], [1, 2, 1], [score, 0.8, 0.7])
+    assert agreement([found], [EXPECTED]).is_equal == equal
+
+
 def test_another_label_or_another_place_is_not_found_again():
     found = detections([[0, 0, 10, 10], [20, 20, 40, 40], [150, 50, 160, 60]], [2, 2, 1], [0.9, 0.8, 0.7])
     compared = agreement([found], [EXPECTED])

@@ -10,6 +10,7 @@ from torch import nn
 
 from norton_det.analysis.complexity import count, total
 from norton_det.compression.plan import load_plan
+from norton_det.deploy import fold, treatments
 from norton_det.deploy.export import METADATA_KEY, describe_export, export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms
@@ -165,6 +166,47 @@ def test_each_layer_gets_the_form_that_the_timer_finds_fastest(images):
     rpn_sizes = {inputs for shape, _, inputs in asked if shape[:2] == (32, 32)}
     assert len(rpn_sizes) == 5
     assert_same_detections(detect(detector, images), expected)
+
+
+def test_a_layer_that_meets_several_sizes_gets_the_form_with_the_smallest_sum(images):
+    detector = small_detector("faster_rcnn")
+    seen = []
+
+    def timer(shape, form, inputs):
+        """Dense is a little faster on the largest map of the RPN, and much slower on each of the others."""
+        seen.append(inputs[2])
+        return (
+            {"dense": 0.9, "depthwise": 1.0}[form]
+            if inputs[2] == max(seen)
+            else {"dense": 2.0, "depthwise": 1.0}[form]
+        )
+
+    choose_forms(detector, images[0], timer)
+    assert isinstance(detector.rpn.head.conv[0][0], DepthwiseCPConv2d)
+
+
+def test_a_variance_that_is_small_beside_eps_is_folded_too():
+    norm = nn.BatchNorm2d(3, eps=1e-3).eval()
+    nn.init.constant_(norm.running_var, 1e-5)
+    nn.init.normal_(norm.running_mean)
+    x = torch.randn(2, 3, 4, 4)
+    scale, shift = fold._affine(norm)
+    torch.testing.assert_close(x * scale[:, None, None] + shift[:, None, None], norm(x))
+
+
+def test_an_exported_file_resizes_as_evaluation_does():
+    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), settings=DetectorSettings(min_size=(64, 96)))
+    with torch.device("meta"):
+        detector = build_from_spec(spec)
+    detector.categories, detector.category_ids = ["__background__", "a", "b"], [0, 1, 2]
+    described = describe_export(detector)
+    assert (described.min_size, described.max_size, described.outputs) == (96, 1333, ("boxes", "labels", "scores"))
+
+
+def test_a_treatment_is_its_runtime_in_its_precision(monkeypatch):
+    monkeypatch.setattr(treatments, "optimize", lambda detector, images, runtime, precision: f"{runtime} {precision}")
+    found = {name: treatments.treated(None, name, []) for name in treatments.OPTIMISED}
+    assert found == {name: name if " " in name else f"{name} float32" for name in treatments.OPTIMISED}
 
 
 def test_bfloat16_finds_much_the_same(images):

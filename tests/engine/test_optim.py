@@ -40,10 +40,11 @@ def test_rate_follows_the_batch(optimizer, expected):
     assert scaled_lr(0.02, optimizer, 8) == pytest.approx(expected)
 
 
-def test_vectors_are_not_decayed_and_frozen_ones_left_out():
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_vectors_are_not_decayed_and_frozen_ones_left_out(kind):
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2))
     model[2].requires_grad_(False)
-    decayed, plain = build_optimizer(model, "sgd", lr=0.1, momentum=0.9, weight_decay=0.5).param_groups
+    decayed, plain = build_optimizer(model, kind, lr=0.1, momentum=0.9, weight_decay=0.5).param_groups
     assert [p.shape for p in decayed["params"]] == [model[0].weight.shape]
     assert decayed["weight_decay"] == 0.5
     assert plain["weight_decay"] == 0

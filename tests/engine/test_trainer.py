@@ -14,7 +14,7 @@ from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.optim import build_optimizer, build_schedule
-from norton_det.engine.trainer import TrainingRun, restore, resume, train
+from norton_det.engine.trainer import TrainingRun, clip_gradients, restore, resume, train
 
 
 def make_run(folder, iterations=12, period=4, **changes):
@@ -86,6 +86,25 @@ def test_training_lowers_the_loss(tmp_path):
     assert [line["iteration"] for line in found] == list(range(3, 61, 3))
     assert found[-1]["loss"] < 0.5 * found[0]["loss"]
     assert {"lr", "loss", "fit", "gradient_norm", "seconds", "data_seconds", "images_per_second"} <= set(found[0])
+    assert found[0]["images_per_second"] == pytest.approx(16 / found[0]["seconds"])
+
+
+def test_training_is_in_training_mode(tmp_path):
+    run = make_run(tmp_path, iterations=1)
+    run.model.eval()
+    run_to_end(run, tmp_path)
+    assert run.model.training
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (10.0, 5.0), (None, 5.0)])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_a_gradient_is_cut_to_the_largest_norm_that_is_allowed(limit, expected, scale, tmp_path):
+    scaler = GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    run = make_run(tmp_path, clip_norm=limit, scaler=scaler)
+    direction = torch.tensor([3.0, 4.0, 0.0])
+    run.scaler.scale((run.model[0].weight[0] * direction).sum()).backward()
+    assert clip_gradients(run) == pytest.approx(5)
+    assert run.model[0].weight.grad.norm().item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("change", [lambda run: run, with_average, with_float16])

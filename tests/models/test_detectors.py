@@ -71,12 +71,24 @@ def test_dense_detector_is_torchvisions(kind, builder, classes):
         torch.testing.assert_close(found[key], expected[key])
 
 
+def shapes(detector):
+    return {name: value.shape for name, value in detector.state_dict().items()}
+
+
+def test_as_many_proposals_enter_nms_as_may_leave_it():
+    settings = DetectorSettings(train_proposals=300, test_proposals=70)
+    with torch.device("meta"):
+        rpn = build_from_spec(DetectorSpec("faster_rcnn", 3, SMALL, settings=settings)).rpn
+    assert rpn._pre_nms_top_n == rpn._post_nms_top_n == {"training": 300, "testing": 70}
+
+
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
 def test_structure_is_read_back_from_tensors(kind):
-    spec = small_spec(kind)
-    state = build_from_spec(spec).state_dict()
+    spec = small_spec(kind, num_keypoints=5)
+    detector = build_from_spec(spec)
+    state = detector.state_dict()
     read = DetectorSpec.from_state_dict(state, spec.settings)
-    assert build_from_spec(read).state_dict().keys() == state.keys()
+    assert shapes(build_from_spec(read)) == shapes(detector)
     assert (read.kind, read.num_classes, read.body, read.fpn_channels) == (kind, 3, SMALL, 16)
 
 

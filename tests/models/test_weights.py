@@ -113,6 +113,15 @@ def test_a_detector_without_categories_as_torchvisions_is_saved_too(tmp_path):
     assert norton_det.load_detector(tmp_path / "detector.pth").categories[1] == "person"
 
 
+@pytest.mark.parametrize(("names", "ids"), [(["__background__", "dog"], [0, 17]), (["__background__"] * 3, [0, 1])])
+def test_names_that_are_not_as_many_as_the_classes_are_not_believed(names, ids, tmp_path):
+    detector = build_from_spec(DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16))
+    detector.categories, detector.category_ids = names, ids
+    save_weights(tmp_path / "detector.pth", detector)
+    loaded = norton_det.load_detector(tmp_path / "detector.pth")
+    assert (loaded.categories, loaded.category_ids) == (["__background__", "class 1", "class 2"], [0, 1, 2])
+
+
 class Attack:
     """A pickle that would leave a file behind, were it ever unpickled."""
 

@@ -166,6 +166,17 @@ def test_same_seed_same_factors(rank):
         assert torch.equal(a, b)
 
 
+def test_another_seed_starts_elsewhere():
+    weight = random_filters(40, 3, 3, 3)
+    first, other = (decompose_filters(weight, 3, iterations=1, starts=8, seed=seed) for seed in (5, 6))
+    assert not torch.equal(first.channel, other.channel)
+
+
+def test_factors_are_detached():
+    weight = random_filters(3, 4, 3, 3).requires_grad_()
+    assert not any(factor.requires_grad for factor in decompose_filters(weight, 2).modes)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_filter_does_not_depend_on_its_neighbours(rank):
     weight = random_filters(9, 6, 3, 3).double()
@@ -205,6 +216,23 @@ def test_normalised_keeps_the_filters():
     generator = torch.Generator().manual_seed(0)
     factors = CPFactors(*(torch.randn(4, n, 3, generator=generator) for n in (5, 3, 3)))
     torch.testing.assert_close(reconstruct(factors.normalised()), reconstruct(factors))
+
+
+def test_normalised_scales_with_the_filters():
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(4, n, 3, generator=generator) for n in (5, 3, 3)]
+    expected = CPFactors(*factors).normalised()
+    small = CPFactors(*(1e-6 * factor for factor in factors)).normalised()
+    for factor, wanted in zip(small.modes, expected.modes, strict=True):
+        torch.testing.assert_close(factor * 1e6, wanted)
+
+
+def test_components_stay_bounded_where_no_best_ones_exist():
+    """a a b + a b a + b a a is of rank 3 and the limit of tensors of rank 2, whose components grow without bound."""
+    a, b = torch.eye(3, dtype=torch.float64)[:2]
+    weight = sum(torch.einsum("c,i,j->cij", *modes) for modes in ((a, a, b), (a, b, a), (b, a, a)))[None]
+    size = decompose_filters(weight, 2, tolerance=0).channel.norm(dim=1).pow(3)
+    assert size.max() < 6 * weight.norm()
 
 
 def test_components_stay_bounded_on_real_filters(real_filters):

@@ -71,6 +71,14 @@ def test_small_angles_keep_their_digits(angle, rank):
     assert distance == pytest.approx(angle, rel=1e-3)
 
 
+def test_close_pairs_keep_their_digits_however_many_they_are():
+    angles = 1e-9 * torch.arange(100, dtype=torch.float64)  # 4,950 pairs
+    channel = torch.stack([angles.cos(), angles.sin()], dim=1)[:, :, None]
+    same = torch.ones(100, 1, 1, dtype=torch.float64)
+    expected = (angles[:, None] - angles[None]).abs()
+    torch.testing.assert_close(pabs_distances(CPFactors(channel, same, same)), expected, rtol=1e-4, atol=1e-15)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_orthogonal_filters_are_half_pi_apart_in_the_channel_mode(rank):
     channel = torch.eye(3 * rank).view(3 * rank, 3, rank).permute(1, 0, 2)  # (K, C, R): disjoint channels

@@ -23,6 +23,7 @@ def test_only_sure_detections_are_drawn():
     unsure = prediction([[10, 10, 60, 60]], [0.4])
     assert torch.equal(draw_predictions(GREY, unsure, NAMES), GREY)
     assert not torch.equal(draw_predictions(GREY, unsure, NAMES, confidence=0.3), GREY)
+    assert not torch.equal(draw_predictions(GREY, prediction([[10, 10, 60, 60]], [0.5]), NAMES), GREY)
 
 
 def test_plates_of_boxes_in_one_place_stand_apart_and_inside():

@@ -196,3 +196,10 @@ def test_the_drawn_clip_moves_and_is_the_same_twice():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
     assert first[0].shape == (3, 64, 96)
+
+
+def test_the_drawn_clip_fills_its_frame():
+    first, *_, last = drawn_clip(9, (40, 400))
+    rows, columns = (first != last).any(dim=0).nonzero().unbind(1)
+    assert columns.max() - columns.min() > 200
+    assert rows.max() > 20
