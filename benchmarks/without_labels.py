@@ -60,7 +60,7 @@ masks and keypoints on the 200 validation images. No label is read.
 *published* is the pruning of the published code; *plain* is ours, with nothing done afterwards; *BatchNorm* has its
 statistics estimated anew on 200 training images; *recovered* is restored on them by `recover`, part after part;
 *searched, recovered* is so too, by the plan that `search_plan` finds for the same MACs.
-*Seconds* is what *recovered* took on one core, a second run beside it.
+*Seconds* is what *recovered* took on one core that other work may have shared.
 
 The search is no help here: it ranks options by the error that a short least-squares repair leaves, and the longer
 recovery that follows levels the differences that it saw.
@@ -68,7 +68,8 @@ recovery that follows levels the differences that it saw.
 FINE_TUNING = """## Then fine-tuned
 
 Faster R-CNN, fine-tuned with labels from what stands above, for a share of the dense detector's schedule, each
-share a schedule of its own.
+share a schedule of its own. The dense one has not converged after its own: where more training ends above it, that
+is the training's doing.
 """
 REAL = """## Real filters, real images
 
@@ -210,7 +211,7 @@ def plot_fine_tuning(path: Path, result: dict[str, Any]) -> None:
                       label=f"{plan}, {way}")  # fmt: skip
     axes.set_xlabel("fine-tuning, share of the dense detector's schedule")
     axes.set_ylabel("AP of boxes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, handlelength=4)
     style(axes)
     save_figure(path, figure)
 
