@@ -181,7 +181,7 @@ def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
     video._picture(detectors, found, [50.0, 20.0], 0.5)
     assert shown == ["dense  50 ms  20.0 frames/s", "small  20 ms  50.0 frames/s  2.50x"]
     summary = video._summary(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
-    assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "2.50x"
+    assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "speed-up: 2.50x"
 
 
 def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
