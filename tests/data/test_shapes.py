@@ -92,6 +92,20 @@ def test_files_have_the_colours_of_their_scenes(folder: Path) -> None:
     assert abs(written - drawn).mean() < 0.5 * abs(written[..., ::-1] - drawn).mean()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_persons_keypoints_stand_where_their_names_say(seed: int) -> None:
+    points = FIGURES["person"](np.random.default_rng(seed)).keypoints
+    assert points is not None
+    at = dict(zip(KEYPOINT_NAMES, points, strict=True))
+    for side in ("left", "right"):
+        assert abs(at[f"{side}_eye"][0] - at["nose"][0]) < abs(at[f"{side}_ear"][0] - at["nose"][0])
+        heights = [at[f"{side}_{part}"][1] for part in ("eye", "shoulder", "hip", "knee", "ankle")]
+        assert heights == sorted(heights)  # downwards
+        for start, end in (("shoulder", "elbow"), ("elbow", "wrist")):
+            assert np.linalg.norm(at[f"{side}_{start}"] - at[f"{side}_{end}"]) == pytest.approx(0.15)
+    assert at["left_hip"][0] > at["right_hip"][0]
+
+
 def test_masks_boxes_and_areas_agree(scenes: list[Scene]) -> None:
     for scene in scenes:
         height, width = scene.image.shape[:2]

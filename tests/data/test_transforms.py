@@ -147,6 +147,18 @@ def test_jitter_keeps_boxes_masks_and_counts_together() -> None:
     assert 2 in counts and min(counts) < 2  # a crop has dropped an object at least once
 
 
+def test_jitter_makes_images_very_small_and_large() -> None:
+    """Where one is small, most of the square is padding; where it is large, none."""
+    transforms = training_transforms("lsj", "bbox")
+    fill = torch.tensor([124, 116, 104])[:, None, None] / 255
+    padding = []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        image, _ = transforms(*sample("bbox"))
+        padding.append(((image - fill).abs() < 1e-4).all(dim=0).float().mean().item())
+    assert max(padding) > 0.8 and min(padding) < 0.01
+
+
 def test_jitter_keeps_keypoints_together() -> None:
     transforms = training_transforms("lsj", "keypoints")
     shown, counts = [], set()

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 
 from norton_det.analysis.complexity import count, total
 from norton_det.compression.plan import load_plan
-from norton_det.deploy import fold, treatments
-from norton_det.deploy.export import METADATA_KEY, describe_export, export_onnx
+from norton_det.deploy import fold, runtimes, treatments
+from norton_det.deploy.export import METADATA_KEY, Description, describe_export, export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms
 from norton_det.deploy.openvino import quantize, save_openvino, to_openvino
@@ -201,6 +202,15 @@ def test_an_exported_file_resizes_as_evaluation_does():
     detector.categories, detector.category_ids = ["__background__", "a", "b"], [0, 1, 2]
     described = describe_export(detector)
     assert (described.min_size, described.max_size, described.outputs) == (96, 1333, ("boxes", "labels", "scores"))
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "f32")])
+def test_openvino_may_run_in_bfloat16_where_that_is_asked_for(precision, hint, monkeypatch):
+    core, model = MagicMock(), MagicMock(inputs=[MagicMock(partial_shape=(3, 96, 160))], outputs=["boxes"])
+    model.get_rt_info.return_value.astype.return_value = Description(96, 160, ("boxes",), ("a",), (0,)).to_json()
+    monkeypatch.setattr(runtimes, "openvino_core", lambda: core)
+    compile_openvino(model, precision, "the model")
+    assert core.compile_model.call_args.args[2]["INFERENCE_PRECISION_HINT"] == hint
 
 
 def test_a_treatment_is_its_runtime_in_its_precision(monkeypatch):
