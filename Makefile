@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
 
 test: lint
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(RUNTIMES))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(RUNTIMES))
 	$(BIN)/python -m pytest $(RUNTIMES)
 
 lint: $(INSTALLED)
