@@ -1,8 +1,11 @@
 """Time by part, and the machine's limits: what can be said of them without trusting a clock."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
+from norton_det.analysis import parts as parts_module
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
 from norton_det.deploy.treatments import SHIPPED, count_regions, fix_workload, treated, usable_treatments
@@ -25,6 +28,26 @@ def test_the_parts_add_up_and_none_is_left_out(detector):
     }
     assert min(parts.values()) > 0
     assert not detector.backbone.body._forward_hooks
+
+
+def test_what_stands_inside_another_part_is_taken_out_of_it(detector, monkeypatch):
+    clock = {"whole": 100, "resize": 5, "body": 20, "neck": 10, "rpn head": 4, "rpn": 14}
+    clock |= {"roi heads": 40, "roi align": 6, "heads": 9}
+    watched = {}
+
+    @contextmanager
+    def timed(taken, modules):
+        watched.update(modules)
+        taken.update(clock)
+        yield
+
+    monkeypatch.setattr(parts_module, "_timed", timed)
+    parts = seconds_by_part(detector, [torch.rand(3, 64, 96)], runs=1)
+    assert (parts["proposals"], parts["post-processing"], parts["rest"]) == (10, 25, 11)
+    assert sum(parts.values()) == 100
+    heads = detector.roi_heads
+    assert set(watched["heads"]) == {heads.box_head, heads.box_predictor, heads.mask_head, heads.mask_predictor}
+    assert watched["roi align"] == [heads.box_roi_pool, heads.mask_roi_pool]
 
 
 def test_the_workload_is_the_same_whatever_the_weights(detector):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from norton_det.compression.plan import PRESETS, CompressionPlan, load_plan, parse_notation
+from norton_det.compression.plan import PRESETS, CompressionPlan, kept_channels, load_plan, parse_notation
 from norton_det.models.resnet import SPATIAL_LAYERS, ResNetSpec
 
 PAPER = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
@@ -51,6 +51,7 @@ def test_entries_go_where_the_paper_puts_them():
 
 def test_widths_are_rounded_down():
     widths = load_plan("norton-77").apply(ResNetSpec.dense()).widths
+    assert kept_channels(64, 0.3) == 44  # of 44.8
     assert widths["stem"] == 64
     assert widths["layer1"] == int(256 * 0.9) == 230
     assert widths["layer3"] == int(1024 * 0.6)

@@ -92,6 +92,18 @@ def test_structure_is_read_back_from_tensors(kind):
     assert (read.kind, read.num_classes, read.body, read.fpn_channels) == (kind, 3, SMALL, 16)
 
 
+def test_the_structure_before_compression_is_dense_in_every_part():
+    spec = small_spec("faster_rcnn", part_ranks={"neck": 1, "box_head": 8})
+    dense = spec.uncompressed(0.125)
+    assert (dense.body, dense.part_ranks) == (ResNetSpec.dense(0.125), {})
+    assert (dense.kind, dense.fpn_channels, dense.settings) == (spec.kind, spec.fpn_channels, spec.settings)
+
+
+def test_a_linear_layer_has_no_higher_rank_than_its_sides():
+    detector = build_from_spec(small_spec("faster_rcnn", part_ranks={"box_head": 99}))
+    assert detector.roi_heads.box_head.fc7.rank == 32
+
+
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'yolo' is not one of"):
         build_from_spec(small_spec("yolo"))
