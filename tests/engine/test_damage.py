@@ -1,7 +1,5 @@
-import multiprocessing
-
 import pytest
-import torch.distributed as dist
+from processes import in_two_processes
 
 from norton_det.engine.damage import within_limit
 
@@ -21,24 +19,16 @@ def test_one_more_than_the_limit_is_an_error(limit):
         next(batches)
 
 
-def one_of_two(rank, place, answers):
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+def one_of_two(rank):
     mine = [["a"], [], ["b"], ["a", "c"]] if rank else [["b"], ["a"], [], []]
     seen = []
     try:
         for batch in within_limit(list(enumerate(mine)), 2):
             seen.append(batch)
     except ValueError as error:
-        answers.put((seen, str(error)))
+        return seen, str(error)
 
 
 def test_two_processes_count_together_and_stop_together(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    processes = [fork.Process(target=one_of_two, args=(rank, tmp_path / "meet", answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    found = in_two_processes(one_of_two, tmp_path)
     assert found == [([0, 1, 2], "c: damaged images met: 3, tolerated: 2")] * 2
