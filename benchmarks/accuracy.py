@@ -14,12 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from norton_det.builders.resolve import TASKS
+from norton_det.builders.resolve import TASKS, resolve_dataset
 from norton_det.cli.main import main as norton_det
+from norton_det.cli.train import evaluate as evaluate_detector
 from norton_det.config import load_config
-from norton_det.data.catalog import open_images
+from norton_det.data.catalog import open_images, read_categories
 from norton_det.deploy.agreement import Agreement, agreement
 from norton_det.deploy.optimize import optimize
+from norton_det.deploy.runtimes import Precision, load_exported
 from norton_det.files import write_json
 from norton_det.models.weights import detector_from_weights, read_weights
 
@@ -53,7 +55,21 @@ def train(kind: str, folder: Path, *words: str) -> Path:
 def evaluate(kind: str, weights: Path, folder: Path, *words: str) -> dict[str, float]:
     """AP and AP50 of the detector's own task."""
     train(kind, folder, "--eval-only", f"model.weights={weights}", "model.plan=none", *words)
-    metrics = json.loads((folder / "evaluation/metrics.json").read_text())[TASKS[kind]]
+    return read_metrics(kind, folder / "evaluation")
+
+
+def evaluate_bfloat16(kind: str, exported: Path, folder: Path) -> dict[str, float]:
+    """The same of an exported OpenVINO file, run in bfloat16."""
+    if not (folder / "metrics.json").exists():
+        config = load_config("quickstart.yaml", [f"model.detector={kind}"])
+        files = resolve_dataset(config, "test")
+        detector = load_exported(exported, "bfloat16")
+        evaluate_detector(config, detector, files, read_categories(files, TASKS[kind]), folder)
+    return read_metrics(kind, folder)
+
+
+def read_metrics(kind: str, folder: Path) -> dict[str, float]:
+    metrics = json.loads((folder / "metrics.json").read_text())[TASKS[kind]]
     return {name: metrics[name] for name in ("AP", "AP50")}
 
 
@@ -68,6 +84,7 @@ def variants(kind: str, weights: Path, folder: Path) -> dict[str, dict[str, floa
         if not exported.exists():
             run("export-model", "--weights", weights, "--output", exported, *options)
         rows[name] = evaluate(kind, exported, folder / name.replace(" ", "_"))
+    rows["openvino bfloat16"] = evaluate_bfloat16(kind, folder / "float32.xml", folder / "openvino_bfloat16")
     for count in PROPOSALS:
         words = f"model.test_proposals={count}"
         rows[f"torch, {count} proposals"] = evaluate(kind, weights, folder / f"proposals_{count}", words)
@@ -104,18 +121,20 @@ def measure_full_width(folder: Path, backbone_weights: str) -> dict[str, Any]:
     words = [*FULL_WIDTH, f"model.backbone_weights={backbone_weights}"]
     weights = train("faster_rcnn", folder, *words)
     rows = variants("faster_rcnn", weights, folder / "variants")
-    return {"rows": rows, "agreement": asdict(int8_agreement(weights))}
+    return {"rows": rows, "agreement": {name: asdict(found) for name, found in agreements(weights).items()}}
 
 
-def int8_agreement(weights: Path) -> Agreement:
-    """int8's boxes beside float32's, both by OpenVINO, on validation images of 800x1066 inside."""
+def agreements(weights: Path) -> dict[Precision, Agreement]:
+    """Boxes of bfloat16 and int8 beside float32's, all by OpenVINO, on validation images of 800x1066 inside."""
     detector = detector_from_weights(read_weights(str(weights))).eval()
     detector.transform.min_size, detector.transform.max_size = (800,), 1333
     calibration, images = (list(open_images(name, AGREEMENT_IMAGES)) for name in ("shapes_train", "shapes_val"))
-    exact, quantized = (
-        optimize(detector, calibration, "openvino", precision)(images) for precision in ("float32", "int8")
-    )
-    return agreement(quantized, exact)
+    exact = optimize(detector, calibration, "openvino")(images)
+    precisions: tuple[Precision, ...] = ("bfloat16", "int8")
+    return {
+        precision: agreement(optimize(detector, calibration, "openvino", precision)(images), exact)
+        for precision in precisions
+    }
 
 
 def keep(name: str, values: dict[str, Any]) -> None:

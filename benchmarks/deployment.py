@@ -1,8 +1,9 @@
 """The table of docs/benchmarks.md: three detectors, dense, norton and norton-all, in every treatment.
 
-    python benchmarks/deployment.py [--image photo.jpg] [--runs 5] [--detectors faster_rcnn mask_rcnn keypoint_rcnn]
+    python benchmarks/deployment.py --machine NAME [--image photo.jpg] [--runs 5] [--detectors faster_rcnn mask_rcnn]
 
-Runs `norton-det benchmark` once a detector, and writes docs/benchmarks/DETECTOR.json and .png, and the page.
+Runs `norton-det benchmark` once a detector, and writes docs/benchmarks/NAME/DETECTOR.json and .png, and the page,
+which has a section for each machine that was measured.
 """
 
 import argparse
@@ -17,21 +18,26 @@ from norton_det.cli.benchmark import drawn
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config
 from norton_det.data.images import ImageFiles
-from norton_det.deploy.treatments import SHIPPED, fix_workload, treated
+from norton_det.deploy.treatments import SHIPPED, TREATMENTS, fix_workload, treated
 from norton_det.files import write_json
 
 PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
+RESULTS = PAGE.parent / "benchmarks"
 PLANS = ("norton-77", "norton-77-all")
 PROPOSALS = 200
 TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "keypoint_rcnn": "Keypoint R-CNN"}
 HEAD = """# Speed
 
-Made by `python benchmarks/deployment.py`. Random weights, the same work for all models: proposals are the anchors,
-1,000 of them unless a table says otherwise, and 20 detections an image go to the mask and keypoint heads. *Speed* is
-beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships it. Each treatment
-is one run, the models in turn, medians with the 5th and 95th percentile. `norton-77` compresses the body,
-`norton-77-all` the neck, the RPN and the heads too.
-What it costs in AP, on small models, stands at the end.
+Made by `python benchmarks/deployment.py --machine NAME`. Random weights, the same work for all models: proposals are
+the anchors, 1,000 of them unless a table says otherwise, and 20 detections an image go to the mask and keypoint
+heads. *Speed* is beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships
+it. Each treatment is one run, the models in turn, medians with the 5th and 95th percentile. `norton-77` compresses
+the body, `norton-77-all` the neck, the RPN and the heads too. What it costs in AP, on small models, stands at the
+end.
+
+What a CPU can do decides what there is to win: one with AMX multiplies dense matrices of bfloat16 and int8 so fast
+that what remains is the rest of the detector, in which compression changes little; `ONEDNN_MAX_CPU_ISA` makes it
+compute like one without.
 """
 ACCURACY = """By `python benchmarks/accuracy.py --epochs {tuned}`: models of the quickstart's size (a quarter of the
 width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compressed ones recovered without labels,
@@ -43,9 +49,9 @@ tenths.
 FULL_WIDTH = """At full width, `norton-77-all` started from ImageNet's filters and trained like the dense ones above:
 """
 AGREEMENT = """
-Its int8 boxes beside the float32 ones, both by OpenVINO, at 800x1066: of {expected} detections {found} are found
-again (same class, IoU of 0.5 or more), their sides moved by {box_median:.1f} pixels (median), {box_p99:.1f} (99th
-percentile).
+Its boxes in {precision} beside those in float32, both by OpenVINO, at 800x1066: of {expected} detections {found} are
+found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.1f} pixels (median), {box_p99:.1f}
+(99th percentile).
 """
 FEWER = """
 With {proposals} proposals, as the accuracies below are measured with, and still 1,000 for the dense model, in turn:
@@ -53,13 +59,21 @@ With {proposals} proposals, as the accuracies below are measured with, and still
 """
 
 
-def table(name: str, result: dict) -> str:
-    """The page's section on one detector."""
+def machine_section(folder: Path) -> str:
+    """The page's section on one machine."""
+    results = {name: json.loads(path.read_text()) for name in TITLES if (path := folder / f"{name}.json").exists()}
+    [machine] = {result["machine"] for result in results.values()}
+    tables = (table(name, result, folder / f"{name}.png") for name, result in results.items())
+    return f"\n## {machine}\n" + "".join(tables)
+
+
+def table(name: str, result: dict, plot: Path) -> str:
+    """What stands of one detector in a machine's section."""
     models = result["models"]
     shipped = next(iter(models["dense"]["treatments"].values()))["median"]
     lines = [
-        f"\n## {TITLES[name]}\n",
-        f"{result['machine']}; an image of {'x'.join(map(str, result['image']))} pixels, batch {result['batch']}.\n",
+        f"\n### {TITLES[name]}\n",
+        f"An image of {'x'.join(map(str, result['image']))} pixels, batch {result['batch']}.\n",
         "| treatment | model | ms | p5 | p95 | speed | in all | peak MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -84,7 +98,7 @@ def table(name: str, result: dict) -> str:
         )
     if "fewer" in result:
         lines.append(FEWER.format(**result["fewer"]))
-    lines.append(f"\n![latency of {TITLES[name]}](benchmarks/{name}.png)")
+    lines.append(f"\n![latency of {TITLES[name]}]({plot.relative_to(PAGE.parent)})")
     return "\n".join(lines) + "\n"
 
 
@@ -111,9 +125,9 @@ def accuracy_section(result: dict) -> str:
         if kind in result:
             lines += [*accuracy_table(title, result[kind]), ""]
     if "full_width" in result:
-        moved = result["full_width"]["agreement"]
         lines += [FULL_WIDTH, *accuracy_table(TITLES["faster_rcnn"], {"norton-77-all": result["full_width"]["rows"]})]
-        lines.append(AGREEMENT.format(**moved))
+        for precision, moved in result["full_width"]["agreement"].items():
+            lines.append(AGREEMENT.format(precision=precision, **moved))
     return "\n".join(lines)
 
 
@@ -129,27 +143,26 @@ def accuracy_table(title: str, models: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--machine", help="the folder of docs/benchmarks for what is measured here; none: only the page"
+    )
     parser.add_argument("--image", help="default: a drawn scene of 480x640")
     parser.add_argument("--runs", default="5")
+    parser.add_argument("--treatments", nargs="+", choices=TREATMENTS, help="default: all that can be used here")
     parser.add_argument("--detectors", nargs="+", default=list(TITLES), choices=TITLES)
-    parser.add_argument("--page-only", action="store_true", help="make the page of what was measured before")
     arguments = parser.parse_args()
-    photo = ["--image", arguments.image] if arguments.image else []
+    options = ["--image", arguments.image] if arguments.image else []
+    options += ["--treatments", *arguments.treatments] if arguments.treatments else []
     image = ImageFiles([Path(arguments.image)])[0] if arguments.image else drawn(480, 640)
-    for name in [] if arguments.page_only else arguments.detectors:
-        output = PAGE.parent / "benchmarks" / f"{name}.json"
+    for name in arguments.detectors if arguments.machine else []:
+        output = RESULTS / arguments.machine / f"{name}.json"
         words = ["benchmark", "--config", f"{name}_norton_all.yaml", "--plans", *PLANS, "--runs", arguments.runs]
-        if norton_det([*words, *photo, "--json", str(output)]):
+        if norton_det([*words, *options, "--json", str(output)]):
             raise SystemExit(2)
         fewer = time_fewer_proposals(name, image, int(arguments.runs))
         write_json(output, json.loads(output.read_text()) | {"fewer": fewer})
-    sections = [
-        table(name, json.loads(path.read_text()))
-        for name in TITLES
-        if (path := PAGE.parent / "benchmarks" / f"{name}.json").exists()
-    ]
-    accuracy = PAGE.parent / "benchmarks/accuracy.json"
-    if accuracy.exists():
+    sections = [machine_section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
+    if (accuracy := RESULTS / "accuracy.json").exists():
         sections.append(accuracy_section(json.loads(accuracy.read_text())))
     PAGE.write_text(HEAD + "".join(sections), encoding="utf-8")
 

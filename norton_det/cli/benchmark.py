@@ -1,7 +1,6 @@
 """Measure the latency of a configuration's detector, dense and compressed in turn, each in every treatment."""
 
 import argparse
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.machine import describe_machine
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
@@ -84,13 +84,13 @@ def run(args: argparse.Namespace) -> None:
     details = {name: describe(model, images, roofline.macs) for name, model in models.items()}
     print(format_latencies(measured))
     print(format_details(details))
-    print(f"machine: {machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
+    print(f"machine: {describe_machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
           f"copy {roofline.bytes / 1e9:.1f} GB/s")  # fmt: skip
     if args.json:
         write_json(
             args.json,
             {
-                "machine": machine(device),
+                "machine": describe_machine(device),
                 "roofline": asdict(roofline),
                 "image": [*image.shape[1:]],
                 "batch": args.batch,
@@ -165,19 +165,6 @@ def drawn(height: int, width: int) -> Tensor:
     """A drawn scene of the wanted size, float32 RGB (3, height, width) in 0 to 1."""
     scene = torch.from_numpy(draw_scene(np.random.default_rng(0)).image).permute(2, 0, 1)[None].float() / 255
     return torch.nn.functional.interpolate(scene, (height, width), mode="bilinear", antialias=True)[0]
-
-
-def machine(device: torch.device) -> str:
-    """The device's name, and how many threads torch uses."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text().splitlines() if info.exists() else []
 
 
 def format_latencies(measured: dict[str, dict[str, Measured]]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from norton_det.cli.options import require_at_least
 from norton_det.compression.comparison import METHODS, Measurement, compare, input_side, resnet_convolutions
 from norton_det.files import write_json
 from norton_det.models.weights import read_weights
@@ -44,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, write the JSON and the plot."""
-    for option, value, least in (
-        ("--ranks", min(args.ranks), 1),
-        ("--input-size", args.input_size, 32),
-        ("--runs", args.runs, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{option}: at least {least}, got {value}")
+    require_at_least(args, ranks=1, input_size=32, runs=1)
     generator = torch.Generator().manual_seed(args.seed)
     weights = read_weights(args.weights) if args.weights else None
     convs = resnet_convolutions(args.layers, weights, generator)

@@ -5,11 +5,12 @@ from contextlib import suppress
 
 
 def require_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Raise ValueError naming the first option, of those that are given, whose number is below its least."""
+    """Raise ValueError naming the first option, of those that are given, with a number below its least."""
     for name, smallest in least.items():
         value = getattr(args, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"--{name.replace('_', '-')}: at least {smallest}, got {value}")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < smallest:
+                raise ValueError(f"--{name.replace('_', '-')}: at least {smallest}, got {number}")
 
 
 def share(text: str) -> float:

@@ -13,9 +13,10 @@ import torch
 
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.builders.resolve import resolve_dataset, resolve_device
-from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, machine, measure
+from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, measure
 from norton_det.cli.main import main
 from norton_det.cli.report import write_report
 from norton_det.config import Config, load_config
@@ -120,7 +121,8 @@ def benchmarks(
         for name in names
     }
     device = resolve_device(config)
-    return [Benchmark(machine(device), image_size(config), runs), Benchmark(machine(device), FULL_SIZE_IMAGE, full)]
+    machine = describe_machine(device)
+    return [Benchmark(machine, image_size(config), runs), Benchmark(machine, FULL_SIZE_IMAGE, full)]
 
 
 def time_full_size() -> dict[str, dict[str, Measured]]:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from norton_det.builders.resolve import TASKS, resolve_dataset
 from norton_det.builders.training import build_batches, build_training_dataset
+from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.data.images import write_png
@@ -31,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write a picture an image, numbered in the order of training."""
-    if args.count < 1:
-        raise ValueError(f"--count {args.count}, expected at least 1")
+    require_at_least(args, count=1)
     config = load_config(args.config, [*args.overrides, "data.workers=0"])  # which would read far ahead
     files = resolve_dataset(config, "train")
     categories = read_categories(files, TASKS[config.model.detector])

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torchvision.models.detection import roi_heads
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
@@ -23,7 +25,15 @@ from norton_det.models.detectors import settings_of
 
 OPSET = 17
 METADATA_KEY = "norton_det"
-OUTPUTS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")
+Output = Literal["boxes", "labels", "scores", "masks", "heatmaps"]
+OUTPUTS: dict[Output, str] = {
+    "boxes": "boxes",
+    "labels": "labels",
+    "scores": "scores",
+    "masks": "masks",
+    "heatmaps": "keypoints",
+}
+"""A file's tensors, and which of torchvision's detections they become."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Description:
 
     min_size: int
     max_size: int
-    outputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
 
@@ -93,7 +103,7 @@ class ExportedGraph(nn.Module):
         """The tensors of `output_names`, N detections first."""
         detections = self.detector([image])
         found = detections[1][0] if isinstance(detections, tuple) else detections[0]
-        return tuple(found[name] for name in OUTPUTS if name in found)
+        return tuple(found[name] for name in OUTPUTS.values() if name in found)
 
 
 def describe_export(detector: GeneralizedRCNN) -> Description:
@@ -105,7 +115,7 @@ def describe_export(detector: GeneralizedRCNN) -> Description:
         outputs=tuple(
             name
             for name in OUTPUTS
-            if (name != "masks" or heads.has_mask()) and (not name.startswith("keypoints") or heads.has_keypoint())
+            if (name != "masks" or heads.has_mask()) and (name != "heatmaps" or heads.has_keypoint())
         ),
         categories=tuple(detector.categories),
         category_ids=tuple(detector.category_ids),
@@ -121,15 +131,16 @@ def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Descr
     description = describe_export(detector)
     graph = ExportedGraph(detector)
     resized, _ = detector.eval().transform.resize(example, None)
-    with atomic_path(path) as temporary, _nms_without_branches(), warnings.catch_warnings():
+    outputs: list[str] = [*description.outputs]
+    with atomic_path(path) as temporary, _traceable_torchvision(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
         torch.onnx.export(
             graph,
             (resized,),
             str(temporary),
             input_names=["image"],
-            output_names=list(description.outputs),
-            dynamic_axes={"image": {1: "height", 2: "width"}, **{n: {0: "detections"} for n in description.outputs}},
+            output_names=outputs,
+            dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in outputs}},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -138,20 +149,24 @@ def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Descr
 
 
 @contextmanager
-def _nms_without_branches() -> Iterator[None]:
-    """torchvision's `batched_nms` without its branch for no boxes, whose result OpenVINO takes for one box."""
+def _traceable_torchvision() -> Iterator[None]:
+    """torchvision's functions that runtimes do not run as they should, replaced."""
 
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+        """Without the branch for no boxes, whose result OpenVINO takes for one box."""
         beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
         kept: Tensor = box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
         return kept
 
-    original = box_ops.batched_nms
-    box_ops.batched_nms = batched_nms
-    try:
+    def keypointrcnn_inference(heatmaps: Tensor, _: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Heatmaps as they are: the loop that enlarges them one by one is far slower in a graph than outside."""
+        return [heatmaps], [heatmaps]
+
+    with (
+        patch.object(box_ops, "batched_nms", batched_nms),
+        patch.object(roi_heads, "keypointrcnn_inference", keypointrcnn_inference),
+    ):
         yield
-    finally:
-        box_ops.batched_nms = original
 
 
 def _add_metadata(path: Path, description: Description) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from norton_det.deploy.export import METADATA_KEY, Description
+from norton_det.deploy.export import METADATA_KEY, OUTPUTS, Description
 
 EXPORTED = (".onnx", ".xml")
 """How the names of exported files end."""
@@ -22,17 +23,19 @@ class ExportedDetector:
     """A detector for inference, from an exported file.
 
     Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries. Images are
-    resized, and detections scaled back and masks pasted, by torchvision; what lies between is the file's.
+    resized, keypoints found in heatmaps, detections scaled back and masks pasted by torchvision; what lies between is
+    the file's.
 
     Attributes:
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
-        outputs: what it finds, of boxes, labels, scores, masks, keypoints, keypoints_scores.
+        outputs: what it finds, of boxes, labels, scores, masks, keypoints.
     """
 
     def __init__(self, session: Session, description: Description) -> None:
         self._session = session
-        self.outputs = description.outputs
+        self._names = description.outputs
+        self.outputs = tuple(OUTPUTS[name] for name in self._names)
         self._transform = GeneralizedRCNNTransform(
             description.min_size, description.max_size, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
         ).eval()
@@ -54,7 +57,12 @@ class ExportedDetector:
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
         resized, _ = self._transform.resize(image.cpu(), None)
         arrays = self._session(resized.contiguous().numpy())
-        found = {name: torch.from_numpy(np.array(array)) for name, array in zip(self.outputs, arrays, strict=True)}
+        found: dict[str, Tensor] = {
+            name: torch.from_numpy(np.array(array)) for name, array in zip(self._names, arrays, strict=True)
+        }
+        if "heatmaps" in found:
+            keypoints = heatmaps_to_keypoints(found.pop("heatmaps"), found["boxes"])
+            found["keypoints"], found["keypoints_scores"] = keypoints
         sizes = [(int(side[1]), int(side[2])) for side in (resized.shape, image.shape)]
         detections: dict[str, Tensor] = self._transform.postprocess([found], sizes[:1], sizes[1:])[0]
         return detections

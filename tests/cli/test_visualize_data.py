@@ -49,7 +49,7 @@ def test_pictures_show_the_augmentation_and_the_objects(tmp_path, datasets):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["--count", "0"], "--count 0, expected at least 1"), (["data.train=shape_train"], "shapes_train")],
+    [(["--count", "0"], "--count: at least 1, got 0"), (["data.train=shape_train"], "shapes_train")],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words, expected, capsys, tmp_path):
     assert main(["visualize-data", "--config", "quickstart.yaml", "--output", "pictures", *words]) == 2
