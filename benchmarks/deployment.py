@@ -45,7 +45,7 @@ width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compre
 then fine-tuned for {tuned}. `norton` is the quickstart's plan for the body; `norton-all` puts neck, RPN and heads in
 CP form beside. AP / AP50 of boxes, masks and keypoints on the 200 validation images; int8 is calibrated on 200 of the
 others. Torch pads the images of a batch to one size and OpenVINO takes them one by one, which moves AP by a few
-tenths.
+tenths. The dense ones have not converged: where a compressed one ends above, its further training did that.
 """
 FULL_WIDTH = """At full width, `norton-77-all` started from ImageNet's filters and trained like the dense ones above:
 """
