@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
+from norton_det.cli import compare_decompositions as command
+from norton_det.cli.compare_decompositions import format_results
 from norton_det.cli.main import main
-from norton_det.compression.comparison import METHODS, input_side, resnet_convolutions
+from norton_det.compression.comparison import METHODS, Measurement, input_side, resnet_convolutions
 from norton_det.models.resnet import SPATIAL_LAYERS
 
 QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size", "32"]
@@ -32,6 +34,45 @@ def test_table_json_and_plot(small_weights, tmp_path, capsys):
     assert [row["method"] for row in layer["measurements"]] == list(METHODS)
     assert all(isinstance(row["macs"], int) for row in layer["measurements"])
     assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_layer_is_compared_as_the_options_say(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def compare(conv, ranks, image, *, runs, progress):
+        last = image.is_contiguous(memory_format=torch.channels_last)
+        calls.append((conv.weight.shape[0], ranks, image.shape[2:], last, runs))
+        return [Measurement("dense", 0, (), 1, 0.0, 10, 20, 30, 0.5)]
+
+    monkeypatch.setattr(command, "compare", compare)
+    words = ["--ranks", "2", "3", "--runs", "7", "--input-size", "64", "--json", str(tmp_path / "compare.json")]
+    assert main(["compare-decompositions", *words, "--layers", "layer1.1.conv2", "layer3.0.conv2"]) == 0
+    assert calls == [(64, [2, 3], (16, 16), True, 7), (256, [2, 3], (8, 8), True, 7)]
+    layers = json.loads((tmp_path / "compare.json").read_text())["layers"]
+    assert {name: layer["stride"] for name, layer in layers.items()} == {
+        "layer1.1.conv2": [1, 1],
+        "layer3.0.conv2": [2, 2],
+    }
+    assert f"/{2 * 2 * len(METHODS[1:])} " in capsys.readouterr().err
+
+
+def test_the_table_has_each_number_in_its_unit_and_a_block_a_budget():
+    measured = [
+        Measurement("dense", 0, (), 1, 0.0, 36864, 9_000_000, 9_000_000, 1.25),
+        Measurement("ours", 1, (1,), 3, 0.25, 4480, 1_500_000, 1_200_000, 0.75),
+        Measurement("theirs", 1, (5, 6), 3, 0.5, 4400, 1_400_000, 1_400_000, 0.875),
+        Measurement("ours", 2, (2,), 3, 0.125, 8960, 3_000_000, 2_400_000, 1.0),
+    ]
+    lines = format_results({"a layer": measured}).splitlines()
+    assert [line.split() for line in lines[1:8]] == [
+        [],
+        ["a", "layer"],
+        ["dense", "-", "1", "0.0000", "36,864", "9.0", "9.0", "1.25"],
+        ["ours", "1", "3", "0.2500", "4,480", "1.5", "1.2", "0.75"],
+        ["theirs", "5,", "6", "3", "0.5000", "4,400", "1.4", "1.4", "0.88"],
+        [],
+        ["ours", "2", "3", "0.1250", "8,960", "3.0", "2.4", "1.00"],
+    ]
 
 
 def test_random_weights_are_seeded(capsys):

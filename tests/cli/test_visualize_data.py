@@ -1,9 +1,15 @@
 """Pictures of what training takes in."""
 
+from itertools import islice
+
 import pytest
 import torch
 
+from norton_det.builders.resolve import resolve_dataset
+from norton_det.builders.training import build_batches, build_training_dataset
 from norton_det.cli.main import main
+from norton_det.config import load_config
+from norton_det.data.catalog import read_categories
 from norton_det.data.images import read_image
 from norton_det.data.shapes import write_shapes
 
@@ -34,6 +40,18 @@ def test_pictures_are_those_of_the_seed(detector, tmp_path):
     assert len(first) == 3
     assert [path.name for path in first] == [path.name for path in again] != [path.name for path in other]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_pictures_are_numbered_and_of_the_first_steps(tmp_path):
+    assert draw("faster_rcnn_norton.yaml", "pictures") == 0
+    config = load_config(
+        "faster_rcnn_norton.yaml", ["data.train=shapes_train", "train.batch_size=2", "data.workers=0"]
+    )
+    files = resolve_dataset(config, "train")
+    batches = build_batches(config, build_training_dataset(config, files, read_categories(files, "bbox")), start=0)
+    first = [int(target["image_id"]) for _, targets in islice(batches, 2) for target in targets][:3]
+    expected = [f"{number:04}_image_{image_id}.png" for number, image_id in enumerate(first, start=1)]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == expected
 
 
 def test_pictures_show_the_augmentation_and_the_objects(tmp_path, datasets):
