@@ -226,11 +226,12 @@ def test_bfloat16_finds_much_the_same(images):
         assert 0 < abs(ours["scores"].max() - theirs["scores"].max()) < 0.1
 
 
-def test_int8_quantises_the_convolutions(images):
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn"])
+def test_int8_quantises_the_convolutions(kind, images):
     """What it costs in AP is measured on trained weights, in docs/benchmarks.md; random ones tell nothing."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    detector = small_detector("mask_rcnn")
+    detector = small_detector(kind)
     fold_batch_norms(detector)
     model = quantize(to_openvino(detector, images[0]), detector, images)
     kinds = [operation.get_type_name() for operation in model.get_ops()]
