@@ -115,12 +115,13 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
             raise ValueError(f"{files.annotations}: category {category} needs an integer id and a name")
         if category["id"] in found:
             raise ValueError(f"{files.annotations}: two categories have the id {category['id']}")
-        if task == "keypoints" and not category.get("keypoints"):
+        keypoints = category.get("keypoints")
+        if task == "keypoints" and not keypoints:
             continue
-        if task == "keypoints" and len(category["keypoints"]) != KEYPOINTS:
+        if task == "keypoints" and (not isinstance(keypoints, list) or len(keypoints) != KEYPOINTS):
             raise ValueError(
-                f"{files.annotations}: category {category['name']!r} has {len(category['keypoints'])}"
-                f" keypoints, expected COCO's {KEYPOINTS}"
+                f"{files.annotations}: category {category['name']!r} has the keypoints {keypoints},"
+                f" expected COCO's {KEYPOINTS}"
             )
         found[category["id"]] = category["name"]
     if not found:

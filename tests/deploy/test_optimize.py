@@ -30,7 +30,7 @@ RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 WEIGHTS = {"cls_logits": 0.005, "cls_score": 0.1, "bbox_pred": 0.003}
 """Standard deviations of the predictors' weights: scores that lie apart, yet below 1 in float32, and boxes that stay
-near their small anchors. Of equal scores, and of boxes that are twins as both are cut to the image, rounding chooses."""
+near their small anchors. Of equal scores, and of twin boxes, both cut to the image, rounding chooses one."""
 
 
 def small_detector(kind, plan="norton-43-all"):

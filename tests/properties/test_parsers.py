@@ -1,6 +1,9 @@
 """What comes from outside, plans, configurations and COCO's JSON, is read or refused in one clear line."""
 
 import json
+import math
+import random
+import string
 from pathlib import Path
 
 import pytest
@@ -22,11 +25,33 @@ PLANS = st.builds(
     st.dictionaries(st.sampled_from(list(GROUPS)), RATES),
     st.dictionaries(st.sampled_from(list(PARTS)), st.integers(1, 300)),
 )
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
-    max_leaves=8,
-)
+
+
+def junk(seed):
+    """Any value that JSON may hold, from a seed: drawn part by part it takes many times longer."""
+    return _junk(random.Random(seed), depth=0)
+
+
+def _junk(draw, depth):
+    kind = draw.randrange(9 if depth < 3 else 7)
+    if kind < 2:
+        return draw.choice([None, True, False, 0, -1, 1, "", math.nan, -math.inf, 1e308, -0.0, 10**400, "\ud800"])
+    if kind < 4:
+        return draw.randint(-50, 50) if draw.random() < 0.7 else draw.getrandbits(80) - 2**79
+    if kind == 4:
+        return draw.uniform(-50, 50)
+    if kind < 7:
+        return _text(draw)
+    children = [_junk(draw, depth + 1) for _ in range(draw.randrange(5))]
+    return children if kind == 7 else {_text(draw): child for child in children}
+
+
+def _text(draw):
+    letters = string.printable if draw.random() < 0.7 else "\0\x85\u2028é漢\U0001f600\udfff"
+    return "".join(draw.choices(letters, k=draw.randrange(8)))
+
+
+JSON = st.integers(0, 2**64).map(junk)
 NOTATION = st.text("[]+*,.0123456789e- ", max_size=60)
 PLAN_WORDS = st.sampled_from(["ranks", "rates", "parts", "notation", "rank", "stem", "layer1", "layer1.0.conv2"])
 PLAN_LIKE = st.dictionaries(PLAN_WORDS | st.integers(), st.dictionaries(PLAN_WORDS | st.integers(), JSON) | JSON)
@@ -87,8 +112,11 @@ KEYS = st.sampled_from(
 )
 CONFIG_LIKE = st.dictionaries(
     KEYS | st.text() | st.integers(),
-    st.dictionaries(st.sampled_from(["plan", "lr", "train", "min_size", "ema"]) | st.text() | st.integers(), JSON)
-    | JSON,
+    JSON
+    | st.dictionaries(
+        st.sampled_from(["plan", "lr", "train", "min_size", "ema"]) | st.text() | st.integers(), JSON, max_size=3
+    ),
+    max_size=3,
 )
 
 
