@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed-dev
 # Tests that load OpenVINO and onnxruntime: in a process of their own, which has crashed when it then ran the others.
 RUNTIMES := tests/deploy tests/docs tests/cli/test_export_model.py
 
-.PHONY: test quickstart lint docs clean
+.PHONY: test million quickstart lint docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
@@ -14,6 +14,11 @@ quickstart: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(RUNTIMES))
 	$(BIN)/python -m pytest $(RUNTIMES)
+
+# In rounds: hypothesis remembers all examples of one, which of a million takes more memory than there is.
+million: $(INSTALLED)
+	for seed in $$(seq 50); do OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/properties/test_parsers.py \
+		--hypothesis-profile=many --hypothesis-seed=$$seed || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
