@@ -51,7 +51,8 @@ def _text(draw):
     return "".join(draw.choices(letters, k=draw.randrange(8)))
 
 
-JSON = st.integers(0, 2**64).map(junk)
+SEEDS = st.integers(0, 2**64)
+JSON = SEEDS.map(junk)
 NOTATION = st.text("[]+*,.0123456789e- ", max_size=60)
 PLAN_WORDS = st.sampled_from(["ranks", "rates", "parts", "notation", "rank", "stem", "layer1", "layer1.0.conv2"])
 PLAN_LIKE = st.dictionaries(PLAN_WORDS | st.integers(), st.dictionaries(PLAN_WORDS | st.integers(), JSON) | JSON)
@@ -167,6 +168,7 @@ def test_a_configuration_that_is_written_is_read_back(folder, values):
 
 NUMBER = st.integers(-5, 40) | st.floats(-50, 50) | st.floats() | st.integers() | st.just(10**400)
 POLYGON = st.lists(NUMBER, max_size=10)
+POINTS = SEEDS.map(lambda seed: random.Random(seed).choices(range(41), k=51))
 RLE = st.fixed_dictionaries(
     {"counts": st.text(max_size=12) | st.lists(NUMBER, max_size=6), "size": st.just([30, 40]) | st.lists(NUMBER)}
 )
@@ -179,7 +181,7 @@ ANNOTATION = st.fixed_dictionaries(
     {"id": IDS, "image_id": IDS, "category_id": IDS, "bbox": st.lists(NUMBER, min_size=4, max_size=4) | JSON},
     optional={
         "segmentation": st.lists(POLYGON, max_size=2) | RLE | JSON,
-        "keypoints": st.lists(st.integers(0, 40), min_size=51, max_size=51) | JSON,
+        "keypoints": POINTS | JSON,
         "iscrowd": st.integers(0, 1) | JSON,
         "area": NUMBER | JSON,
     },
