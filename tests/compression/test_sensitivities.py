@@ -9,7 +9,7 @@ from norton_det.compression.search import body_sensitivities, part_sensitivities
 from norton_det.compression.search.least_squares import least_squares, refit_pointwise
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS, ResNetSpec, build_resnet50
 
 
 @pytest.fixture(autouse=True)
@@ -44,23 +44,43 @@ def test_a_refitted_convolution_gives_its_targets_with_their_mean():
     torch.testing.assert_close(norm(conv(x[:, :, None, None])), expected, rtol=0, atol=0.15)
 
 
-def test_an_error_at_the_ends_is_the_mean_over_them(network):
-    x = torch.rand(2, 256, 4, 4)
-    output = network.layer4[2](x)
-    ends = {"layer3": torch.ones(1), "layer4": output}
-    assert body_sensitivities._end_error(network, "layer4.2", 2 * output, ends) == pytest.approx(0.5)
+def test_an_error_counts_for_what_is_handed_on_of_it_to_the_stages_ends(network, monkeypatch):
+    shares = dict(zip(BLOCK_NAMES[1:], np.linspace(0.4, 1.2, 15), strict=True))
+
+    def at_the_ends(block):
+        energy, ends = 0.0, []
+        for name in BLOCK_NAMES:
+            energy = shares.get(name, 0) * energy + (name == block)
+            ends += [energy] * (name in LAST_BLOCKS)
+        return np.mean(ends)
+
+    blocks = {network.get_submodule(name): name for name in BLOCK_NAMES}
+    monkeypatch.setattr(body_sensitivities, "_block_errors", lambda block, x, *_: ([1.0, 2.0], x))
+    monkeypatch.setattr(body_sensitivities, "_handed_on", lambda block, *_: shares[blocks[block]])
+    monkeypatch.setattr(body_sensitivities, "_stage_errors", lambda *_: [3.0])
+    measured = body_sensitivities.measure_body(network, torch.rand(2, 3, 64, 64), "pabs", torch.Generator())
+    assert measured.blocks == {
+        name: pytest.approx([at_the_ends(name), 2 * at_the_ends(name)]) for name in BLOCK_NAMES
+    }
+    assert measured.stages == {last.split(".")[0]: pytest.approx([3 * at_the_ends(last)]) for last in LAST_BLOCKS[:3]}
 
 
-@pytest.mark.parametrize("read", [True, False])
-def test_an_error_that_nobody_reads_costs_nothing(network, read):
-    if not read:
-        for name in ("conv1", "downsample.0"):
-            nn.init.zeros_(network.layer4[0].get_submodule(name).weight)
-    x = torch.rand(4, 128, 6, 6)
-    ends = {"layer4": network.layer4(network.layer3[5](x[2:]))}
-    generator = torch.Generator().manual_seed(0)
-    errors = body_sensitivities._block_errors(network, "layer3.5", x, ends, "pabs", generator)
-    assert (max(errors) > 1e-6) == read
+def test_what_the_refits_of_a_block_can_undo_is_not_handed_on(network):
+    block, generator = network.get_submodule("layer2.0"), torch.Generator().manual_seed(0)
+    x = torch.rand(8, 32, 16, 16)
+    mixed, noisy = x + 0.5 * x.roll(1, dims=1), x + 0.5 * torch.rand_like(x)
+    undone, left = (body_sensitivities._handed_on(block, x, y, generator) for y in (mixed, noisy))
+    assert undone < 0.1 * left < 0.1
+
+
+def test_what_a_block_passes_by_is_handed_on_whole(network):
+    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
+    for layer in (block.conv2, block.bn2):
+        nn.init.zeros_(layer.weight)
+    nn.init.zeros_(block.bn3.bias)
+    x = torch.rand(8, 64, 16, 16) + 1
+    distorted = x + torch.rand_like(x) - 0.5
+    assert body_sensitivities._handed_on(block, x, distorted, generator) == pytest.approx(1, abs=0.01)
 
 
 def test_a_layer_of_a_chain_reads_what_those_before_it_have_lost():

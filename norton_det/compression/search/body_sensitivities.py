@@ -1,9 +1,9 @@
 """What compression would cost a ResNet-50's features, measured on images: a table of errors by option.
 
-An error is a share of energy, |y' - y|^2 / |y|^2, of the stage outputs that are used, averaged over them: what is
-left behind the best least-squares refit, that is, what recovery or fine-tuning will hardly get back. Refits are
-fitted on one half of the images, errors are measured on the other. The maps of one block or stage are held at a time,
-beside the stage outputs of the second half.
+An error is a share of energy, |y' - y|^2 / |y|^2, of a block's or stage's own output on the dense network's inputs:
+what the best least-squares refit leaves, and recovery or fine-tuning will hardly get back. It counts for what reaches
+the ends of this and the later stages through blocks that are refitted, too. Refits are fitted on one half of the
+images, errors are measured on the other. The maps of one block or stage are held at a time.
 """
 
 import copy
@@ -22,7 +22,7 @@ from norton_det.compression.prune import slice_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.compression.search.least_squares import least_squares, random_positions, refit_pointwise, sample
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import BLOCK_NAMES, GROUPS, STAGES
+from norton_det.models.resnet import BLOCK_NAMES, GROUPS, LAST_BLOCKS, STAGES
 
 RANKS = (None, 1, 2, 3, 4)
 """What a 3x3 convolution may become; None: it stays dense."""
@@ -43,7 +43,7 @@ UNCHANGED: Option = (None, 0.0)
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """Errors of the stage outputs: by bottleneck, one for each of OPTIONS; by pruned stage, one for each of RATES.
+    """Errors at the stages' ends: by bottleneck, one for each of OPTIONS; by pruned stage, one for each of RATES.
 
     Errors of a detector's parts' own outputs: by part, one for each of its ranks; empty where not measured.
     """
@@ -57,34 +57,48 @@ class Sensitivities:
 def measure_body(
     body: nn.Module,
     images: Tensor,
-    outputs: Sequence[str],
     criterion: Criterion,
     generator: torch.Generator,
     progress: Callable[[str], object] = lambda name: None,
 ) -> Sensitivities:
     """Sensitivities of a dense ResNet-50 with BatchNorm2d, on normalised images (N, 3, H, W), N at least 2.
 
-    `body` has torchvision's module names. `outputs`: the stages whose outputs are used. `progress` is told each
-    block and stage that is done.
+    `body` has torchvision's module names. `progress` is told each block and stage that is done.
     """
     network: Any = body
     x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
     half = len(x) // 2
-    all_ends = _stage_outputs(body, BLOCK_NAMES, x[half:])
-    ends = {stage: all_ends[stage] for stage in outputs}
-    blocks, stages = {}, {}
+    blocks, stages, handed_on = {}, {}, {}
+    before: tuple[Tensor, Tensor] | None = None
     for name in BLOCK_NAMES:
-        stage = name.split(".")[0]
+        block, stage = body.get_submodule(name), name.split(".")[0]
         taken = _enough(x)
         few = torch.cat([x[:taken], x[half : half + taken]])
-        few_ends = {later: end[:taken] for later, end in ends.items()}
+        if before is not None:
+            handed_on[name] = _handed_on(block, *before, generator)
         if stage in PRUNED_STAGES and stage not in stages:
-            stages[stage] = _stage_errors(body, stage, few, few_ends, generator)
+            stages[stage] = _stage_errors(body, stage, few, generator)
             progress(stage)
-        blocks[name] = _block_errors(body, name, few, few_ends, criterion, generator)
-        x = body.get_submodule(name)(x)
+        blocks[name], middle = _block_errors(block, few, criterion, generator)
+        before = block(few), middle
+        x = block(x)
         progress(name)
+    weights = _weights(handed_on)
+    for name, errors in blocks.items():
+        blocks[name] = [weights[name] * error for error in errors]
+    for stage, last in zip(stages, LAST_BLOCKS, strict=False):
+        stages[stage] = [weights[last] * error for error in stages[stage]]
     return Sensitivities(blocks, stages)
+
+
+def _weights(handed_on: Mapping[str, float]) -> dict[str, float]:
+    """By block, what an error of its output counts for: what of it reaches the four ends, mean over them."""
+    weights, weight = {}, 0.0
+    for name in reversed(BLOCK_NAMES):
+        weight += (name in LAST_BLOCKS) / len(LAST_BLOCKS)
+        weights[name] = weight
+        weight *= handed_on.get(name, 0.0)
+    return weights
 
 
 def _enough(maps: Tensor) -> int:
@@ -104,39 +118,17 @@ def relative_error(output: Tensor, target: Tensor) -> float:
     return float((output - target).square().sum() / target.square().sum().clamp_min(1e-30))
 
 
-def _stage_outputs(body: nn.Module, blocks: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """From the input of the first of `blocks` to the outputs of their stages."""
-    outputs = {}
-    for name in blocks:
-        x = outputs[name.split(".")[0]] = body.get_submodule(name)(x)
-    return outputs
-
-
-def _end_error(body: nn.Module, name: str, output: Tensor, ends: Mapping[str, Tensor]) -> float:
-    """The error at the ends, mean over them, where the block `name` gives `output`."""
-    later = BLOCK_NAMES[BLOCK_NAMES.index(name) + 1 :]
-    outputs = {name.split(".")[0]: output} | _stage_outputs(body, later, output)
-    return sum(relative_error(outputs[stage], end) for stage, end in ends.items() if stage in outputs) / len(ends)
-
-
 def _block_errors(
-    body: nn.Module,
-    name: str,
-    x: Tensor,
-    ends: Mapping[str, Tensor],
-    criterion: Criterion,
-    generator: torch.Generator,
-) -> list[float]:
-    """One for each of OPTIONS: the error of the block's output times its gain.
+    block: Any, x: Tensor, criterion: Criterion, generator: torch.Generator
+) -> tuple[list[float], Tensor]:
+    """The errors of the block's output, one for each of OPTIONS, and the output at the median of them.
 
-    The gain says how many times larger an error of this output is at the ends. It is measured once, on the option
-    whose error is the median.
+    `x` is the block's input (N, C, H, W).
     """
-    block: Any = body.get_submodule(name)
     half = len(x) // 2
     output = block(x)
     inside = block.relu(block.bn1(block.conv1(x)))
-    identity = (x if block.downsample is None else block.downsample(x))[half:]
+    identity = x if block.downsample is None else block.downsample(x)
     dense = block.conv2(inside[:half])
     moments = _moments(dense)
     target = block.conv3(block.relu(block.bn2(dense)))
@@ -144,22 +136,58 @@ def _block_errors(
     target = sample(target, positions)
     decomposed = {rank: _decomposed(block, rank, criterion) for rank in RANKS}
 
-    def reduced_output(option: Option) -> Tensor:
+    def reduced_output(option: Option, part: slice) -> Tensor:
         rank, rate = option
         reduced, first, second = decomposed[rank].reduced(rate)
         y = reduced.conv2(inside[:half, first])
         _match_moments(reduced.bn2, y, *(moment[second] for moment in moments))
         refit_pointwise(reduced.conv3, reduced.bn3, sample(reduced.relu(reduced.bn2(y)), positions), target)
-        y = reduced.relu(reduced.bn2(reduced.conv2(inside[half:, first])))
-        changed: Tensor = reduced.relu(reduced.bn3(reduced.conv3(y)) + identity)
+        y = reduced.relu(reduced.bn2(reduced.conv2(inside[part, first])))
+        changed: Tensor = reduced.relu(reduced.bn3(reduced.conv3(y)) + identity[part])
         return changed
 
+    measured = slice(half, None)
     errors = [
-        0.0 if option == UNCHANGED else relative_error(reduced_output(option), output[half:]) for option in OPTIONS
+        0.0 if option == UNCHANGED else relative_error(reduced_output(option, measured), output[measured])
+        for option in OPTIONS
     ]
-    middle = errors.index(median_low(errors))
-    gain = _end_error(body, name, reduced_output(OPTIONS[middle]), ends) / max(errors[middle], 1e-30)
-    return [gain * error for error in errors]
+    return errors, reduced_output(OPTIONS[errors.index(median_low(errors))], slice(None))
+
+
+def _handed_on(block: Any, x: Tensor, distorted: Tensor, generator: torch.Generator) -> float:
+    """The error of a block's output over that of its distorted input, where its 1x1 convolutions are refitted."""
+    half = len(x) // 2
+
+    def refitted(y: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
+        return y + _fitted(inputs, (wanted - y)[:half], generator)
+
+    def strided(layer: Any) -> Tensor:
+        return distorted[:, :, :: layer.stride[0], :: layer.stride[1]]
+
+    def inner(y: Tensor) -> Tensor:
+        maps: Tensor = block.bn1(block.conv1(y))
+        return maps
+
+    def outer(y: Tensor) -> tuple[Tensor, Tensor]:
+        maps = block.relu(block.bn2(block.conv2(block.relu(y))))
+        return maps, block.bn3(block.conv3(maps))
+
+    identity, wanted = distorted, x
+    if block.downsample is not None:
+        wanted = block.downsample(x)
+        identity = refitted(block.downsample(distorted), strided(block.downsample[0]), wanted)
+    maps, y = outer(refitted(inner(distorted), strided(block.conv1), inner(x)))
+    y = refitted(y, maps, outer(inner(x))[1] + wanted - identity)
+    output = block.relu(y + identity)
+    error = relative_error(output[half:], block(x)[half:])
+    return error / max(relative_error(distorted[half:], x[half:]), 1e-30)
+
+
+def _fitted(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """The linear function of maps (N, C, H, W) that gives the targets (n, K, H, W) of the first n best."""
+    positions = random_positions(targets, ROWS, generator)
+    weight, bias = least_squares(sample(inputs[: len(targets)], positions), sample(targets, positions))
+    return nn.functional.conv2d(inputs, weight[:, :, None, None], bias)
 
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,10 +231,8 @@ def _decomposed(block: Any, rank: int | None, criterion: Criterion) -> _Decompos
     return _Decomposed(changed, (first, second))
 
 
-def _stage_errors(
-    body: nn.Module, stage: str, x: Tensor, ends: Mapping[str, Tensor], generator: torch.Generator
-) -> list[float]:
-    """One for each of RATES: the error at the ends where this stage's blocks hand on the kept channels alone.
+def _stage_errors(body: nn.Module, stage: str, x: Tensor, generator: torch.Generator) -> list[float]:
+    """One for each of RATES: the error of the stage's output where its blocks hand on the kept channels alone.
 
     Whatever reads them is refitted: it reads the dropped channels as the best linear function of the kept ones.
     `x` is the stage's input (N, C, H, W).
@@ -219,11 +245,9 @@ def _stage_errors(
     for rate in RATES:
         kept = kept_filters(scores, kept_channels(len(scores), rate))
         dropped = torch.ones_like(scores, dtype=torch.bool).index_fill(0, kept, False).nonzero().flatten()
-        y, dense = x, x[:half]
+        y, dense = x, x
         for name in blocks if len(dropped) else ():
             y, dense = body.get_submodule(name)(y), body.get_submodule(name)(dense)
-            positions = random_positions(dense, ROWS, generator)
-            weight, bias = least_squares(sample(y[:half, kept], positions), sample(dense[:, dropped], positions))
-            y[:, dropped] = nn.functional.conv2d(y[:, kept], weight[:, :, None, None], bias)
-        errors.append(_end_error(body, blocks[-1], y[half:], ends) if len(dropped) else 0.0)
+            y[:, dropped] = _fitted(y[:, kept], dense[:half, dropped], generator)
+        errors.append(relative_error(y[half:], dense[half:]))
     return errors

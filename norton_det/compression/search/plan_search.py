@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
 from norton_det.compression.compress import body_prefix
@@ -28,7 +27,7 @@ from norton_det.compression.search.cost_table import CostTable, cost_table
 from norton_det.compression.search.part_sensitivities import PART_RANKS, measure_parts
 from norton_det.models.detectors import PARTS, part_layers
 from norton_det.models.norms import make_eps_positive, unfreeze_batch_norms
-from norton_det.models.resnet import BLOCK_NAMES, STAGES
+from norton_det.models.resnet import BLOCK_NAMES
 
 log = logging.getLogger(__name__)
 IMAGE_SIZE = 224
@@ -43,10 +42,9 @@ TIMED_ROUNDS = 3
 class SearchReport:
     """What a plan is expected to do.
 
-    `predicted_error`: the share of energy that the features differ by after recovery, added up over the layers: of
-    a classifier the last stage's output, of a detector the mean of all four (of a whole one with the neck's error and
-    the heads' mean beside). `cost`, `dense_cost`: MACs, parameters or
-    milliseconds, as counted or measured on the planned and the dense network.
+    `predicted_error`: the share of energy that the features differ by after recovery, mean of the four stages'
+    outputs (of a whole detector with the neck's error and the heads' mean beside). `cost`, `dense_cost`: MACs,
+    parameters or milliseconds, as counted or measured on the planned and the dense network.
     """
 
     predicted_error: float
@@ -97,11 +95,10 @@ def measure_sensitivities(
     make_eps_positive(dense)
     body = dense.get_submodule(body_prefix(model).removesuffix("."))
     batch = prepare(images[:MOST_IMAGES], IMAGE_SIZE, next(model.parameters()).device)
-    outputs = STAGES if isinstance(model, GeneralizedRCNN) else STAGES[-1:]
     parts = [part for part in PARTS if part_layers(model, part)] if whole_detector else []
     with tqdm(total=len(BLOCK_NAMES) + len(PRUNED_STAGES) + len(parts), desc="sensitivities") as bar:
         generator = torch.Generator().manual_seed(seed)
-        measured = measure_body(body, batch, outputs, criterion, generator, lambda name: bar.update())
+        measured = measure_body(body, batch, criterion, generator, lambda name: bar.update())
         if whole_detector:
             measured = replace(measured, parts=measure_parts(dense, batch, lambda name: bar.update()))
     return measured
