@@ -1,5 +1,7 @@
 """The refits and errors behind a plan search, one by one, against closed forms."""
 
+from statistics import median_low
+
 import numpy as np
 import pytest
 import torch
@@ -55,14 +57,27 @@ def test_an_error_counts_for_what_is_handed_on_of_it_to_the_stages_ends(network,
         return np.mean(ends)
 
     blocks = {network.get_submodule(name): name for name in BLOCK_NAMES}
-    monkeypatch.setattr(body_sensitivities, "_block_errors", lambda block, x, *_: ([1.0, 2.0], x))
-    monkeypatch.setattr(body_sensitivities, "_handed_on", lambda block, *_: shares[blocks[block]])
+
+    def handed_on(block, x, distorted, _):
+        assert torch.equal(distorted, x + 1)
+        return shares[blocks[block]]
+
+    monkeypatch.setattr(body_sensitivities, "_block_errors", lambda block, x, *_: ([1.0, 2.0], block(x) + 1))
+    monkeypatch.setattr(body_sensitivities, "_handed_on", handed_on)
     monkeypatch.setattr(body_sensitivities, "_stage_errors", lambda *_: [3.0])
     measured = body_sensitivities.measure_body(network, torch.rand(2, 3, 64, 64), "pabs", torch.Generator())
     assert measured.blocks == {
         name: pytest.approx([at_the_ends(name), 2 * at_the_ends(name)]) for name in BLOCK_NAMES
     }
     assert measured.stages == {last.split(".")[0]: pytest.approx([3 * at_the_ends(last)]) for last in LAST_BLOCKS[:3]}
+
+
+def test_a_block_hands_its_output_at_the_median_error_to_the_next(network):
+    x, generator = torch.rand(6, 64, 12, 12), torch.Generator().manual_seed(0)
+    block = network.layer2[1]
+    errors, middle = body_sensitivities._block_errors(block, x, "pabs", generator)
+    assert body_sensitivities.relative_error(middle[3:], block(x)[3:]) == pytest.approx(median_low(errors))
+    assert 0 < median_low(errors) < max(errors)
 
 
 def test_what_the_refits_of_a_block_can_undo_is_not_handed_on(network):
