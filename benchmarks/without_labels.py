@@ -12,11 +12,14 @@ docs/without_labels.md from all that it holds; what stands there is not measured
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import torch
 from accuracy import evaluate, train
 from deployment import TITLES
 from matplotlib.figure import Figure
@@ -62,8 +65,9 @@ statistics estimated anew on 200 training images; *recovered* is restored on the
 *searched, recovered* is so too, by the plan that `search_plan` finds for the same MACs.
 *Seconds* is what *recovered* took on one core that other work may have shared.
 
-The search is no help here: it ranks options by the error that a short least-squares repair leaves, and the longer
-recovery that follows levels the differences that it saw.
+"""
+LEFT = """What recovery leaves, finer than AP tells: the share of energy by which the pyramid's levels differ from
+the dense detector's, mean over the levels, on the validation images.
 """
 FINE_TUNING = """## Then fine-tuned
 
@@ -78,6 +82,8 @@ convolutions decomposed, then pruned where a plan is named), restored on {images
 {steps} gradient steps a part, measured on 96 of its validation set: the relative error of the outputs of
 layer1, layer2 and layer3.
 """
+
+RESTORED = ("recovered", "searched, recovered")
 
 Way = Callable[[Any, CompressionPlan, Any], Any]
 """From a dense detector, a plan and images to a compressed detector."""
@@ -150,6 +156,33 @@ def measure(kind: str, folder: Path) -> None:
             rows[way] = {**evaluate(kind, file, file.parent), "seconds": round(seconds)}
             print(kind, name, way, rows[way], flush=True)
             write_json(path, result, indent=2)
+
+
+@torch.no_grad()
+def measure_pyramid(kind: str, folder: Path) -> None:
+    """Add to the rows of RESTORED how far the pyramid is from the dense one's."""
+    images = open_images("shapes_val", IMAGES)
+    dense: Any = detector_from_weights(read_weights(str(folder / kind / "dense/model_final.pth"))).eval()
+    path = RESULTS / f"{kind}.json"
+    result = json.loads(path.read_text())
+    for name, plan in by_plan(result).items():
+        for way in RESTORED:
+            if "pyramid" not in plan["ways"][way]:
+                weights = read_weights(str(compressed_file(folder, name, way, kind)))
+                plan["ways"][way]["pyramid"] = pyramid_error(dense, detector_from_weights(weights).eval(), images)
+                write_json(path, result, indent=2)
+
+
+def pyramid_error(dense: Any, detector: Any, images: Any) -> float:
+    """|y - y'|^2 / |y|^2 of the levels y of the dense pyramid, each over all images; the mean of the levels."""
+    difference, energy = Counter[str](), Counter[str]()
+    for image in images:
+        batch, _ = dense.transform([image])
+        wanted, found = (model.backbone(batch.tensors) for model in (dense, detector))
+        for level, y in wanted.items():
+            difference[level] += float((found[level] - y).square().sum())
+            energy[level] += float(y.square().sum())
+    return mean(difference[level] / energy[level] for level in energy)
 
 
 def compressed_file(folder: Path, plan: str, way: str, kind: str) -> Path:
@@ -247,6 +280,13 @@ def write_page() -> None:
             seconds = plan["ways"].get("recovered", {}).get("seconds", "-")
             lines.append(f"| {name} | {plan['macs']:.0%} | {cells} | {seconds} |")
         lines.append("")
+    if results:
+        titles = [f"{TITLES[kind]}, {way}" for kind in results for way in RESTORED]
+        lines += [LEFT, f"| | {' | '.join(titles)} |", "| --- |" + " ---: |" * len(titles)]
+        for name in PLANS:
+            rows = [result[name]["ways"][way] for result in results.values() for way in RESTORED]
+            lines.append(f"| {name} | {' | '.join(format(row['pyramid'], '.3f') for row in rows)} |")
+        lines.append("")
     if tuned := read("fine_tuning"):
         plot_fine_tuning(RESULTS / "fine_tuning.png", tuned)
         shares = sorted({float(share) for ways in tuned.values() for row in ways.values() for share in row})
@@ -280,6 +320,7 @@ def main() -> None:
     else:
         for kind in arguments.detectors:
             measure(kind, arguments.folder)
+            measure_pyramid(kind, arguments.folder)
     write_page()
 
 
