@@ -64,10 +64,9 @@ masks and keypoints on the 200 validation images. No label is read.
 statistics estimated anew on 200 training images; *recovered* is restored on them by `recover`, part after part;
 *searched, recovered* is so too, by the plan that `search_plan` finds for the same MACs.
 *Seconds* is what *recovered* took on one core that other work may have shared.
-
 """
-LEFT = """What recovery leaves, finer than AP tells: the share of energy by which the pyramid's levels differ from
-the dense detector's, mean over the levels, on the validation images.
+LEFT = """What recovery leaves: the share of energy by which the pyramid's levels differ from the dense detector's,
+mean over the levels, on the validation images. It tells plans apart more finely than the AP of 200 images does.
 """
 FINE_TUNING = """## Then fine-tuned
 
