@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from norton_det.compression.plan import kept_channels
+from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.compression.search import body_sensitivities, part_sensitivities
 from norton_det.compression.search.least_squares import least_squares, refit_pointwise
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS, ResNetSpec, build_resnet50
+from norton_det.models.resnet import BLOCK_NAMES, GROUPS, LAST_BLOCKS, ResNetSpec, build_resnet50
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +98,39 @@ def test_what_a_block_passes_by_is_handed_on_whole(network):
     x = torch.rand(8, 64, 16, 16) + 1
     distorted = x + torch.rand_like(x) - 0.5
     assert body_sensitivities._handed_on(block, x, distorted, generator) == pytest.approx(1, abs=0.01)
+
+
+def test_the_last_convolution_makes_up_for_what_passes_the_block_by(network):
+    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
+    x = torch.rand(8, 64, 16, 16) + 1
+    maps = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
+    change = nn.functional.conv2d(maps, torch.randn(64, 16, 1, 1))
+    noise = torch.randn_like(x)
+    made_up, left = (
+        body_sensitivities._handed_on(block, x, x + 0.2 * d / d.std(), generator) for d in (change, noise)
+    )
+    assert made_up < 0.5 * left
+
+
+def test_errors_are_measured_on_the_second_half(network):
+    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
+    x = torch.rand(8, 64, 16, 16)
+    distorted = x.clone()
+    distorted[4:] += torch.rand_like(x[4:])
+    assert body_sensitivities._handed_on(block, x, distorted, generator) > 0.1
+    x = torch.rand(8, 8, 16, 16)
+    x[:4] = 0
+    assert body_sensitivities._stage_errors(network, "layer1", x, generator)[-1] > 0.01
+
+
+def test_channels_that_are_gone_are_guessed_from_those_that_are_left(network):
+    x = torch.rand(8, 8, 16, 16)
+    producers = [[network.get_submodule(name) for name in pair] for pair in GROUPS["layer1"].producers]
+    kept = kept_filters(group_scores(producers), kept_channels(64, 0.75))
+    energy = network.layer1(x)[4:].square().sum(dim=(0, 2, 3))
+    unguessed = 1 - float(energy[kept].sum() / energy.sum())
+    errors = body_sensitivities._stage_errors(network, "layer1", x, torch.Generator().manual_seed(0))
+    assert 0 < errors[body_sensitivities.RATES.index(0.75)] < 0.9 * unguessed
 
 
 def test_a_layer_of_a_chain_reads_what_those_before_it_have_lost():
