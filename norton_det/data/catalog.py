@@ -118,9 +118,10 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
         keypoints = category.get("keypoints")
         if task == "keypoints" and not keypoints:
             continue
-        if task == "keypoints" and (not isinstance(keypoints, list) or len(keypoints) != KEYPOINTS):
+        count = len(keypoints) if isinstance(keypoints, list) else "no list of"
+        if task == "keypoints" and count != KEYPOINTS:
             raise ValueError(
-                f"{files.annotations}: category {category['name']!r} has the keypoints {keypoints},"
+                f"{files.annotations}: category {category['name']!r} has {count} keypoints,"
                 f" expected COCO's {KEYPOINTS}"
             )
         found[category["id"]] = category["name"]

@@ -67,21 +67,20 @@ def measure_body(
     """
     network: Any = body
     x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
-    half = len(x) // 2
     blocks, stages, handed_on = {}, {}, {}
     before: tuple[Tensor, Tensor] | None = None
     for name in BLOCK_NAMES:
         block, stage = body.get_submodule(name), name.split(".")[0]
         taken = _enough(x)
-        few = torch.cat([x[:taken], x[half : half + taken]])
+        few = _of_each_half(x, taken)
         if before is not None:
             handed_on[name] = _handed_on(block, *before, generator)
         if stage in PRUNED_STAGES and stage not in stages:
             stages[stage] = _stage_errors(body, stage, few, generator)
             progress(stage)
         blocks[name], middle = _block_errors(block, few, criterion, generator)
-        before = block(few), middle
         x = block(x)
+        before = _of_each_half(x, taken), middle
         progress(name)
     weights = _weights(handed_on)
     for name, errors in blocks.items():
@@ -104,6 +103,12 @@ def _weights(handed_on: Mapping[str, float]) -> dict[str, float]:
 def _enough(maps: Tensor) -> int:
     """How many images of each half are worth their time: large maps give enough rows with few."""
     return min(len(maps) // 2, max(LEAST_IMAGES, math.ceil(ROWS / maps[0, 0].numel())))
+
+
+def _of_each_half(maps: Tensor, taken: int) -> Tensor:
+    """The first maps of both halves."""
+    half = len(maps) // 2
+    return torch.cat([maps[:taken], maps[half : half + taken]])
 
 
 def prepare(images: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
@@ -176,10 +181,11 @@ def _handed_on(block: Any, x: Tensor, distorted: Tensor, generator: torch.Genera
     if block.downsample is not None:
         wanted = block.downsample(x)
         identity = refitted(block.downsample(distorted), strided(block.downsample[0]), wanted)
-    maps, y = outer(refitted(inner(distorted), strided(block.conv1), inner(x)))
-    y = refitted(y, maps, outer(inner(x))[1] + wanted - identity)
-    output = block.relu(y + identity)
-    error = relative_error(output[half:], block(x)[half:])
+    dense_inner = inner(x)
+    maps, y = outer(refitted(inner(distorted), strided(block.conv1), dense_inner))
+    dense = outer(dense_inner)[1] + wanted
+    output = refitted(y, maps, dense - identity) + identity
+    error = relative_error(block.relu(output)[half:], block.relu(dense)[half:])
     return error / max(relative_error(distorted[half:], x[half:]), 1e-30)
 
 
@@ -238,16 +244,22 @@ def _stage_errors(body: nn.Module, stage: str, x: Tensor, generator: torch.Gener
     `x` is the stage's input (N, C, H, W).
     """
     half = len(x) // 2
-    blocks = [name for name in BLOCK_NAMES if name.startswith(stage)]
+    blocks = [body.get_submodule(name) for name in BLOCK_NAMES if name.startswith(stage)]
     producers = [(body.get_submodule(conv), body.get_submodule(norm)) for conv, norm in GROUPS[stage].producers]
     scores = group_scores(producers)
+    wanted = [x]
+    for block in blocks:
+        wanted.append(block(wanted[-1]))
     errors = []
     for rate in RATES:
         kept = kept_filters(scores, kept_channels(len(scores), rate))
         dropped = torch.ones_like(scores, dtype=torch.bool).index_fill(0, kept, False).nonzero().flatten()
-        y, dense = x, x
-        for name in blocks if len(dropped) else ():
-            y, dense = body.get_submodule(name)(y), body.get_submodule(name)(dense)
+        if not len(dropped):
+            errors.append(0.0)
+            continue
+        y = x
+        for block, dense in zip(blocks, wanted[1:], strict=True):
+            y = block(y)
             y[:, dropped] = _fitted(y[:, kept], dense[:half, dropped], generator)
-        errors.append(relative_error(y[half:], dense[half:]))
+        errors.append(relative_error(y[half:], wanted[-1][half:]))
     return errors
