@@ -9,6 +9,7 @@ from norton_det.compression.saliency import Criterion
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.plan_search import SearchReport, search_plan
 from norton_det.data.catalog import open_images
+from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 from norton_det.models.resnet import BLOCK_NAMES, STAGES, ResNetSpec
 from norton_det.models.weights import model_from_weights, read_dense_weights
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a plan is a .json file")
     budget = Budget.parse(args.budget, tuple(args.input_size) if args.input_size else None)
     images = open_images(args.images, args.image_count)
-    model = model_from_weights(read_dense_weights(args.weights))
+    model = model_from_weights(read_dense_weights(args.weights)).to(find_device("auto"))
     plan, report = search_plan(
         model, images, budget, whole_detector=args.whole_detector, criterion=args.criterion, seed=args.seed
     )
