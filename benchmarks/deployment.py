@@ -1,6 +1,6 @@
 """The table of docs/benchmarks.md: three detectors, dense, norton and norton-all, in every treatment.
 
-    python benchmarks/deployment.py --machine NAME [--image photo.jpg] [--runs 5] [--detectors faster_rcnn mask_rcnn]
+    python benchmarks/deployment.py --machine NAME [--image photo.jpg] [--batch 1] [--runs 5] [--detectors mask_rcnn]
 
 Runs `norton-det benchmark` once a detector, and writes docs/benchmarks/NAME/DETECTOR.json and .png, and the page,
 which has a section for each machine that was measured.
@@ -9,6 +9,7 @@ which has a section for each machine that was measured.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from norton_det.cli.benchmark import drawn
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config
 from norton_det.data.images import ImageFiles
-from norton_det.deploy.treatments import SHIPPED, TREATMENTS, fix_workload, treated
+from norton_det.deploy.treatments import SHIPPED, TREATMENTS, fix_workload, treated, usable_treatments
+from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 
 PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
@@ -56,16 +58,16 @@ found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.
 """
 FEWER = """
 With {proposals} proposals, as the accuracies below are measured with, and still 1,000 for the dense model, in turn:
-`norton-77-all` in int8 takes {norton-77-all:.0f} ms, dense as shipped {dense:.0f} ms, {speed:.1f}x.
+`norton-77-all` in {treatment} takes {small} ms, dense as shipped {shipped} ms, {speed:.1f}x.
 """
 
 
 def machine_section(folder: Path) -> str:
     """The page's section on one machine."""
     results = {name: json.loads(path.read_text()) for name in TITLES if (path := folder / f"{name}.json").exists()}
-    [machine] = {result["machine"] for result in results.values()}
+    [(machine, batch)] = {(result["machine"], result["batch"]) for result in results.values()}
     tables = (table(name, result, folder / f"{name}.png") for name, result in results.items())
-    return f"\n## {machine}\n" + "".join(tables)
+    return f"\n## {machine}{f', {batch} images a call' if batch > 1 else ''}\n" + "".join(tables)
 
 
 def table(name: str, result: dict, plot: Path) -> str:
@@ -81,8 +83,9 @@ def table(name: str, result: dict, plot: Path) -> str:
     for treatment, dense in models["dense"]["treatments"].items():
         for model, values in models.items():
             latency = values["treatments"][treatment]
+            milliseconds = " | ".join(_ms(latency[name]) for name in ("median", "p5", "p95"))
             lines.append(
-                f"| {treatment} | {model} | {latency['median']:.0f} | {latency['p5']:.0f} | {latency['p95']:.0f} | "
+                f"| {treatment} | {model} | {milliseconds} | "
                 f"{dense['median'] / latency['median']:.2f}x | {shipped / latency['median']:.2f}x | "
                 f"{latency['peak_memory'] / 2**20:.0f} |"
             )
@@ -92,31 +95,40 @@ def table(name: str, result: dict, plot: Path) -> str:
     ]
     for model, values in models.items():
         regions = ", ".join(f"{kind} {count}" for kind, count in values["regions"].items())
-        parts = ", ".join(f"{part} {ms:.0f}" for part, ms in values["milliseconds_by_part"].items())
+        parts = ", ".join(f"{part} {_ms(ms)}" for part, ms in values["milliseconds_by_part"].items())
         lines.append(
             f"| {model} | {values['parameters']:,} | {values['macs'] / 1e9:.1f} | {values['bytes'] / 2**20:.0f} | "
             f"{regions} | {values['share_of_peak']:.0%} | {parts} |"
         )
     if "fewer" in result:
-        lines.append(FEWER.format(**result["fewer"]))
+        fewer = result["fewer"]
+        lines.append(FEWER.format(**fewer, small=_ms(fewer[PLANS[-1]]), shipped=_ms(fewer["dense"])))
     lines.append(f"\n![latency of {TITLES[name]}]({plot.relative_to(PAGE.parent)})")
     return "\n".join(lines) + "\n"
 
 
-def time_fewer_proposals(name: str, image: Tensor, runs: int) -> dict[str, float]:
-    """Milliseconds of the dense detector as shipped, and of the smallest in int8 with fewer proposals, in turn."""
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f}"
+
+
+def time_fewer_proposals(name: str, images: list[Tensor], runs: int) -> dict[str, Any]:
+    """Milliseconds of the dense detector as shipped, and of the smallest in the lowest precision with fewer
+    proposals, in turn."""
     models = {}
     for plan, proposals in (("none", 1000), (PLANS[-1], PROPOSALS)):
         config = load_config(f"{name}_norton_all.yaml", [f"model.plan={plan}", f"model.test_proposals={proposals}"])
         [*_, built] = random_pair(config).values()
         fix_workload(built.model, detections=20)
         models[plan] = built.model.eval()
+    device = find_device("auto")
+    images, treatment = [image.to(device) for image in images], usable_treatments(device)[-1]
     runners = {
-        "dense": treated(models["none"], SHIPPED, [image]),
-        PLANS[-1]: treated(models[PLANS[-1]], "openvino int8", [image]),
+        "dense": treated(models["none"].to(device), SHIPPED, images),
+        PLANS[-1]: treated(models[PLANS[-1]].to(device), treatment, images),
     }
-    medians = {model: latency.median for model, latency in detector_latency(runners, [image], runs=runs).items()}
-    return {"proposals": PROPOSALS, **medians, "speed": medians["dense"] / medians[PLANS[-1]]}
+    medians = {model: latency.median for model, latency in detector_latency(runners, images, runs=runs).items()}
+    speed = medians["dense"] / medians[PLANS[-1]]
+    return {"proposals": PROPOSALS, "treatment": treatment, **medians, "speed": speed}
 
 
 def accuracy_section(result: dict) -> str:
@@ -148,6 +160,7 @@ def main() -> None:
         "--machine", help="the folder of docs/benchmarks for what is measured here; none: only the page"
     )
     parser.add_argument("--image", help="default: a drawn scene of 480x640")
+    parser.add_argument("--batch", type=int, default=1, help="images a call, the same one repeated")
     parser.add_argument("--runs", default="5")
     parser.add_argument("--treatments", nargs="+", choices=TREATMENTS, help="default: all that can be used here")
     parser.add_argument("--detectors", nargs="+", default=list(TITLES), choices=TITLES)
@@ -158,9 +171,10 @@ def main() -> None:
     for name in arguments.detectors if arguments.machine else []:
         output = RESULTS / arguments.machine / f"{name}.json"
         words = ["benchmark", "--config", f"{name}_norton_all.yaml", "--plans", *PLANS, "--runs", arguments.runs]
+        words += ["--batch", str(arguments.batch)]
         if norton_det([*words, *options, "--json", str(output)]):
             raise SystemExit(2)
-        fewer = time_fewer_proposals(name, image, int(arguments.runs))
+        fewer = time_fewer_proposals(name, [image] * arguments.batch, int(arguments.runs))
         write_json(output, json.loads(output.read_text()) | {"fewer": fewer})
     sections = [machine_section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
     if (accuracy := RESULTS / "accuracy.json").exists():

@@ -24,7 +24,7 @@ from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
-from norton_det.models.norms import make_eps_positive, warn_of_small_batches
+from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.precision import PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ def build_training(
     built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    make_eps_positive(model)
     warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
     log.info("learning rate %g for %d images a step", lr, train.batch_size)

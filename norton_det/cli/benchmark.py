@@ -190,7 +190,7 @@ def format_details(details: dict[str, dict[str, Any]]) -> str:
     """A row a model: size, work, regions, milliseconds by part."""
     rows = []
     for name, values in details.items():
-        parts = ", ".join(f"{part} {ms:.0f}" for part, ms in values["milliseconds_by_part"].items())
+        parts = ", ".join(f"{part} {ms:.1f}" for part, ms in values["milliseconds_by_part"].items())
         regions = ", ".join(f"{count} for the {kind} head" for kind, count in values["regions"].items())
         rows.append(
             f"{name}: {values['parameters']:,} parameters, {values['macs'] / 1e9:.1f} GMACs, "

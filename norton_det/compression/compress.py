@@ -68,7 +68,7 @@ def compress(
 
     Of an R-CNN the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
 
-    Frozen BatchNorm becomes trainable BatchNorm with the same statistics and eps. `progress` is told each layer
+    Frozen BatchNorm becomes trainable BatchNorm with the same statistics. `progress` is told each layer
     that has been decomposed. Raises ValueError for another model, an unknown criterion, a group left without
     filters, or filters that cannot be decomposed (layer and indices are named).
     """

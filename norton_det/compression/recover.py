@@ -27,7 +27,6 @@ from norton_det.compression.distill import Distillation, distill, outputs_of, re
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
 from norton_det.files import load_tensors, save_tensors
-from norton_det.models.norms import make_eps_positive
 from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS
 from norton_det.models.weights import load_state
 
@@ -108,7 +107,6 @@ def recover(
     student: Any
     teacher: Any
     student, teacher = (copy.deepcopy(model).to(_device(compressed)).eval() for model in (compressed, dense))
-    make_eps_positive(student)
     for model in (student, teacher):
         model.to(memory_format=torch.channels_last)
     held = range(0, len(images), HELD_BACK)

@@ -1,4 +1,4 @@
-"""BatchNorm, trainable or frozen: the same statistics and eps in another module."""
+"""BatchNorm, trainable or frozen: the same function in another module."""
 
 import logging
 
@@ -9,6 +9,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 log = logging.getLogger(__name__)
 ENOUGH_IMAGES = 8
 LEAST_EPS = 1e-12
+"""What a trainable BatchNorm gets for the eps of 0 that frozen ones have in torchvision's COCO detectors, and that
+torch refuses. In float32 that is still 0 beside a variance above 1e-5."""
 
 
 def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None:
@@ -30,21 +32,12 @@ def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None
         )
 
 
-def make_eps_positive(model: nn.Module) -> None:
-    """Give BatchNorms of eps 0, as torchvision's COCO detectors have it, the 1e-12 that torch's training asks for.
-
-    In float32 that is still 0 beside a variance above 1e-5.
-    """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eps = max(module.eps, LEAST_EPS)
-
-
 def unfreeze_batch_norms(model: nn.Module) -> None:
-    """Turn every FrozenBatchNorm2d into a BatchNorm2d that computes the same in evaluation, in place."""
+    """Turn every FrozenBatchNorm2d into a BatchNorm2d that computes the same in evaluation, in place; of LEAST_EPS at
+    least."""
     for name, module in list(model.named_modules()):
         if isinstance(module, FrozenBatchNorm2d):
-            _replace(model, name, module, nn.BatchNorm2d(len(module.weight), eps=module.eps))
+            _replace(model, name, module, nn.BatchNorm2d(len(module.weight), max(module.eps, LEAST_EPS)))
 
 
 def freeze_batch_norms(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.files import load_tensors
 from norton_det.models.detectors import BODY, DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.norms import LEAST_EPS, freeze_batch_norms
 from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def detector_from_weights(weights: Weights, settings: DetectorSettings | None = 
         own = _settings(described)
         eps = float(described.get("norm_eps", _TORCHVISION_EPS if frozen else 1e-5))
         spec = DetectorSpec.from_state_dict(weights.state, settings or own)
-        detector = build_from_spec(spec, eps)
+        detector = build_from_spec(spec, eps if frozen else max(eps, LEAST_EPS))
     load_state(detector, weights.state, weights.source)
     if frozen:
         freeze_batch_norms(detector)

@@ -29,6 +29,7 @@ def shapes(intact, tmp_path, monkeypatch):
     """A copy of the dataset to be damaged."""
     shutil.copytree(intact, tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NORTON_DATASETS", raising=False)
     return tmp_path / "datasets" / "shapes"
 
 

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection._utils import overwrite_eps
 
 from norton_det.compression import recover as module
 from norton_det.compression.activations import ActivationFile
@@ -14,6 +15,7 @@ from norton_det.compression.distill import Distillation, distill, relative_error
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 PLAN = load_plan({"notation": "[0.]+[0.2]*19", "rank": 1, "parts": {"neck": 1, "rpn": 1, "box_head": 8}})
@@ -252,9 +254,8 @@ def test_models_in_training_mode_are_restored_as_in_evaluation(network, images):
 
 def test_the_heads_are_restored_on_regions_of_the_restored_pyramid(images, monkeypatch):
     dense = detector("faster_rcnn", images)
-    for norm in dense.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eps = 0.0  # as in torchvision's COCO detectors
+    freeze_batch_norms(dense)
+    overwrite_eps(dense, 0.0)  # as torchvision does to its COCO detectors
     compressed, report = compress(dense, PLAN)
     seen = {}
 

@@ -278,6 +278,8 @@ def test_exported_files_are_detectors(tmp_path, images):
 
 @pytest.mark.parametrize("name", ["damaged.onnx", "damaged.xml", "missing.onnx", "model.txt"])
 def test_a_file_that_cannot_be_used_is_named(name, tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
     if not name.startswith("missing"):
         (tmp_path / name).write_bytes(b"<net>no model\0")
     with pytest.raises(ValueError, match=name) as caught:

@@ -11,7 +11,7 @@ from norton_det.models.detectors import (
     replace_predictors,
     settings_of,
 )
-from norton_det.models.norms import freeze_batch_norms, make_eps_positive, unfreeze_batch_norms
+from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.resnet import ResNetSpec
 
 DENSE = ResNetSpec.dense()
@@ -130,10 +130,9 @@ def test_frozen_stages(stages, frozen):
     assert sorted(found) == frozen
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
-def test_freezing_and_unfreezing_keep_the_function(eps):
+def test_freezing_and_unfreezing_keep_the_function():
     torch.manual_seed(0)
-    detector = build_from_spec(small_spec("faster_rcnn"), eps=eps).double().eval()
+    detector = build_from_spec(small_spec("faster_rcnn"), eps=1e-3).double().eval()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -144,21 +143,18 @@ def test_freezing_and_unfreezing_keep_the_function(eps):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in detector.modules())
     torch.testing.assert_close(detector.backbone(x)["0"], expected)
     unfreeze_batch_norms(detector)
-    assert detector.backbone.body["bn1"].eps == eps
+    assert detector.backbone.body["bn1"].eps == 1e-3
     torch.testing.assert_close(detector.backbone(x)["0"], expected)
 
 
 def test_batch_norm_of_eps_0_becomes_trainable_and_stays_the_same_function():
     torch.manual_seed(0)
     detector, image = build_from_spec(small_spec("faster_rcnn"), eps=0.0).eval(), torch.rand(2, 3, 64, 64)
+    freeze_batch_norms(detector)
     before = detector.backbone(image)
-    make_eps_positive(detector)
+    unfreeze_batch_norms(detector)
     after = detector.backbone(image)
-    assert all(torch.equal(after[level], before[level]) for level in before)
+    assert detector.backbone.body["bn1"].eps == 1e-12
+    for level in before:
+        torch.testing.assert_close(after[level], before[level])
     detector.train().backbone(image)
-
-
-def test_an_eps_that_is_positive_stays():
-    detector = build_from_spec(small_spec("faster_rcnn"), eps=1e-5)
-    make_eps_positive(detector)
-    assert detector.backbone.body["bn1"].eps == 1e-5

@@ -26,7 +26,7 @@ from norton_det.compression.search.choice import Choice, Item, Solution, solve
 from norton_det.compression.search.cost_table import CostTable, cost_table
 from norton_det.compression.search.part_sensitivities import PART_RANKS, measure_parts
 from norton_det.models.detectors import PARTS, part_layers
-from norton_det.models.norms import make_eps_positive, unfreeze_batch_norms
+from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.resnet import BLOCK_NAMES
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,6 @@ def measure_sensitivities(
     Scope(model, whole_detector, None)
     dense = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     unfreeze_batch_norms(dense)
-    make_eps_positive(dense)
     body = dense.get_submodule(body_prefix(model).removesuffix("."))
     batch = prepare(images[:MOST_IMAGES], IMAGE_SIZE, next(model.parameters()).device)
     parts = [part for part in PARTS if part_layers(model, part)] if whole_detector else []
