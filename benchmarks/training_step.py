@@ -1,8 +1,9 @@
 """One training step of Faster R-CNN, dense against norton and norton-all, in turn: seconds and ratios.
 
-    python benchmarks/training_step.py [--batch 2] [--image 800 800] [--runs 3] [--plans norton-77 norton-77-all]
+    python benchmarks/training_step.py [--batch 2] [--image 800 800] [--precision float32] [--runs 3]
 
-Random weights, drawn boxes, SGD; forward, losses, backward and step, as the training loop does them.
+Each plan in both forms of its CP layers. Random weights, drawn boxes, SGD; forward, losses, backward and step, as the
+training loop does them.
 """
 
 import argparse
@@ -12,18 +13,27 @@ import torch
 
 import norton_det
 from norton_det.analysis.latency import interleaved_latency
+from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
+from norton_det.models.precision import PRECISIONS, networks_in
 
 
-def training_step(plan: str | None, images: list, targets: list) -> Callable[[], None]:
+def training_step(
+    plan: str | None, form: Form, precision: torch.dtype, images: list, targets: list
+) -> Callable[[], None]:
     """A call that trains a new detector for one step; channels_last, as `train` runs it."""
     torch.manual_seed(0)
     detector = norton_det.build_detector("faster_rcnn", plan=plan).to(images[0].device).train()
     detector.backbone.to(memory_format=torch.channels_last)
+    for module in detector.modules():
+        if isinstance(module, CPConv2d):
+            module.form = form
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
-        sum(detector(images, targets).values()).backward()
+        with networks_in(detector, precision):
+            losses = detector(images, targets)
+        sum(losses.values()).backward()
         optimizer.step()
 
     return step
@@ -35,6 +45,7 @@ def main() -> None:
     parser.add_argument("--image", type=int, nargs=2, default=[800, 800])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--plans", nargs="+", default=["norton-77", "norton-77-all"])
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
@@ -49,11 +60,15 @@ def main() -> None:
         }
         for corner in corners
     ]
-    plans = {"dense": None, **{plan: plan for plan in arguments.plans}}
-    steps = {name: training_step(plan, images, targets) for name, plan in plans.items()}
+    precision = PRECISIONS[arguments.precision]
+    steps = {"dense": training_step(None, "dense", precision, images, targets)} | {
+        f"{plan}, {form}": training_step(plan, form, precision, images, targets)
+        for plan in arguments.plans
+        for form in FORMS
+    }
     latencies = interleaved_latency(steps, runs=arguments.runs, warmup=1)
     for name, latency in latencies.items():
-        print(f"{name}: {latency.median / 1000:.2f} s a step, {latencies['dense'].median / latency.median:.2f}x")
+        print(f"{name}: {latency.median / 1000:.3f} s a step, {latencies['dense'].median / latency.median:.2f}x")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from norton_det.compression.search import budget as budgets
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import measure_sensitivities, search_plan
 from norton_det.data.shapes import write_shapes
+from norton_det.deploy import graphs
 from norton_det.deploy.agreement import agreement
 from norton_det.deploy.treatments import usable_treatments
 from norton_det.engine.checkpoint import save_weights
@@ -107,13 +108,28 @@ def test_a_layer_and_its_gradients_are_the_cpus(form):
 def test_an_optimised_detector_finds_what_it_found(kind, images):
     compressed, _ = norton_det.compress(detector(kind), PLAN)
     expected = compressed(images)
-    found = norton_det.optimize(compressed.to(GPU), [image.to(GPU) for image in images])(
-        [image.to(GPU) for image in images]
-    )
-    for ours, theirs in zip(found, expected, strict=True):
+    pictures = [image.to(GPU) for image in images]
+    for ours, theirs in zip(norton_det.optimize(compressed.to(GPU), pictures)(pictures), expected, strict=True):
         assert ours["boxes"].is_cuda and len(theirs["boxes"])
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-3, atol=2e-2)
+
+
+def test_what_is_replayed_is_what_ran(monkeypatch):
+    """Shapes in turn: each runs by itself, is recorded, is replayed; a third one stays as it is."""
+    monkeypatch.setattr(graphs, "MOST", 2)
+    generator = torch.Generator().manual_seed(2)
+    sizes = ((96, 96), (96, 150), (150, 96))
+    pictures = [torch.rand(2, 3, *size, generator=generator).to(GPU) for size in sizes]
+    fast = norton_det.optimize(detector("mask_rcnn").to(GPU), [pictures[0][0]])
+    expected = [fast(list(pair)) for pair in pictures]
+    assert not fast.detector.backbone.body.forward._recordings
+    for pair, found in [*zip(pictures, expected, strict=True)] * 3:
+        for ours, theirs in zip(fast(list(pair.flip(0))), reversed(found), strict=True):
+            for name, value in theirs.items():
+                torch.testing.assert_close(ours[name], value)
+    for network in (fast.detector.backbone.body, fast.detector.backbone.fpn, fast.detector.rpn.head):
+        assert len(network.forward._recordings) == 2
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

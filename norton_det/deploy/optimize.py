@@ -14,10 +14,11 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import Timer, choose_forms, torch_timer
+from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
-from norton_det.models.precision import PRECISIONS, networks_in
+from norton_det.models.precision import PRECISIONS, lower_networks
 from norton_det.models.weights import categories_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
@@ -30,7 +31,7 @@ SUPPORTED: dict[str, tuple[Precision, ...]] = {
 
 
 class TorchDetector:
-    """A detector for inference in torch, its networks in a precision.
+    """A detector for inference in torch.
 
     Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries.
 
@@ -40,8 +41,8 @@ class TorchDetector:
         category_ids: the dataset's ids in the same order.
     """
 
-    def __init__(self, detector: GeneralizedRCNN, precision: torch.dtype) -> None:
-        self.detector, self._precision = detector, precision
+    def __init__(self, detector: GeneralizedRCNN) -> None:
+        self.detector = detector
         self.categories, self.category_ids = list(detector.categories), list(detector.category_ids)
 
     def eval(self) -> "TorchDetector":
@@ -51,8 +52,7 @@ class TorchDetector:
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of each image."""
-        with networks_in(self.detector, self._precision):
-            found: list[dict[str, Tensor]] = self.detector(list(images))
+        found: list[dict[str, Tensor]] = self.detector(list(images))
         return found
 
 
@@ -119,9 +119,13 @@ def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device
 def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
     dtype, device = PRECISIONS[precision], next(detector.parameters()).device
     prepared = prepare(detector, images[0].to(device), torch_timer(device, dtype))
-    if device.type == "cpu":
+    prepared.to(memory_format=torch.channels_last)
+    lower_networks(prepared, dtype)
+    if device.type == "cuda":
+        replay_networks(prepared)
+    else:
         replace_poolers(prepared, BagRoIAlign)
-    return TorchDetector(prepared.to(memory_format=torch.channels_last), dtype)
+    return TorchDetector(prepared)
 
 
 def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:

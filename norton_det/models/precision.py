@@ -1,6 +1,6 @@
 """Lower precision where it is safe: in a detector's networks, and nowhere else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -30,6 +30,16 @@ def networks_in(detector: GeneralizedRCNN, precision: torch.dtype) -> Iterator[N
             del network.forward
 
 
+def lower_networks(detector: GeneralizedRCNN, precision: torch.dtype) -> None:
+    """Cast the same networks for good, in place, for inference; they still take and hand on float32.
+
+    Autocast would cast their weights anew in every call. With torch.float32 nothing changes.
+    """
+    for network in networks(detector) if precision != torch.float32 else []:
+        network.to(precision)
+        setattr(network, "forward", _lowered(network.forward, precision))  # noqa: B010, over the class's method
+
+
 def networks(detector: GeneralizedRCNN) -> list[nn.Module]:
     """The parts of a detector that hold its convolutions and linear layers."""
     kinds = ("box", "mask", "keypoint")
@@ -41,7 +51,15 @@ def _autocast(forward: Any, precision: torch.dtype) -> Any:
     @wraps(forward)
     def lowered(inputs: Any) -> Any:
         with torch.autocast(_device_type(inputs), precision):
-            return _in_float32(forward(inputs))
+            return map_tensors(Tensor.float, forward(inputs))
+
+    return lowered
+
+
+def _lowered(forward: Any, precision: torch.dtype) -> Any:
+    @wraps(forward)
+    def lowered(inputs: Any) -> Any:
+        return map_tensors(Tensor.float, forward(map_tensors(lambda x: x.to(precision), inputs)))
 
     return lowered
 
@@ -50,10 +68,10 @@ def _device_type(inputs: Tensor | list[Tensor]) -> str:
     return (inputs if isinstance(inputs, Tensor) else inputs[0]).device.type
 
 
-def _in_float32(value: Any) -> Any:
-    """Tensors, also in lists, tuples and mappings."""
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A function's results in the place of tensors, also in lists, tuples and mappings."""
     if isinstance(value, Tensor):
-        return value.float()
+        return function(value)
     if isinstance(value, Mapping):
-        return type(value)((key, _in_float32(item)) for key, item in value.items())  # type: ignore[call-arg]
-    return type(value)(_in_float32(item) for item in value)
+        return type(value)((key, map_tensors(function, item)) for key, item in value.items())  # type: ignore[call-arg]
+    return type(value)(map_tensors(function, item) for item in value)

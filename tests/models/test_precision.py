@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection import roi_heads, rpn
 
 from norton_det.models.detectors import KINDS, DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.precision import networks_in
+from norton_det.models.precision import lower_networks, networks, networks_in
 from norton_det.models.resnet import ResNetSpec
 
 SETTINGS = DetectorSettings(min_size=(96,), max_size=128, train_proposals=50, box_rois=16)
@@ -90,3 +90,29 @@ def test_it_ends_where_it_is_left_and_float32_changes_nothing():
             assert not torch.equal(detector.backbone(images[0][None])["0"], before)
             raise RuntimeError("stop")
         assert torch.equal(detector.backbone(images[0][None])["0"], before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_that_are_cast_for_good_give_what_autocast_gives(kind):
+    detector, (images, _) = make(kind).eval(), batch()
+    pixels, regions = torch.stack(images), torch.rand(5, 16, 7, 7, generator=torch.Generator().manual_seed(0))
+
+    def outputs():
+        levels = detector.backbone(pixels)
+        logits, _ = detector.rpn.head(list(levels.values()))
+        return [*levels.values(), *logits, *detector.roi_heads.box_predictor(detector.roi_heads.box_head(regions))]
+
+    with torch.no_grad():
+        exact = outputs()
+        with networks_in(detector, torch.bfloat16):
+            expected = outputs()
+        lower_networks(detector, torch.float32)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs(), exact, strict=True))
+        lower_networks(detector, torch.bfloat16)
+        found = outputs()
+        assert detector(images)[0]["boxes"].dtype == torch.float32
+    for ours, theirs, before in zip(found, expected, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+        assert not torch.equal(ours, before)
+    assert {p.dtype for network in networks(detector) for p in network.parameters()} == {torch.bfloat16}

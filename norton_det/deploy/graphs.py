@@ -1,0 +1,76 @@
+"""CUDA graphs: what a GPU is to do is recorded once and replayed, where telling it kernel by kernel takes longer."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.models.precision import map_tensors
+
+MOST = 16
+"""Shapes that are recorded of a network; each keeps its outputs. Further ones run as they are."""
+
+
+class Recording(NamedTuple):
+    """A graph, where it reads, and what it writes: the next replay overwrites it."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Any
+    outputs: Any
+
+
+class Replayed:
+    """A function of tensors of one device, by itself the first time that shapes come, then recorded and replayed.
+
+    `pool` is memory that recordings share, since no two run at the same time.
+    """
+
+    def __init__(self, function: Any, pool: Any) -> None:
+        self._function, self._pool = function, pool
+        self._met: Counter[Any] = Counter()
+        self._recordings: dict[Any, Recording] = {}
+
+    def __call__(self, inputs: Any) -> Any:
+        """The function's outputs, which stand until the next call."""
+        given = _tensors(inputs)
+        shapes = tuple(x.shape for x in given)
+        if shapes not in self._recordings:
+            self._met[shapes] += 1
+            if self._met[shapes] == 1 or len(self._recordings) >= MOST:
+                return self._function(inputs)
+            self._recordings[shapes] = self._record(inputs)
+        recording = self._recordings[shapes]
+        for place, x in zip(_tensors(recording.inputs), given, strict=True):
+            place.copy_(x)
+        recording.graph.replay()
+        return recording.outputs
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _record(self, inputs: Any) -> Recording:
+        """Tensors made under inference mode could not be written outside it, hence out of it."""
+        places = map_tensors(Tensor.clone, inputs)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries prepare themselves in a first call, which may not be recorded
+            self._function(places)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = self._function(places)
+        return Recording(graph, places, outputs)
+
+
+def replay_networks(detector: GeneralizedRCNN) -> None:
+    """Have a detector's body, neck and RPN head, all whose work depends on shapes alone, replayed on its GPU."""
+    pool = torch.cuda.graph_pool_handle()
+    for network in (detector.backbone.body, detector.backbone.fpn, detector.rpn.head):
+        setattr(network, "forward", Replayed(network.forward, pool))  # noqa: B010, over the class's method
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(found.append, value)
+    return found
