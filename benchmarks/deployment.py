@@ -39,8 +39,9 @@ end.
 
 What a CPU can do decides what there is to win: one with AMX multiplies dense matrices of bfloat16 and int8 so fast
 that what remains is the rest of the detector, in which compression changes little; `ONEDNN_MAX_CPU_ISA` makes it
-compute like one without. These machines are shared: what was not measured in turn, *in all* above everything, moves
-by a quarter from one hour to the next.
+compute like one without. A large GPU is through with the convolutions of one image before it has been told what
+else to do: there CUDA graphs and bfloat16 help, and compression saves parameters, not time. The CPUs' machines are
+shared: what was not measured in turn, *in all* above everything, moves by a quarter from one hour to the next.
 """
 ACCURACY = """By `python benchmarks/accuracy.py --epochs {tuned}`: models of the quickstart's size (a quarter of the
 width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compressed ones recovered without labels,

@@ -6,7 +6,8 @@
 The dense detectors are those of `benchmarks/accuracy.py`, trained where the folder does not have them. Each is
 compressed by five plans of the paper, and by the searched plan of the same MACs. With `--fine-tuning`, Faster R-CNN
 is fine-tuned from two of these plans for shares of the dense detector's schedule. Writes docs/without_labels/, and
-docs/without_labels.md from all that it holds; what stands there is not measured again.
+docs/without_labels.md from all that it holds; what stands there is not measured again. full_size.json was written by
+hand, from the commands that it names.
 """
 
 import argparse
@@ -73,6 +74,14 @@ FINE_TUNING = """## Then fine-tuned
 Faster R-CNN, fine-tuned with labels from what stands above, for a share of the dense detector's schedule, each
 share a schedule of its own. The dense one has not converged after its own: where more training ends above it, that
 is the training's doing.
+"""
+FULL_SIZE = """## At full size
+
+Faster R-CNN of full width on images of 800x1066, started from ImageNet's filters (stem to layer3; layer4 from random
+ones) and trained dense on `shapes` for four epochs, on one {machine}, then compressed: what it learnt in full is
+harder to keep. By
+
+{commands}
 """
 REAL = """## Real filters, real images
 
@@ -263,6 +272,16 @@ def read(name: str) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def what_is_left(results: dict[str, Any]) -> list[str]:
+    """The table of the pyramid's errors, a row a plan."""
+    titles = [f"{TITLES[kind]}, {way}" for kind in results for way in RESTORED]
+    lines = [LEFT, f"| | {' | '.join(titles)} |", "| --- |" + " ---: |" * len(titles)]
+    for name in PLANS:
+        rows = [result[name]["ways"][way] for result in results.values() for way in RESTORED]
+        lines.append(f"| {name} | {' | '.join(format(row['pyramid'], '.3f') for row in rows)} |")
+    return [*lines, ""]
+
+
 def write_page() -> None:
     """docs/without_labels.md and its plots, of what was measured."""
     results = {kind: found for kind in TASKS if (found := read(kind))}
@@ -280,12 +299,7 @@ def write_page() -> None:
             lines.append(f"| {name} | {plan['macs']:.0%} | {cells} | {seconds} |")
         lines.append("")
     if results:
-        titles = [f"{TITLES[kind]}, {way}" for kind in results for way in RESTORED]
-        lines += [LEFT, f"| | {' | '.join(titles)} |", "| --- |" + " ---: |" * len(titles)]
-        for name in PLANS:
-            rows = [result[name]["ways"][way] for result in results.values() for way in RESTORED]
-            lines.append(f"| {name} | {' | '.join(format(row['pyramid'], '.3f') for row in rows)} |")
-        lines.append("")
+        lines += what_is_left(results)
     if tuned := read("fine_tuning"):
         plot_fine_tuning(RESULTS / "fine_tuning.png", tuned)
         shares = sorted({float(share) for ways in tuned.values() for row in ways.values() for share in row})
@@ -296,6 +310,12 @@ def write_page() -> None:
                 values = {float(share): f"{value:.1f}" for share, value in row.items()}
                 lines.append(f"| {plan}, {way} | {' | '.join(values.get(share, '') for share in shares)} |")
         lines.append("\n![AP by fine-tuning](without_labels/fine_tuning.png)\n")
+    if full := read("full_size"):
+        commands = "\n".join(f"    python {command}" for command in full["commands"])
+        lines += [FULL_SIZE.format(machine=full["machine"], commands=commands),
+                  "| Faster R-CNN, full size | AP | AP50 |", "| --- | ---: | ---: |"]  # fmt: skip
+        lines += [f"| {name} | {ap:.1f} | {ap50:.1f} |" for name, (ap, ap50) in full["rows"].items()]
+        lines.append("")
     if real := read("real_filters"):
         lines += [REAL.format(**real["how"]), "| | compressed | BatchNorm | restored | seconds |",
                   "| --- |" + " ---: |" * 4]  # fmt: skip

@@ -25,9 +25,9 @@ def save_latency_plot(path: Path, groups: Mapping[str, Mapping[str, Latency]]) -
             [latency.p95 - latency.median for latency in latencies],
         ]
         bars = axes.bar(positions, medians, width * 0.92, yerr=errors, capsize=3, label=model)
-        axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.bar_label(bars, fmt=lambda ms: f"{ms:.{1 if ms < 100 else 0}f}", padding=3)
     axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_ylabel("latency, ms an image (median)")
+    axes.set_ylabel("latency, ms a call (median)")
     axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
