@@ -150,7 +150,7 @@ def test_another_number_of_classes_replaces_the_classifier(data, tmp_path, caplo
 
 
 def test_two_processes_train_and_evaluate_together(data, tmp_path):
-    more = ["--plan", "norton-59", "--max-iterations", "80", "--batch-size", "16"]
+    more = ["--plan", "norton-59", "--max-iterations", "80", "--batch-size", "24", "--lr", "0.02"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
         [*launcher, str(SCRIPT), *words(data, "two", *more)[1:]],
