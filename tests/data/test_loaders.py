@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from norton_det.data.catalog import DatasetFiles, read_categories
 from norton_det.data.coco import CocoDataset
 from norton_det.data.images import DamagedImageError
-from norton_det.data.loaders import Batch, TrainingBatchSampler, epoch_length, evaluation_loader, training_loader
+from norton_det.data.loaders import (
+    Batch,
+    TrainingBatchSampler,
+    WithReplacements,
+    epoch_length,
+    evaluation_loader,
+    training_loader,
+)
 from norton_det.data.transforms import training_transforms
 
 GROUPS = np.array([0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1])  # 4 and 9
@@ -184,6 +192,22 @@ def test_a_dataset_with_too_much_damage_is_an_error_not_a_search_without_end(fil
     loader = training_loader(read(files, training=True), batch_size=1, seed=1, workers=0, damaged_images=limit)
     with pytest.raises(DamagedImageError, match=r"\d\d\.png: not a readable image"):
         next(iter(loader))
+
+
+def test_each_image_is_tried_once_in_a_samples_place_as_its_epoch_has_it() -> None:
+    asked = []
+
+    class Damaged(Dataset[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, key: Any) -> Any:
+            asked.append(key)
+            raise DamagedImageError("all of them")
+
+    with pytest.raises(DamagedImageError):
+        WithReplacements(Damaged(), limit=99)[7, 1]
+    assert asked == [(7, 1), (7, 2), (7, 0)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
