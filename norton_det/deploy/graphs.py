@@ -40,7 +40,8 @@ class Replayed:
             self._met[shapes] += 1
             if self._met[shapes] == 1 or len(self._recordings) >= MOST:
                 return self._function(inputs)
-            self._recordings[shapes] = self._record(inputs)
+            with torch.cuda.device(given[0].device):
+                self._recordings[shapes] = self._record(inputs)
         recording = self._recordings[shapes]
         for place, x in zip(_tensors(recording.inputs), given, strict=True):
             place.copy_(x)
