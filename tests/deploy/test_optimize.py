@@ -12,7 +12,7 @@ from torch import nn
 from norton_det.analysis.complexity import count, total
 from norton_det.compression.plan import load_plan
 from norton_det.deploy import fold, runtimes, treatments
-from norton_det.deploy import optimize as module
+from norton_det.deploy import optimize as optimizing
 from norton_det.deploy.export import METADATA_KEY, Description, describe_export, export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms
@@ -394,12 +394,12 @@ EVERY = ("onnxruntime", "openvino", "torch")
     ],
 )
 def test_auto_is_the_fastest_runtime_that_can_be_used(device, precision, installed, chosen, monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name in installed or None)
-    assert module._choose_runtime("auto", precision, torch.device(device)) == chosen
+    monkeypatch.setattr(optimizing.importlib.util, "find_spec", lambda name: name in installed or None)
+    assert optimizing._choose_runtime("auto", precision, torch.device(device)) == chosen
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_a_runtime_that_is_not_installed_is_said(runtime, images, monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizing.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"{runtime} is not installed: pip install"):
         optimize(small_detector("faster_rcnn"), images[:1], runtime)
