@@ -94,6 +94,14 @@ def test_torchvisions_coco_file_equals_its_builder(tmp_path):
     assert len(ours.categories) == 91
 
 
+def test_a_trainable_batch_norm_that_was_saved_with_an_eps_of_0_runs(tmp_path):
+    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32)
+    save_weights(tmp_path / "zero.pth", build_from_spec(spec, eps=0.0))
+    loaded = norton_det.load_detector(tmp_path / "zero.pth")
+    assert loaded.backbone.body["bn1"].eps == 1e-12
+    assert loaded.train().backbone(torch.rand(2, 3, 64, 64))["0"].isfinite().all()
+
+
 def test_our_detector_brings_everything(tmp_path):
     torch.manual_seed(0)
     detector = norton_det.build_detector("keypoint_rcnn", num_classes=2).eval()
