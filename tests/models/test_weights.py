@@ -89,6 +89,7 @@ def test_torchvisions_coco_file_equals_its_builder(tmp_path):
     overwrite_eps(theirs, 0.0)
     torch.save(theirs.state_dict(), tmp_path / "coco.pth")
     ours = norton_det.load_detector(tmp_path / "coco.pth").eval()
+    assert ours.backbone.body["bn1"].eps == 0
     torch.testing.assert_close(ours.backbone(IMAGE)["3"], theirs.backbone(IMAGE)["3"])
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
     assert len(ours.categories) == 91
