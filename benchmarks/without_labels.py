@@ -71,9 +71,9 @@ mean over the levels, on the validation images. It tells plans apart more finely
 """
 FINE_TUNING = """## Then fine-tuned
 
-Faster R-CNN, fine-tuned with labels from what stands above, for a share of the dense detector's schedule, each
-share a schedule of its own. The dense one has not converged after its own: where more training ends above it, that
-is the training's doing.
+By `python benchmarks/without_labels.py --fine-tuning`: Faster R-CNN, fine-tuned with labels from what stands above,
+for a share of the dense detector's schedule, each share a schedule of its own. The dense one has not converged after
+its own: where more training ends above it, that is the training's doing.
 """
 FULL_SIZE = """## At full size
 
@@ -85,7 +85,8 @@ harder to keep. By
 """
 REAL = """## Real filters, real images
 
-By `python benchmarks/real_recovery.py`: a ResNet-50 trained on ImageNet, from the stem to layer3 (its 3x3
+By `python benchmarks/real_recovery.py --weights resnet50.pth --train coco/train2017 --test coco/val2017 --steps
+{steps}`: a ResNet-50 trained on ImageNet, from the stem to layer3 (its 3x3
 convolutions decomposed, then pruned where a plan is named), restored on {images} images of COCO's training set with
 {steps} gradient steps a part, measured on 96 of its validation set: the relative error of the outputs of
 layer1, layer2 and layer3.

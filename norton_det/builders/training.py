@@ -49,7 +49,7 @@ def build_training(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
-    log.info("learning rate %g for %d images a step", lr, train.batch_size)
+    log.info("learning rate %.3g for %d images a step (train.lr: %g for 16)", lr, train.batch_size, train.lr)
     optimizer = build_optimizer(
         model, train.optimizer, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay
     )

@@ -49,15 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"norton-det: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised where fvcore is imported
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # float16 may skip the first step
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as configured
     warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__)
+    parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
     try:
         command.run(parser.parse_intermixed_args(words[1:]))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except OSError as error:
+        return _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, FloatingPointError) as error:
         return _fail(name, str(error))
     except RuntimeError as error:  # torch raises this one wherever the signal of a worker's death finds the process
         if not str(error).startswith("DataLoader worker (pid"):

@@ -59,20 +59,23 @@ def run(args: argparse.Namespace) -> None:
     plan = config.model.plan
     assert isinstance(plan, dict)
 
-    _command("train", "--config", CONFIG, "model.plan=none", f"output_dir={folders['dense']}")
+    summary = output / "summary.json"
+    resume = [] if summary.exists() else ["--resume"]  # a story that was stopped goes on, one that ended begins anew
+    summary.unlink(missing_ok=True)
+    _command("train", "--config", CONFIG, "model.plan=none", f"output_dir={folders['dense']}", *resume)
     compress = ["compress", "--weights", weights["dense"], "--plan", plan["notation"], "--rank", plan["rank"]]
     for name, images in (("compressed", []), ("recovered", ["--images", config.data.train])):
         _command(*compress, *images, "--output", weights[name])
         start = f"model.weights={weights[name]}"
         _command("train", "--config", CONFIG, "--eval-only", start, f"output_dir={folders[name]}")
-    _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}")
+    _command("train", "--config", FINE_TUNING, start, f"output_dir={folders['fine_tuned']}", *resume)
 
     detectors = {name: load_detector(path).eval() for name, path in weights.items()}
     latencies = time_models(config, detectors)
     rows = compare(config, folders, detectors, latencies)
     full_size = time_full_size()
     write_json(
-        output / "summary.json",
+        summary,
         {
             "models": {name: asdict(row) for name, row in rows.items()},
             "full_size": {

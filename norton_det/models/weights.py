@@ -114,7 +114,7 @@ def imagenet_weights() -> Weights:
 
     Raises ValueError that names the address and the way on where there is no network.
     """
-    way_on = "put the file there, or start without them: model.backbone_weights=none"
+    way_on = "put the file there, give another, model.backbone_weights=FILE, or none: model.backbone_weights=none"
     return _downloaded(ResNet50_Weights.IMAGENET1K_V1, "ImageNet weights", way_on)
 
 

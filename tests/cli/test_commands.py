@@ -11,7 +11,7 @@ import norton_det
 from norton_det.builders import detector as building
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import TASKS, resolve_dataset, starting_weights
-from norton_det.cli import image
+from norton_det.cli import image, quickstart
 from norton_det.cli.main import COMMANDS, main
 from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import CATEGORIES, write_shapes
@@ -101,6 +101,42 @@ def test_training_leaves_what_it_says(config, metrics, tmp_path):
 def test_options_may_stand_anywhere(capsys):
     words = ["output_dir=run", "--resume", "train.max_iterations=1", *TINY, "data.workers=0"]
     assert main(["train", *words, "--config", "quickstart.yaml"]) == 0
+
+
+def test_a_misspelt_option_is_not_taken_for_another(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", "quickstart.yaml", "--resum"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --resum" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_named_first(capsys):
+    assert main(["report", "--runs", "run", "--benchmark", "gone.json", "--output", "report.html"]) == 2
+    assert capsys.readouterr().err == "norton-det report: gone.json: No such file or directory\n"
+
+
+def test_resuming_where_there_is_nothing_is_said(caplog):
+    assert train("faster_rcnn_norton.yaml", "train.max_iterations=1", "output_dir=new", "--resume") == 0
+    assert "no checkpoint in new/checkpoints: training starts at its beginning" in caplog.messages
+
+
+def test_a_quickstart_that_was_stopped_goes_on_and_one_that_ended_begins_anew(tmp_path, monkeypatch):
+    """The training commands that it runs; what comes after the first is left out."""
+    typed = []
+
+    def stop_at_the_first(*words):
+        typed.append(words)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(quickstart, "_command", stop_at_the_first)
+    (tmp_path / "told").mkdir()
+    summary = tmp_path / "told/summary.json"
+    for ended in (False, True, False):
+        if ended:
+            summary.write_text("{}")
+        assert main(["quickstart", "--output", "told"]) == 2
+        assert not summary.exists()
+    assert [words[-1] for words in typed] == ["--resume", "output_dir=told/dense", "--resume"]
 
 
 def test_evaluation_alone_gives_the_same_numbers(tmp_path):

@@ -64,7 +64,8 @@ class Budget:
         except ValueError as error:
             if kind in get_args(BudgetKind) and "budget" in str(error):
                 raise
-            raise ValueError(f"budget {text!r}: expected {', '.join(get_args(BudgetKind))}=NUMBER") from None
+            expected = " or ".join(f"{kind}=NUMBER" for kind in get_args(BudgetKind))
+            raise ValueError(f"budget {text!r}: expected {expected}") from None
 
     @property
     def is_share(self) -> bool:
