@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-dev
 
-# Tests that load OpenVINO and onnxruntime: in a process of their own, which has crashed when it then ran the others.
+# Tests that load OpenVINO and onnxruntime: in processes of their own, which have crashed when they then ran the others.
 RUNTIMES := tests/deploy tests/docs tests/cli/test_export_model.py
 
 .PHONY: test million quickstart lint docs clean
@@ -13,7 +13,7 @@ quickstart: $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(RUNTIMES))
-	$(BIN)/python -m pytest $(RUNTIMES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(RUNTIMES)
 
 # In rounds: hypothesis remembers all examples of one, which of a million takes more memory than there is.
 million: $(INSTALLED)
