@@ -257,6 +257,13 @@ def test_averaged_weights_are_what_is_kept(whole):
     )
 
 
+def test_averaged_weights_are_what_is_evaluated(whole):
+    assert train("again", "--eval-only", f"model.weights={whole / 'model_final.pth'}") == 0
+    name = "evaluation/predictions.json"
+    assert json.loads(Path("again", name).read_text())
+    assert Path("again", name).read_bytes() == (whole / name).read_bytes()
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_trains(precision, caplog):
     assert train("low", f"train.precision={precision}", "train.max_iterations=2") == 0

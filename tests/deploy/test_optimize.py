@@ -193,6 +193,15 @@ def test_a_layer_that_meets_several_sizes_gets_the_form_with_the_smallest_sum(im
     assert isinstance(detector.rpn.head.conv[0][0], DepthwiseCPConv2d)
 
 
+def test_what_a_runtime_gets_is_folded_and_in_its_forms(images):
+    detector = small_detector("faster_rcnn")
+    prepared = optimizing.prepare(detector, images[0], lambda shape, form, inputs: float(form == "dense"))
+    kinds = {type(module) for module in prepared.modules()}
+    assert not kinds & {nn.BatchNorm2d, CPConv2d} and DepthwiseCPConv2d in kinds
+    assert isinstance(prepared.backbone.fpn, fold.FoldedPyramid)
+    assert any(isinstance(module, CPConv2d) for module in detector.modules())
+
+
 def test_a_variance_that_is_small_beside_eps_is_folded_too():
     norm = nn.BatchNorm2d(3, eps=1e-3).eval()
     nn.init.constant_(norm.running_var, 1e-5)
