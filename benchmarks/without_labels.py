@@ -290,16 +290,15 @@ def write_page() -> None:
     if results:
         plot_budgets(RESULTS / "budgets.png", results)
         lines.append("![AP by budget](without_labels/budgets.png)\n")
-    for kind, result in results.items():
-        ways = list(next(iter(by_plan(result).values()))["ways"])
-        lines += [f"| {TITLES[kind]}, dense {result['dense']['AP']:.1f} | MACs | {' | '.join(ways)} | seconds |",
-                  "| --- |" + " ---: |" * (len(ways) + 2)]  # fmt: skip
-        for name, plan in by_plan(result).items():
-            cells = " | ".join(f"{row['AP']:.1f}" for row in plan["ways"].values())
-            seconds = plan["ways"].get("recovered", {}).get("seconds", "-")
-            lines.append(f"| {name} | {plan['macs']:.0%} | {cells} | {seconds} |")
-        lines.append("")
-    if results:
+        for kind, result in results.items():
+            ways = list(next(iter(by_plan(result).values()))["ways"])
+            lines += [f"| {TITLES[kind]}, dense {result['dense']['AP']:.1f} | MACs | {' | '.join(ways)} | seconds |",
+                      "| --- |" + " ---: |" * (len(ways) + 2)]  # fmt: skip
+            for name, plan in by_plan(result).items():
+                cells = " | ".join(f"{row['AP']:.1f}" for row in plan["ways"].values())
+                seconds = plan["ways"].get("recovered", {}).get("seconds", "-")
+                lines.append(f"| {name} | {plan['macs']:.0%} | {cells} | {seconds} |")
+            lines.append("")
         lines += what_is_left(results)
     if tuned := read("fine_tuning"):
         plot_fine_tuning(RESULTS / "fine_tuning.png", tuned)

@@ -22,7 +22,7 @@ from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
-from norton_det.engine.optim import build_optimizer, build_schedule, scaled_lr
+from norton_det.engine.optim import REFERENCE_BATCH, build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.precision import PRECISIONS
@@ -49,7 +49,8 @@ def build_training(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
-    log.info("learning rate %.3g for %d images a step (train.lr: %g for 16)", lr, train.batch_size, train.lr)
+    told = "learning rate %.3g for %d images a step (train.lr: %g for %d)"
+    log.info(told, lr, train.batch_size, train.lr, REFERENCE_BATCH)
     optimizer = build_optimizer(
         model, train.optimizer, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay
     )

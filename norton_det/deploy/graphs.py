@@ -1,13 +1,12 @@
 """CUDA graphs: what a GPU is to do is recorded once and replayed, where telling it kernel by kernel takes longer."""
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.models.precision import map_tensors
+from norton_det.models.precision import map_tensors, wrap_forward
 
 MOST = 16
 """Shapes that are recorded of a network; each keeps its outputs. Further ones run as they are."""
@@ -29,7 +28,7 @@ class Replayed:
 
     def __init__(self, function: Any, pool: Any) -> None:
         self._function, self._pool = function, pool
-        self._met: Counter[Any] = Counter()
+        self._met: set[Any] = set()
         self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, inputs: Any) -> Any:
@@ -37,8 +36,8 @@ class Replayed:
         given = _tensors(inputs)
         shapes = tuple(x.shape for x in given)
         if shapes not in self._recordings:
-            self._met[shapes] += 1
-            if self._met[shapes] == 1 or len(self._recordings) >= MOST:
+            if shapes not in self._met or len(self._recordings) >= MOST:
+                self._met.add(shapes)
                 return self._function(inputs)
             with torch.cuda.device(given[0].device):
                 self._recordings[shapes] = self._record(inputs)
@@ -68,7 +67,7 @@ def replay_networks(detector: GeneralizedRCNN) -> None:
     """Have a detector's body, neck and RPN head, all whose work depends on shapes alone, replayed on its GPU."""
     pool = torch.cuda.graph_pool_handle()
     for network in (detector.backbone.body, detector.backbone.fpn, detector.rpn.head):
-        setattr(network, "forward", Replayed(network.forward, pool))  # noqa: B010, over the class's method
+        wrap_forward(network, Replayed, pool)
 
 
 def _tensors(value: Any) -> list[Tensor]:

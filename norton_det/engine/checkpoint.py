@@ -66,6 +66,7 @@ class CheckpointFolder:
                 continue
             log.info("resuming from %s", path)
             return content
+        log.info("no checkpoint in %s: training starts at its beginning", self.folder)
         return None
 
     def _paths(self) -> list[Path]:

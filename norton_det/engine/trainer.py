@@ -200,8 +200,6 @@ def resume(run: TrainingRun) -> int:
     Raises ValueError where the processes do not find the same one.
     """
     state = run.checkpoints.load_newest()
-    if state is None:
-        log.info("no checkpoint in %s: training starts at its beginning", run.checkpoints.folder)
     start = restore(run, state) if state else 0
     starts = distributed.gather(start)
     if len(set(starts)) > 1:

@@ -22,7 +22,7 @@ def networks_in(detector: GeneralizedRCNN, precision: torch.dtype) -> Iterator[N
     """
     changed = networks(detector) if precision != torch.float32 else []
     for network in changed:
-        setattr(network, "forward", _autocast(network.forward, precision))  # noqa: B010, over the class's method
+        wrap_forward(network, _autocast, precision)
     try:
         yield
     finally:
@@ -37,7 +37,7 @@ def lower_networks(detector: GeneralizedRCNN, precision: torch.dtype) -> None:
     """
     for network in networks(detector) if precision != torch.float32 else []:
         network.to(precision)
-        setattr(network, "forward", _lowered(network.forward, precision))  # noqa: B010, over the class's method
+        wrap_forward(network, _lowered, precision)
 
 
 def networks(detector: GeneralizedRCNN) -> list[nn.Module]:
@@ -45,6 +45,11 @@ def networks(detector: GeneralizedRCNN) -> list[nn.Module]:
     kinds = ("box", "mask", "keypoint")
     heads = [getattr(detector.roi_heads, f"{kind}_{part}") for kind in kinds for part in ("head", "predictor")]
     return [detector.backbone, detector.rpn.head, *(head for head in heads if head is not None)]
+
+
+def wrap_forward(module: nn.Module, wrapper: Callable[..., Any], *arguments: Any) -> None:
+    """Have a module's calls go through `wrapper(forward, *arguments)`, until `del module.forward`."""
+    setattr(module, "forward", wrapper(module.forward, *arguments))  # noqa: B010, over the class's method
 
 
 def _autocast(forward: Any, precision: torch.dtype) -> Any:
