@@ -1,17 +1,18 @@
-"""NORTON for detectors: filter decomposition and pruning of ResNet-50 R-CNNs."""
+"""NORTON for detectors: filter decomposition and pruning of detectors on ResNets."""
 
-from norton_det.api import build_detector, compress, load_detector, load_resnet50
+from importlib.metadata import version
+
+from norton_det.api import build_detector, compress, load_detector, load_resnet, save
 from norton_det.config import load_config
-from norton_det.deploy.optimize import optimize
 from norton_det.ops.cp import decompose_filters
 
-__version__ = "0.1.0"
+__version__ = version("norton_det")
 __all__ = [
     "build_detector",
     "compress",
     "decompose_filters",
     "load_config",
     "load_detector",
-    "load_resnet50",
-    "optimize",
+    "load_resnet",
+    "save",
 ]

@@ -1,38 +1,31 @@
-"""The public face: joins models and compression without any configuration."""
+"""The public face: joins models, compression and deployment without any configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import ResNet
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.compression.compress import CompressionReport
-from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.building import build_network
+from norton_det.compression.compress import CompressionReport, check_dense
+from norton_det.compression.plan import PlanLike, load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.compression.saliency import Criterion
-from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
-from norton_det.models.detectors import DetectorKind, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
-from norton_det.models.weights import (
-    default_categories,
-    detector_from_weights,
-    read_weights,
-    resnet50_from_weights,
-)
-
-Plan = str | Path | Mapping[str, Any] | CompressionPlan
+from norton_det.deploy.runtimes import EXPORTED, load_exported
+from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
+from norton_det.models.structure import named_structure
+from norton_det.models.weights import read_weights
 
 
 def compress(
     model: nn.Module,
-    plan: Plan,
+    plan: PlanLike,
     rank: int | None = None,
     criterion: Criterion = "pabs",
     images: Sequence[Tensor] = (),
 ) -> tuple[nn.Module, CompressionReport]:
-    """A compressed copy of a torchvision ResNet-50 or of an R-CNN on one, trained or not, and the report.
+    """Return a compressed copy of a ResNet or of a detector on one, trained or not, and the report.
 
     `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
     JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. With `images`,
@@ -47,40 +40,47 @@ def compress(
         >>> sum(p.numel() for p in compressed.parameters())
         5885736
     """
-    return compress_and_recover(model, load_plan(plan, rank), images, criterion)
+    return compress_and_recover(model, load_plan(plan, check_dense(model), rank), images, criterion)
 
 
-def load_resnet50(path: str | Path, strict: bool = True) -> ResNet:
-    """A ResNet-50 classifier from a weights file: our own, torchvision's, or a published NORTON checkpoint.
+def build_detector(kind: str, body: str = "resnet50", plan: PlanLike | None = None, num_classes: int = 91) -> Any:
+    """Build a detector with random weights; without a plan, dense.
 
-    Widths and ranks are read from the tensor shapes. With `strict` a file that lacks tensors is refused. Raises
-    ValueError naming the file and what does not fit.
-    """
-    return resnet50_from_weights(read_weights(path), strict)
-
-
-def build_detector(kind: DetectorKind, plan: Plan | None = None, num_classes: int = 91) -> GeneralizedRCNN:
-    """A detector with random weights, `faster_rcnn`, `mask_rcnn` or `keypoint_rcnn`; without a plan, dense.
-
-    `num_classes` counts the background. Raises ValueError for an unknown kind or plan.
+    `kind` is `faster_rcnn`, `mask_rcnn`, `keypoint_rcnn`, `faster_rcnn_v2`, `mask_rcnn_v2`, `retinanet`,
+    `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background. Raises
+    ValueError for an unknown kind, body or plan.
 
     Examples:
         >>> sum(p.numel() for p in build_detector("faster_rcnn", plan="norton-77").parameters())
         22012182
     """
-    chosen = CompressionPlan() if plan is None else load_plan(plan)
-    body = chosen.apply(ResNetSpec.dense())
-    detector = build_from_spec(DetectorSpec(kind, num_classes, body, part_ranks=chosen.parts))
-    detector.categories, detector.category_ids = default_categories(num_classes)
-    return detector
+    return build_network(named_structure(kind, body, num_classes), plan)
 
 
-def load_detector(path: str | Path) -> GeneralizedRCNN | ExportedDetector:
-    """A detector from a weights file, our own, torchvision's, or a published NORTON checkpoint, or an exported file.
+def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
+    """Load a ResNet classifier from a weights file: our own, torchvision's, or a published NORTON checkpoint.
 
-    Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. An exported
-    file (.onnx, .xml) gives a detector for inference only. Raises ValueError naming the file and what does not fit.
+    Its structure is read from the file. With `strict` a file that lacks tensors is refused. Raises ValueError naming
+    the file and what does not fit.
+    """
+    return resnet_from_weights(read_weights(path), strict)
+
+
+def load_detector(path: str | Path, norm_eps: float | None = None) -> Any:
+    """Load a detector from a weights file, our own, torchvision's or a published NORTON checkpoint, or an exported one.
+
+    Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
+    the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for
+    inference only. Raises ValueError naming the file and what does not fit.
     """
     if Path(path).suffix in EXPORTED:
         return load_exported(path)
-    return detector_from_weights(read_weights(path))
+    return detector_from_weights(read_weights(path), norm_eps=norm_eps)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a detector or a classifier to a file that `load_detector`, `load_resnet` give back with the same bits.
+
+    The file is written whole or not at all. Raises ValueError naming a module that a file cannot hold.
+    """
+    save_weights(Path(path), model)

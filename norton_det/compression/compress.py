@@ -2,24 +2,25 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.compression.plan import CompressionPlan, kept_channels
-from norton_det.compression.prune import slice_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.detectors import BODY, LATERALS, part_layers
+from norton_det.models.channels import Body, ChannelGroup, read_body
 from norton_det.models.norms import unfreeze_batch_norms
-from norton_det.models.resnet import GROUPS, STAGES, ChannelGroup
+from norton_det.models.parts import part_layers
+from norton_det.models.persistence import Origin, describe, origin_of, with_origin
+from norton_det.models.slicing import slice_channels
 from norton_det.ops.cp import nmse
+
+Factorised = CPConv2d | LowRankLinear
 
 
 @dataclass(frozen=True)
@@ -64,101 +65,117 @@ def compress(
     criterion: Criterion = "pabs",
     progress: Callable[[str], object] = lambda layer: None,
 ) -> tuple[nn.Module, CompressionReport]:
-    """A compressed copy of a torchvision ResNet-50, or of an R-CNN with such a body, and the report.
+    """A compressed copy of a torchvision ResNet, or of a detector with such a body, and the report.
 
-    Of an R-CNN the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
+    Of a detector the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
 
     Frozen BatchNorm becomes trainable BatchNorm with the same statistics. `progress` is told each layer
-    that has been decomposed. Raises ValueError for another model, an unknown criterion, a group left without
-    filters, or filters that cannot be decomposed (layer and indices are named).
+    that has been decomposed. Raises ValueError for a model that is not supported or is compressed already, a plan
+    that does not fit it, an unknown criterion, or filters that cannot be decomposed (layer and indices are named).
     """
-    prefix = body_prefix(model)
+    body = check_dense(model)
+    plan.check(body)
     compressed = copy.deepcopy(model)
     unfreeze_batch_norms(compressed)
-    body = [prefix + conv for group in GROUPS.values() for conv, _ in group.producers]
-    ranks = {prefix + layer: rank for layer, rank in plan.ranks.items()} | {
-        layer: rank for part, rank in plan.parts.items() for layer in part_layers(compressed, part)
-    }
-    dense_shapes = {
-        layer: tuple(compressed.get_parameter(f"{layer}.weight").shape) for layer in dict.fromkeys([*body, *ranks])
-    }
+    ranks = planned_ranks(compressed, body, plan)
+    dense_shapes = {name: _weight_shape(compressed, name) for name in dict.fromkeys([*_producers(body), *ranks])}
     errors = {}
-    for layer, rank in ranks.items():
-        errors[layer] = _decompose(compressed, layer, rank)
-        progress(layer)
-    kept = {name: _choose(compressed, prefix, group, plan, criterion) for name, group in GROUPS.items()}
-    for name, group in GROUPS.items():
-        producers = [(prefix + conv, prefix + norm) for conv, norm in group.producers]
-        slice_channels(compressed, producers, _consumers(group, prefix), kept[name])
+    for name, rank in ranks.items():
+        dense = compressed.get_submodule(name)
+        factorised = _decomposed(name, dense, rank)
+        compressed.set_submodule(name, factorised)
+        errors[name] = nmse(dense.weight, factorised.weight)  # type: ignore[arg-type]
+        progress(name)
+    kept = {name: _choose(compressed, group, plan, criterion) for name, group in body.groups.items()}
+    for name, group in body.groups.items():
+        slice_channels(compressed, group.producers, group.readers, kept[name])
     rows = [
-        _layer_report(layer.removeprefix(prefix), shape, compressed.get_submodule(layer), errors.get(layer))
-        for layer, shape in dense_shapes.items()
+        _layer_report(name.removeprefix(body.prefix), shape, compressed.get_submodule(name), errors.get(name))
+        for name, shape in dense_shapes.items()
     ]
-    return compressed, CompressionReport(tuple(rows), {name: index.tolist() for name, index in kept.items()})
+    indices = {name: index.tolist() for name, index in kept.items()}
+    with_origin(compressed, Origin(plan.to_dict(), indices))
+    return compressed, CompressionReport(tuple(rows), indices)
 
 
-def body_prefix(model: nn.Module) -> str:
-    """Where the ResNet-50 stands in a model: "" in a classifier, "backbone.body." in a detector.
+def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
+    """Give a network without numbers, on the meta device, the structure of a plan, in place; returns it.
 
-    Raises ValueError for anything else, and for a ResNet-50 that is already compressed.
+    Raises ValueError as `compress`.
     """
-    if isinstance(model, ResNet):
-        prefix = ""
-    elif isinstance(model, GeneralizedRCNN):
-        prefix = BODY
-    else:
-        raise ValueError(f"cannot compress a {type(model).__name__}: expected a ResNet-50 or an R-CNN on one")
-    for group in GROUPS.values():
-        for conv, _ in group.producers:
-            try:
-                layer = model.get_submodule(prefix + conv)
-            except AttributeError:
-                raise ValueError(f"cannot compress: {prefix + conv} is missing, this is no ResNet-50") from None
-            if not isinstance(layer, nn.Conv2d):
-                raise ValueError(f"cannot compress: {prefix + conv} is a {type(layer).__name__}, not a dense Conv2d")
-    return prefix
+    body = read_body(model)
+    plan.check(body)
+    for name, rank in planned_ranks(model, body, plan).items():
+        model.set_submodule(name, _empty(model.get_submodule(name), rank))
+    for name, group in body.groups.items():
+        count = kept_channels(group.width, plan.rates.get(name, 0.0))
+        slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
+    return with_origin(model, Origin(plan.to_dict()))
 
 
-def _decompose(model: nn.Module, name: str, rank: int) -> float:
-    """Put a factorised layer in a dense one's place; returns the NMSE."""
-    layer = model.get_submodule(name)
+def check_dense(model: nn.Module) -> Body:
+    """Read the body of a model that is to be compressed.
+
+    Raises ValueError for one that is compressed already, that is not supported, or that a file could not hold.
+    """
+    factorised = [name for name, module in model.named_modules() if isinstance(module, Factorised)]
+    if factorised:
+        raise ValueError(f"compressed already: {factorised[0]} holds factors, not a dense weight")
+    if origin_of(model).plan is not None:
+        raise ValueError("compressed already, by a plan that decomposes nothing")
+    describe(model)
+    return read_body(model)
+
+
+def planned_ranks(model: nn.Module, body: Body, plan: CompressionPlan) -> dict[str, int]:
+    """The rank of every layer that a plan factorises in a model, by the layer's name in it."""
+    of_parts = {layer: rank for part, rank in plan.parts.items() for layer in part_layers(model, part)}
+    return {body.prefix + layer: rank for layer, rank in plan.ranks.items()} | of_parts
+
+
+def _producers(body: Body) -> Sequence[str]:
+    return [conv for group in body.groups.values() for conv, _ in group.producers]
+
+
+def _weight_shape(model: nn.Module, layer: str) -> tuple[int, ...]:
+    return tuple(model.get_parameter(f"{layer}.weight").shape)
+
+
+def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
+    """What stands in a dense layer's place. Raises ValueError that names it."""
     try:
         if isinstance(layer, nn.Linear):
-            factorised: LowRankLinear | CPConv2d = LowRankLinear.from_linear(layer, rank)
-        else:
-            assert isinstance(layer, nn.Conv2d)
-            factorised = CPConv2d.from_conv(layer, rank)
+            return LowRankLinear.from_linear(layer, rank)
+        assert isinstance(layer, nn.Conv2d)
+        return CPConv2d.from_conv(layer, rank)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    model.set_submodule(name, factorised)
-    return nmse(layer.weight, factorised.weight)
 
 
-def _choose(
-    model: nn.Module, prefix: str, group: ChannelGroup, plan: CompressionPlan, criterion: Criterion
-) -> Tensor:
-    members = [
-        (model.get_submodule(prefix + conv), model.get_submodule(prefix + norm)) for conv, norm in group.producers
-    ]
-    width = len(members[0][1].weight)  # type: ignore[arg-type]
-    count = kept_channels(width, plan.rates.get(group.name, 0.0))
-    if count < 1:
-        raise ValueError(f"plan: rate {plan.rates[group.name]} leaves {group.name} without filters")
-    if count == width:
-        return torch.arange(width)
+def _empty(layer: Any, rank: int) -> Factorised:
+    """The same without numbers."""
+    if isinstance(layer, nn.Linear):
+        with torch.device("meta"):
+            return LowRankLinear(
+                layer.in_features, layer.out_features, min(rank, layer.in_features, layer.out_features)
+            )
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    return CPConv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, rank, **geometry, bias=layer.bias is not None,
+        device="meta",
+    )  # fmt: skip
+
+
+def _choose(model: nn.Module, group: ChannelGroup, plan: CompressionPlan, criterion: Criterion) -> Tensor:
+    count = kept_channels(group.width, plan.rates.get(group.name, 0.0))
+    if count == group.width:
+        return torch.arange(group.width)
+    members = [(model.get_submodule(conv), model.get_submodule(norm)) for conv, norm in group.producers]
     return kept_filters(group_scores(members, criterion), count)
 
 
-def _consumers(group: ChannelGroup, prefix: str) -> list[str]:
-    """Full names of the layers that read a group; in a detector the pyramid reads the stages, not `fc`."""
-    if not prefix:
-        return list(group.consumers)
-    inside = [prefix + consumer for consumer in group.consumers if consumer != "fc"]
-    return [*inside, LATERALS[STAGES.index(group.name)]] if group.name in STAGES else inside
-
-
 def _layer_report(name: str, shape: tuple[int, ...], layer: nn.Module, error: float | None) -> LayerReport:
-    assert isinstance(layer, CPConv2d | LowRankLinear | nn.Conv2d)
+    assert isinstance(layer, Factorised | nn.Conv2d)
     return LayerReport(
         name=name,
         shape=shape,

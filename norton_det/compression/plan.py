@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from norton_det.models.detectors import PARTS
-from norton_det.models.resnet import BLOCK_NAMES, GROUPS, SPATIAL_LAYERS, STAGES, ResNetSpec
+from norton_det.models.channels import STEM, Body
+from norton_det.models.parts import LINEAR_PART, PARTS
 
 PRESETS = {
     "norton-43": "[0.]+[0.1]*3+[0.02]*16",
@@ -20,12 +20,12 @@ PRESETS = {
     "norton-77": "[0.]+[0.1]*2+[0.4]*5+[0.75]*12",
 }
 """The rank-1 plans for ResNet-50, named by the percentage of parameters that they remove."""
-WHOLE_DETECTOR = {"neck": 1, "rpn": 1, "box_head": 128, "mask_head": 1, "keypoint_head": 1}
+_PRESET_BLOCKS = (3, 4, 6, 3)
+WHOLE_DETECTOR = {part: 128 if part == LINEAR_PART else 1 for part in PARTS}
 """What a preset whose name ends in `-all` does to the other parts of a detector."""
 
-_NOTATION_GROUPS = ("stem", *STAGES[:3])
-_ENTRIES = len(_NOTATION_GROUPS) + len(BLOCK_NAMES)
 _TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d{1,4})\s*)?")
+_MOST_ENTRIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CompressionPlan:
     `ranks`: CP rank (at least 1) by layer name. `rates`: share of filters to drop, in [0, 1), by group name;
     a group that is not named loses nothing. `parts`: the rank of the layers of a detector's other parts, by part
     (CP rank of convolutions, rank of the box head's linear layers); one that a model lacks is passed over.
-    Raises ValueError for a rank, rate or name that is not valid.
+    Raises ValueError for a rank, rate or part that is not valid; `check` says whether a body has the names.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -44,33 +44,56 @@ class CompressionPlan:
 
     def __post_init__(self) -> None:
         for layer, rank in self.ranks.items():
-            _check_name(layer, SPATIAL_LAYERS, "layer to decompose")
             _check_rank(layer, rank)
         for part, rank in self.parts.items():
             _check_name(part, PARTS, "part of a detector")
             _check_rank(part, rank)
         for group, rate in self.rates.items():
-            _check_name(group, GROUPS, "channel group")
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ValueError(f"plan: rate of {group} must lie in [0, 1), got {rate!r}")
 
-    @classmethod
-    def from_notation(cls, text: str, rank: int = 1, parts: Mapping[str, int] | None = None) -> "CompressionPlan":
-        """The paper's notation: a sum of repeated lists such as `[0.]+[0.1]*2+[0.4]*5+[0.75]*12`.
+    def check(self, body: Body) -> None:
+        """Raise ValueError for a layer or group that a body does not have, a rate of channels that a grouped
+        convolution fixes, or one that leaves a group without filters."""
+        for layer in self.ranks:
+            _check_name(layer, body.spatial, "layer to decompose")
+        for group, rate in self.rates.items():
+            _check_name(group, body.groups, "channel group")
+            if rate and body.groups[group].fixed:
+                raise ValueError(f"plan: a grouped convolution fixes the channels of {group}: rate 0, got {rate}")
+            if kept_channels(body.groups[group].width, rate) < 1:
+                raise ValueError(f"plan: rate {rate} leaves {group} without filters")
 
-        Entry 0 is the stem, entries 1 to 3 the outputs of stages 1 to 3, the other sixteen the inner widths of
-        the bottlenecks; every 3x3 convolution gets `rank`. Raises ValueError for any other text or length.
+    @classmethod
+    def from_notation(
+        cls, text: str, body: Body, rank: int = 1, parts: Mapping[str, int] | None = None
+    ) -> "CompressionPlan":
+        """The paper's notation for a body: a sum of repeated lists such as `[0.]+[0.1]*2+[0.4]*5+[0.75]*12`.
+
+        Entry 0 is the stem, the next ones the outputs of all stages but the last, the others the inner width of each
+        block; every convolution of more than a pixel gets `rank`. Where sums tie the stem to the first stage, as in a
+        ResNet-18 or -34, the first two entries must agree. Raises ValueError for any other text or length.
         """
         entries = parse_notation(text)
-        if len(entries) != _ENTRIES:
-            raise ValueError(f"plan {text!r} has {len(entries)} entries; ResNet-50 takes {_ENTRIES}")
-        rates = dict(zip(_NOTATION_GROUPS, entries, strict=False))
-        for block, rate in zip(BLOCK_NAMES, entries[len(_NOTATION_GROUPS) :], strict=True):
-            rates[f"{block}.conv1"] = rates[f"{block}.conv2"] = rate
-        return cls(dict.fromkeys(SPATIAL_LAYERS, rank), rates, dict(parts or {}))
+        outputs = [STEM, *body.stages[:-1]]
+        if len(entries) != len(outputs) + len(body.blocks):
+            raise ValueError(
+                f"plan {text!r} has {len(entries)} entries; {describe_body(body)} takes"
+                f" {len(outputs) + len(body.blocks)}: the stem, {len(outputs) - 1} outputs of stages,"
+                f" {len(body.blocks)} blocks"
+            )
+        rates = dict(zip(outputs, entries, strict=False))
+        if STEM not in body.groups and rates.pop(STEM) != rates[body.stages[0]]:
+            raise ValueError(
+                f"plan {text!r}: in {describe_body(body)} sums tie the stem to {body.stages[0]}: the first two"
+                f" entries must agree, got {entries[0]} and {entries[1]}"
+            )
+        for block, rate in zip(body.blocks, entries[len(outputs) :], strict=True):
+            rates |= dict.fromkeys(block.inner, rate)
+        return cls(dict.fromkeys(body.spatial, rank), rates, dict(parts or {}))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "CompressionPlan":
+    def from_dict(cls, data: Mapping[str, Any], body: Body) -> "CompressionPlan":
         """From `{"ranks": .., "rates": ..}` or `{"notation": .., "rank": ..}`, either with `"parts"` where wanted.
 
         Raises ValueError for anything else.
@@ -81,7 +104,7 @@ class CompressionPlan:
             if not isinstance(data.get(key, {}), Mapping):
                 raise ValueError(f"plan: {key} must be a mapping from names to numbers")
         if "notation" in data and set(data) <= {"notation", "rank", "parts"}:
-            return cls.from_notation(data["notation"], data.get("rank", 1), data.get("parts"))
+            return cls.from_notation(data["notation"], body, data.get("rank", 1), data.get("parts"))
         if not set(data) <= {"ranks", "rates", "parts"}:
             raise ValueError(f"a plan has ranks and rates, or notation and rank, and parts; got {list(data)}")
         return cls(*(dict(data.get(key, {})) for key in ("ranks", "rates", "parts")))
@@ -90,16 +113,21 @@ class CompressionPlan:
         """Plain types, ready for JSON; `from_dict` reads it back."""
         return {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
 
-    def apply(self, dense: ResNetSpec) -> ResNetSpec:
-        """The structure that this plan gives to a network: widths are `int(width * (1 - rate))`.
 
-        Raises ValueError where a group would be left without a channel.
-        """
-        widths = {group: kept_channels(width, self.rates.get(group, 0.0)) for group, width in dense.widths.items()}
-        for group, width in widths.items():
-            if width < 1:
-                raise ValueError(f"plan: rate {self.rates[group]} leaves {group} without filters")
-        return ResNetSpec(widths, dict(self.ranks))
+PlanLike: TypeAlias = str | Path | Mapping[str, Any] | CompressionPlan
+"""What `load_plan` takes."""
+
+
+def describe_body(body: Body) -> str:
+    """Name a body in a few words.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> from norton_det.models.channels import read_body
+        >>> describe_body(read_body(resnet18()))
+        'a ResNet-18'
+    """
+    return f"a ResNet-{body.depth}"
 
 
 def kept_channels(width: int, rate: float) -> int:
@@ -132,8 +160,8 @@ def parse_notation(text: str) -> list[float]:
             numbers = [float(number) for number in match[1].split(",")]
         except ValueError:
             raise ValueError(f"plan {text!r}: {match[1]!r} is not a list of numbers") from None
-        if len(numbers) * repeats + len(entries) > 10 * _ENTRIES:
-            raise ValueError(f"plan {text[:60]!r} has far more than {_ENTRIES} entries")
+        if len(numbers) * repeats + len(entries) > _MOST_ENTRIES:
+            raise ValueError(f"plan {text[:60]!r} has more than {_MOST_ENTRIES} entries")
         entries += numbers * repeats
         position = match.end()
         if position == len(text):
@@ -143,39 +171,53 @@ def parse_notation(text: str) -> list[float]:
         position += 1
 
 
-def load_plan(plan: "str | Path | Mapping[str, Any] | CompressionPlan", rank: int | None = None) -> CompressionPlan:
-    """A plan from a preset's name, with or without `-all`, a JSON file, the paper's notation, a mapping or a plan.
+def load_plan(plan: PlanLike, body: Body, rank: int | None = None) -> CompressionPlan:
+    """A body's plan from a preset's name, with or without `-all`, a JSON file, the notation, a mapping or a plan.
 
-    `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name or bad
-    content.
+    `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name, bad
+    content, or a plan that this body cannot have.
 
     Examples:
-        >>> load_plan("norton-77", rank=2).ranks["layer1.0.conv2"]
+        >>> from torchvision.models import resnet50
+        >>> from norton_det.models.channels import read_body
+        >>> load_plan("norton-77", read_body(resnet50()), rank=2).ranks["layer1.0.conv2"]
         2
     """
-    loaded = _load(plan)
+    loaded = _load(plan, body)
+    loaded.check(body)
     return loaded if rank is None else replace(loaded, ranks=dict.fromkeys(loaded.ranks, rank))
 
 
-def _load(plan: "str | Path | Mapping[str, Any] | CompressionPlan") -> CompressionPlan:
+def _load(plan: PlanLike, body: Body) -> CompressionPlan:
     if isinstance(plan, CompressionPlan):
         return plan
     if isinstance(plan, Mapping):
-        return CompressionPlan.from_dict(plan)
+        return CompressionPlan.from_dict(plan, body)
     text = str(plan)
     preset = text.removesuffix("-all")
     if preset in PRESETS:
-        return CompressionPlan.from_notation(PRESETS[preset], parts=None if preset == text else WHOLE_DETECTOR)
+        return _preset(preset, body, None if preset == text else WHOLE_DETECTOR)
     if text.lstrip().startswith("["):
-        return CompressionPlan.from_notation(text)
+        return CompressionPlan.from_notation(text, body)
     if os.path.isfile(text):  # also where the text is too long for a name
         try:
             content = json.loads(Path(text).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"plan file {text} is not JSON: {error}") from None
-        return CompressionPlan.from_dict(content)
+        return CompressionPlan.from_dict(content, body)
     hint = _nearest(text, PRESETS)
     raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}, or with -all), no file, no notation{hint}")
+
+
+def _preset(name: str, body: Body, parts: Mapping[str, int] | None) -> CompressionPlan:
+    is_bottleneck = all(len(block.convs) == 3 for block in body.blocks)
+    if not is_bottleneck or body.blocks_of_stages != _PRESET_BLOCKS:
+        blocks = len(body.stages) + len(body.blocks)
+        raise ValueError(
+            f"plan {name!r} is made for a ResNet-50's blocks, not for {describe_body(body)}: give the paper's"
+            f" notation with {blocks} entries, or let search-plan find a plan"
+        )
+    return CompressionPlan.from_notation(PRESETS[name], body, parts=parts)
 
 
 def _check_rank(name: str, rank: object) -> None:

@@ -6,9 +6,11 @@ Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps,
 """
 
 import copy
+import hashlib
+import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models import ResNet, ResNet50_Weights
 from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
@@ -27,7 +28,8 @@ from norton_det.compression.distill import Distillation, distill, outputs_of, re
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
 from norton_det.files import load_tensors, save_tensors
-from norton_det.models.resnet import BLOCK_NAMES, LAST_BLOCKS
+from norton_det.models.channels import read_body
+from norton_det.models.parts import regions
 from norton_det.models.weights import load_state
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,6 @@ STEP, REGION_STEP = 2, 16
 """Those of a gradient step: many small steps restore more than few large ones in the same time."""
 HELD_BACK = 8
 """One image in so many is measured on, not trained on."""
-HEADS = ("box", "mask", "keypoint")
 
 
 def compress_and_recover(
@@ -81,10 +82,10 @@ def recover(
     seed: int = 0,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, tuple[PartReport, ...]]:
-    """A restored copy of a compressed ResNet-50 or R-CNN, and each part's error before and after.
+    """A restored copy of a compressed ResNet or detector, and each part's error before and after.
 
-    Parts: the stem, the sixteen blocks, and of a detector the neck, the RPN's convolution and the heads. No part is
-    left worse than it was found, on every eighth image, which is held back.
+    Parts: the stem, the blocks, and of a detector the neck, the RPN's convolutions or the towers, and the heads on
+    regions. No part is left worse than it was found, on every eighth image, which is held back.
 
     Args:
         compressed: what `compress` made of `dense`, on the device to work on.
@@ -102,7 +103,7 @@ def recover(
     """
     if len(images) < 2:
         raise ValueError(f"recovery needs at least two images, got {len(images)}")
-    if kept is None and not isinstance(compressed, GeneralizedRCNN):
+    if kept is None and isinstance(compressed, ResNet):
         raise ValueError("recovery of a classifier needs `kept`, the channels that compression kept")
     student: Any
     teacher: Any
@@ -112,7 +113,7 @@ def recover(
     held = range(0, len(images), HELD_BACK)
     order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(student, teacher, steps, seed, len(images), Path(folder), checkpoint)
+        run = _Run(student, teacher, steps, seed, Path(folder), checkpoint, _key(compressed, dense, images, kept))
         pixels = run.new_file()
         for index in tqdm(order, desc="read images"):
             pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
@@ -121,14 +122,44 @@ def recover(
             levels = run.pass_on(_Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
         else:
             stages = _restore_body(run, maps, kept)
-            if not isinstance(student, GeneralizedRCNN):
+            if isinstance(student, ResNet):
                 return student, tuple(run.reports)
             levels = run.pass_on(_Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
-        run.restore(_Part("rpn", _OnEachLevel(student.rpn.head.conv), _OnEachLevel(teacher.rpn.head.conv)), levels)
-        for kind, regions in run.pool(images, order, len(held)).items():
-            ours, theirs = (getattr(model.roi_heads, f"{kind}_head") for model in (student, teacher))
-            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), regions)
-    return student, tuple(run.reports)
+        for name, ours, theirs in _towers(student, teacher):
+            run.restore(_Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
+        for kind, seen in run.pool(images, order, len(held)).items():
+            ours, theirs = (regions(model)[kind].head for model in (student, teacher))
+            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
+        return student, tuple(run.reports)
+
+
+def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """What looks at every level behind the neck, before its predictors: the RPN's convolutions, or the two towers."""
+    if hasattr(student, "rpn"):
+        yield "rpn", student.rpn.head.conv, teacher.rpn.head.conv
+        return
+    for kind in ("classification", "regression"):
+        ours, theirs = (getattr(model.head, f"{kind}_head").conv for model in (student, teacher))
+        yield f"{kind} head", ours, theirs
+
+
+def _key(
+    compressed: nn.Module, dense: nn.Module, images: Sequence[Tensor], kept: Mapping[str, Sequence[int]] | None
+) -> str:
+    """A digest of all that decides what a recovery gives: both networks' tensors, the channels, and the images."""
+    digest = hashlib.sha256(json.dumps({k: list(v) for k, v in (kept or {}).items()}, sort_keys=True).encode())
+    for model in (compressed, dense):
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    paths: Any = getattr(images, "paths", None)
+    things: Sequence[Any] = images if paths is None else paths
+    for image in things:
+        if paths is None:
+            digest.update(image.cpu().contiguous().numpy().data)
+        else:
+            digest.update(f"{image} {image.stat().st_size}".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -160,12 +191,12 @@ class _Run:
     """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
 
     def __init__(
-        self, student: Any, teacher: Any, steps: int, seed: int, images: int, folder: Path, checkpoint: Path | None,
-    ) -> None:  # fmt: skip
+        self, student: Any, teacher: Any, steps: int, seed: int, folder: Path, checkpoint: Path | None, key: str
+    ) -> None:
         self.student, self.teacher, self.device = student, teacher, _device(student)
         self.reports: list[PartReport] = []
         self._steps, self._seed, self._folder, self._checkpoint = steps, seed, folder, checkpoint
-        self._key = {"steps": steps, "seed": seed, "images": images}
+        self._key = {"steps": steps, "seed": seed, "content": key}
         self._files = 0
         self._finished: dict[str, PartReport] = {}
         if checkpoint is not None and checkpoint.exists():
@@ -174,9 +205,11 @@ class _Run:
     def _go_on(self, checkpoint: Path) -> None:
         try:
             content = load_tensors(checkpoint)
-            if content["key"] == self._key:
-                load_state(self.student, content["model"], str(checkpoint))
-                self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
+            if content["key"] != self._key:
+                log.warning("%s is of another recovery: this one starts afresh", checkpoint)
+                return
+            load_state(self.student, content["model"], str(checkpoint))
+            self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s; recovery starts afresh", error)
 
@@ -215,17 +248,18 @@ class _Run:
     @torch.no_grad()
     def pool(self, images: Sequence[Tensor], order: Sequence[int], held: int) -> dict[str, _Maps]:
         """What each head sees: regions of both pyramids at the dense model's best proposals."""
-        kinds = [kind for kind in HEADS if getattr(self.student.roi_heads, f"{kind}_head", None) is not None]
-        files = {kind: (self.new_file(), self.new_file()) for kind in kinds}
+        poolers = {kind: region.pooler for kind, region in regions(self.teacher).items()}
+        if not poolers:
+            return {}
+        files = {kind: (self.new_file(), self.new_file()) for kind in poolers}
         held_regions = 0
         for place, index in enumerate(tqdm(order, desc="regions")):
             batch, _ = self.teacher.transform([images[index].to(self.device)])
             ours, theirs = (model.backbone(batch.tensors) for model in (self.student, self.teacher))
             boxes = [self.teacher.rpn(batch, theirs)[0][0][:REGIONS]]
             for kind, (student, teacher) in files.items():
-                pooler = getattr(self.teacher.roi_heads, f"{kind}_roi_pool")
-                student.append(pooler(ours, boxes, batch.image_sizes))
-                teacher.append(pooler(theirs, boxes, batch.image_sizes))
+                student.append(poolers[kind](ours, boxes, batch.image_sizes))
+                teacher.append(poolers[kind](theirs, boxes, batch.image_sizes))
             held_regions += len(boxes[0]) if place < held else 0
         return {kind: _Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
 
@@ -238,30 +272,28 @@ class _Run:
 
 
 def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> _Maps:
-    """Restore stem and blocks; the outputs of the four stages."""
-    student, teacher = _body(run.student), _body(run.teacher)
-    parts = [_Part("stem", _stem(student), _stem(teacher), kept["stem"])]
-    for name in BLOCK_NAMES:
-        stage = name.partition(".")[0]
-        parts.append(_Part(name, student.get_submodule(name), teacher.get_submodule(name), kept[stage]))
-    stages: dict[str, _Maps] = {}
+    """Restore stem and blocks; the outputs of the stages that the neck reads, of a classifier those of the last."""
+    body = read_body(run.student)
+    student, teacher = (model.get_submodule(body.prefix.removesuffix(".")) for model in (run.student, run.teacher))
+    parts = [_Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
+    for block in body.blocks:
+        ours, theirs = (model.get_submodule(block.name) for model in (student, teacher))
+        parts.append(_Part(block.name, ours, theirs, kept[block.stage]))
+    read = getattr(student, "return_layers", {body.stages[-1]: "0"})
+    last_blocks = {body.last_block(stage).name for stage in body.stages if stage in read}
+    stages: list[_Maps] = []
     for part in parts:
         after = run.pass_on(part, maps)
-        if maps not in stages.values():
+        if maps not in stages:
             maps.delete()
         maps = after
-        if part.name in LAST_BLOCKS:
-            stages[part.name] = maps
+        if part.name in last_blocks:
+            stages.append(maps)
     return _Maps(
-        [file for stage in stages.values() for file in stage.student],
-        [file for stage in stages.values() for file in stage.teacher],
+        [file for stage in stages for file in stage.student],
+        [file for stage in stages for file in stage.teacher],
         maps.held,
     )
-
-
-def _body(model: Any) -> nn.Module:
-    body: nn.Module = model.backbone.body if isinstance(model, GeneralizedRCNN) else model
-    return body
 
 
 def _stem(body: nn.Module) -> nn.Module:
@@ -271,25 +303,27 @@ def _stem(body: nn.Module) -> nn.Module:
 class _Pyramid(nn.Module):
     """A feature pyramid from the stages' maps to its levels but the pooled one, which follows from them."""
 
-    def __init__(self, detector: GeneralizedRCNN) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.pyramid = detector.backbone.fpn
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        levels = self.pyramid({str(index): level for index, level in enumerate(maps)})
-        return tuple(levels[str(index)] for index in range(len(maps)))
+        return _levels(self.pyramid({str(index): level for index, level in enumerate(maps)}))
 
 
 class _Backbone(nn.Module):
     """Body and neck, likewise."""
 
-    def __init__(self, detector: GeneralizedRCNN) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone = detector.backbone
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        levels = self.backbone(pixels)
-        return tuple(level for name, level in levels.items() if name != "pool")
+        return _levels(self.backbone(pixels))
+
+
+def _levels(pyramid: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(level for name, level in pyramid.items() if name != "pool")
 
 
 class _OnEachLevel(nn.Module):
@@ -303,7 +337,7 @@ class _OnEachLevel(nn.Module):
 
 def _normalised(model: Any, image: Tensor) -> Tensor:
     """An image as the model sees it, resized and normalised, (3, H, W)."""
-    if isinstance(model, GeneralizedRCNN):
+    if not isinstance(model, ResNet):
         tensors: Tensor = model.transform([image])[0].tensors
         return tensors[0]
     preset: Any = ResNet50_Weights.IMAGENET1K_V1

@@ -22,14 +22,14 @@ DISTANCES: dict[str, Callable[[CPFactors], Tensor]] = {
 def group_scores(members: list[tuple[nn.Module, nn.Module]], criterion: Criterion = "pabs") -> Tensor:
     """Scores (K,) of K channels that the (convolution, BatchNorm) pairs `members` produce, alone or as a sum.
 
-    A CP convolution is ranked by similarity in factor space (paper, section III-B): the score of a filter is the
-    step at which greedy selection drops it. All others have no factors, and are ranked by `rectified_deviation`;
-    `deviation` ranks CP convolutions by it too. Raises ValueError for an unknown criterion.
+    A CP convolution that alone produces its channels is ranked by similarity in factor space (paper, section III-B):
+    the score of a filter is the step at which greedy selection drops it. All others, and sums, are ranked by
+    `rectified_deviation`; `deviation` ranks CP convolutions by it too. Raises ValueError for an unknown criterion.
     """
     if criterion not in get_args(Criterion):
         raise ValueError(f"criterion {criterion!r} is not one of {', '.join(get_args(Criterion))}")
-    conv, _ = members[0]
-    if isinstance(conv, CPConv2d) and criterion in DISTANCES:
+    (conv, _), *others = members
+    if not others and isinstance(conv, CPConv2d) and criterion in DISTANCES:
         removal_order = greedy_selection(DISTANCES[criterion](conv.factors))
         steps = torch.arange(len(removal_order), dtype=torch.float64, device=removal_order.device)
         return torch.empty_like(steps).scatter_(0, removal_order, steps)

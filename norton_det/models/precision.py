@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from norton_det.models.parts import networks
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
-def networks_in(detector: GeneralizedRCNN, precision: torch.dtype) -> Iterator[None]:
+def networks_in(detector: nn.Module, precision: torch.dtype) -> Iterator[None]:
     """While it lasts, the detector's networks run under autocast and hand on float32.
 
-    The networks are the body with its pyramid, the RPN's head, and the heads and predictors of regions: all
-    convolutions and linear layers. The rest stays in float32: anchors, box coding, NMS, losses, mask pasting.
+    The networks are the body with its pyramid and the heads: all convolutions and linear layers. The rest stays in
+    float32: anchors, box coding, NMS, losses, mask pasting.
     With torch.float32 nothing changes.
     """
     changed = networks(detector) if precision != torch.float32 else []
@@ -30,7 +31,7 @@ def networks_in(detector: GeneralizedRCNN, precision: torch.dtype) -> Iterator[N
             del network.forward
 
 
-def lower_networks(detector: GeneralizedRCNN, precision: torch.dtype) -> None:
+def lower_networks(detector: nn.Module, precision: torch.dtype) -> None:
     """Cast the same networks for good, in place, for inference; they still take and hand on float32.
 
     Autocast would cast their weights anew in every call. With torch.float32 nothing changes.
@@ -38,13 +39,6 @@ def lower_networks(detector: GeneralizedRCNN, precision: torch.dtype) -> None:
     for network in networks(detector) if precision != torch.float32 else []:
         network.to(precision)
         wrap_forward(network, _lowered, precision)
-
-
-def networks(detector: GeneralizedRCNN) -> list[nn.Module]:
-    """The parts of a detector that hold its convolutions and linear layers."""
-    kinds = ("box", "mask", "keypoint")
-    heads = [getattr(detector.roi_heads, f"{kind}_{part}") for kind in kinds for part in ("head", "predictor")]
-    return [detector.backbone, detector.rpn.head, *(head for head in heads if head is not None)]
 
 
 def wrap_forward(module: nn.Module, wrapper: Callable[..., Any], *arguments: Any) -> None:

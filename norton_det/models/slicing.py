@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.channels import read_body
 
 
 def slice_channels(
@@ -20,6 +21,20 @@ def slice_channels(
         _slice_norm(model.get_submodule(norm), kept)
     for consumer in consumers:
         _slice_inputs(model.get_submodule(consumer), kept)
+
+
+def scale_body(model: nn.Module, width: float) -> nn.Module:
+    """Keep the first channels of every group of a network without numbers, in place: `width` of them, at least one.
+
+    Returns the network. Raises ValueError where grouped convolutions fix the channels.
+    """
+    body = read_body(model) if width != 1 else None
+    for group in body.groups.values() if body else ():
+        if group.fixed:
+            raise ValueError(f"width {width}: grouped convolutions fix the channels of this body")
+        kept = torch.arange(max(1, int(group.width * width)), device="meta")
+        slice_channels(model, group.producers, group.readers, kept)
+    return model
 
 
 def _slice_outputs(conv: nn.Module, kept: Tensor) -> None:

@@ -1,0 +1,50 @@
+"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from norton_det.models.parts import class_count, regions
+
+BACKGROUND = "__background__"
+
+
+def default_categories(num_classes: int, has_keypoints: bool = False) -> tuple[list[str], list[int]]:
+    """Names and ids where nothing is said: torchvision's for its 91 of COCO and for its people, else numbers.
+
+    `num_classes` counts the background, which comes first.
+
+    Examples:
+        >>> default_categories(3)
+        (['__background__', 'class 1', 'class 2'], [0, 1, 2])
+    """
+    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if num_classes == len(coco):
+        return list(coco), list(range(num_classes))
+    if has_keypoints and num_classes == 2:
+        return [BACKGROUND, coco[1]], [0, 1]
+    return [BACKGROUND, *(f"class {i}" for i in range(1, num_classes))], list(range(num_classes))
+
+
+def categories_of(detector: nn.Module) -> tuple[list[str], list[int]]:
+    """A detector's names and ids by label; torchvision's own has none, and gets `default_categories`."""
+    model: Any = detector
+    told = {name: getattr(model, name, None) for name in ("categories", "category_ids")}
+    return told_categories(told, detector)
+
+
+def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[str], list[int]]:
+    """The names and ids that a file tells, where they are as many as the classes; else `default_categories`."""
+    num_classes = class_count(detector)
+    names, ids = told.get("categories"), told.get("category_ids")
+    if (
+        isinstance(names, list)
+        and isinstance(ids, list)
+        and len(names) == len(ids) == num_classes
+        and all(isinstance(name, str) for name in names)
+        and all(isinstance(id, int) for id in ids)
+    ):
+        return list(names), list(ids)
+    return default_categories(num_classes, "keypoint" in regions(detector))

@@ -1,0 +1,121 @@
+"""Layers of a template given the widths, ranks, norms and geometry of a file, which no configuration describes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.low_rank_linear import LowRankLinear
+from norton_det.models.channels import DETECTOR_BODY, NORMS
+from norton_det.models.recognise import State, has_layer, inputs_of, outputs_of
+
+
+def fit(model: nn.Module, state: State, strict: bool = True) -> None:
+    """Give each layer of a template, in place, the widths, rank, bias and norm that the tensors have.
+
+    Without `strict` a layer that has no tensors stays as it is. Raises ValueError naming a tensor that is missing or
+    of another kernel.
+    """
+    for name, layer in list(model.named_modules()):
+        if not strict and not has_layer(state, name):
+            continue
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fitted = _fitted_layer(name, layer, state)
+        elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            fitted = _fitted_norm(name, layer, state)
+        else:
+            continue
+        model.set_submodule(name, fitted)
+
+
+def set_geometry(model: nn.Module, geometry: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    """Give convolutions the stride, padding and dilation, pairs of pixels, that are told by name.
+
+    Raises ValueError for what is none.
+    """
+    convs = _convolutions(model)
+    for name, values in geometry.items():
+        try:
+            pairs = [tuple(int(side) for side in pair) for pair in values]
+        except (TypeError, ValueError):
+            pairs = []
+        if name not in convs or [len(pair) for pair in pairs] != [2, 2, 2] or min(map(min, pairs)) < 0:
+            raise ValueError(f"geometry of {name}: expected stride, padding and dilation in pairs, got {values!r}")
+        convs[name].stride, convs[name].padding, convs[name].dilation = pairs
+
+
+def read_geometry(model: nn.Module, ordinary: nn.Module) -> dict[str, list[list[int]]]:
+    """Return the geometry of the convolutions that have another one in `ordinary`, as `set_geometry` takes it."""
+    theirs = _convolutions(ordinary)
+    return {
+        name: [list(pair) for pair in _geometry(conv)]
+        for name, conv in _convolutions(model).items()
+        if name in theirs and _geometry(conv) != _geometry(theirs[name])
+    }
+
+
+def _convolutions(model: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | CPConv2d)}
+
+
+def _geometry(conv: Any) -> tuple[Any, ...]:
+    return tuple(conv.stride), conv.padding if isinstance(conv.padding, str) else tuple(conv.padding), tuple(
+        conv.dilation
+    )  # fmt: skip
+
+
+def _fitted_layer(name: str, layer: Any, state: State) -> nn.Module:
+    bias = f"{name}.bias" in state
+    if isinstance(layer, nn.Linear):
+        if f"{name}.down.weight" in state:
+            inputs, rank = inputs_of(state, name), len(state[f"{name}.down.weight"])
+            with torch.device("meta"):
+                return LowRankLinear(inputs, outputs_of(state, name), rank)
+        return nn.Linear(inputs_of(state, name), outputs_of(state, name), bias, device="meta")
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "bias": bias}
+    if f"{name}.channel" in state:
+        factors = [state[f"{name}.{factor}"] for factor in ("channel", "vertical", "horizontal")]
+        if [factor.ndim for factor in factors] != [3, 3, 3]:
+            raise ValueError(f"{name}: its factors have the shapes {[tuple(f.shape) for f in factors]}")
+        (rank, filters, inputs), *_ = (factor.shape for factor in factors)
+        return CPConv2d(inputs, filters, layer.kernel_size, rank, **geometry, device="meta")
+    if f"{name}.weight" not in state:
+        raise ValueError(f"weights are incomplete, missing {name}.weight")
+    shape = tuple(state[f"{name}.weight"].shape)
+    if shape[2:] != layer.kernel_size or len(shape) != 4:
+        kernel = (*shape[:2], *layer.kernel_size)
+        raise ValueError(f"weights do not fit: {name}.weight {shape} for {kernel}")
+    if isinstance(layer, nn.ConvTranspose2d):
+        return nn.ConvTranspose2d(shape[0], shape[1], shape[2:], **geometry, device="meta")
+    groups = _groups(name, shape[1], state)
+    return nn.Conv2d(shape[1] * groups, shape[0], layer.kernel_size, groups=groups, **geometry, device="meta")
+
+
+def _groups(name: str, inputs_of_group: int, state: State) -> int:
+    """Of a Bottleneck's 3x3 convolution, which alone may be grouped: the convolution before tells its inputs."""
+    block, _, last = name.rpartition(".")
+    if last != "conv2" or not has_layer(state, f"{block}.conv3"):
+        return 1
+    return max(1, outputs_of(state, f"{block}.conv1") // inputs_of_group)
+
+
+def _fitted_norm(name: str, norm: Any, state: State) -> nn.Module:
+    width = outputs_of(state, name)
+    if isinstance(norm, nn.GroupNorm):
+        return nn.GroupNorm(norm.num_groups, width, norm.eps, device="meta")
+    is_frozen = name.startswith(DETECTOR_BODY) and f"{name}.num_batches_tracked" not in state
+    if is_frozen:
+        with torch.device("meta"):
+            frozen: nn.Module = FrozenBatchNorm2d(width, norm.eps)
+        return frozen
+    return nn.BatchNorm2d(width, norm.eps, device="meta")
+
+
+def set_norm_eps(model: nn.Module, prefix: str, eps: float) -> None:
+    """Give every BatchNorm below a prefix, trainable or frozen, an eps, in place."""
+    for name, module in model.named_modules():
+        if isinstance(module, NORMS) and name.startswith(prefix):
+            module.eps = eps

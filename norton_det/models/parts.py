@@ -1,0 +1,87 @@
+"""The parts of a detector behind its body: which layers can be factorised, and what pools and reads regions."""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.low_rank_linear import LowRankLinear
+
+PARTS = {
+    "neck": ("backbone.fpn.layer_blocks", "backbone.fpn.extra_blocks"),
+    "rpn": ("rpn.head.conv",),
+    "box_convs": ("roi_heads.box_head",),
+    "box_head": ("roi_heads.box_head",),
+    "mask_head": ("roi_heads.mask_head",),
+    "keypoint_head": ("roi_heads.keypoint_head",),
+    "classification_head": ("head.classification_head.conv",),
+    "regression_head": ("head.regression_head.conv",),
+}
+"""Where the layers of each part stand that a plan may factorise: the 3x3 convolutions there, of `box_head` its linear
+layers. A detector has those of its heads; v2's box head has convolutions, `box_convs`, before its linear layer."""
+LINEAR_PART = "box_head"
+REGION_KINDS = ("box", "mask", "keypoint")
+
+
+class Region(NamedTuple):
+    """What an R-CNN does with regions of one kind: pool them, look at them, and predict."""
+
+    pooler: Any
+    head: Any
+    predictor: Any
+
+
+def part_layers(model: nn.Module, part: str) -> list[str]:
+    """The names of a part's layers that a model has, dense or factorised: none where it lacks the part."""
+    kinds = (nn.Linear, LowRankLinear) if part == LINEAR_PART else (nn.Conv2d, CPConv2d)
+    names: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{place}.") for place in PARTS[part])
+        if inside and isinstance(module, kinds) and not _is_within(name, names):
+            names.append(name)
+    return names
+
+
+def _is_within(name: str, names: list[str]) -> bool:
+    """The two linear layers of a LowRankLinear are not layers of the part."""
+    return any(name.startswith(f"{other}.") for other in names)
+
+
+def regions(detector: nn.Module) -> dict[str, Region]:
+    """Pooler, head and predictor by kind of region, of REGION_KINDS; empty for a detector of one stage."""
+    heads: Any = getattr(detector, "roi_heads", None)
+    if heads is None:
+        return {}
+    found = {
+        kind: Region(*(getattr(heads, f"{kind}_{part}", None) for part in ("roi_pool", "head", "predictor")))
+        for kind in REGION_KINDS
+    }
+    return {kind: region for kind, region in found.items() if region.head is not None}
+
+
+def dense_head(detector: nn.Module) -> nn.Module:
+    """The head that looks at every place of the pyramid: the RPN's, or the only one of a detector of one stage."""
+    model: Any = detector
+    head: nn.Module = model.rpn.head if hasattr(model, "rpn") else model.head
+    return head
+
+
+def networks(detector: nn.Module) -> list[nn.Module]:
+    """The parts of a detector that hold its convolutions and linear layers."""
+    model: Any = detector
+    of_regions = [module for region in regions(detector).values() for module in (region.head, region.predictor)]
+    return [model.backbone, dense_head(detector), *of_regions]
+
+
+def class_layer(detector: nn.Module) -> Any:
+    """The layer that tells the classes apart, and that has its number of them as `out_features` or `num_classes`."""
+    model: Any = detector
+    if hasattr(model, "roi_heads"):
+        return model.roi_heads.box_predictor.cls_score
+    return model.head.classification_head
+
+
+def class_count(detector: nn.Module) -> int:
+    """How many classes a detector tells apart, the background counted."""
+    layer = class_layer(detector)
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.num_classes)

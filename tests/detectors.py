@@ -1,0 +1,40 @@
+"""Tiny networks of every kind and body, which run in milliseconds."""
+
+import torch
+from reference import perturb_batch_norms
+
+from norton_det.compression.building import build_network
+from norton_det.models.settings import write_settings
+from norton_det.models.structure import KINDS, named_structure
+
+SIZES = {"channels": 32, "box": 32, "mask": 16, "keypoint": 16}
+"""Of pyramid and heads: GroupNorm wants a multiple of 32 channels."""
+BODIES = ("resnet18", "resnet50", "resnet101", "resnext50_32x4d")
+ALL_KINDS = tuple(KINDS)
+LITTLE = {"min_size": (64,), "max_size": 96}
+
+
+def tiny_detector(kind="faster_rcnn", body="resnet50", plan=None, *, classes=3, width=0.125, seed=0, **sizes):
+    """A detector with random weights and trained-looking statistics, in evaluation mode, that finds something."""
+    torch.manual_seed(seed)
+    width = 1.0 if body.startswith("resnext") else width
+    detector = build_network(named_structure(kind, body, classes, **SIZES | sizes), plan, width)
+    write_settings(detector, LITTLE)
+    if hasattr(detector, "score_thresh"):
+        detector.score_thresh = 0.0
+    else:
+        detector.roi_heads.score_thresh = 0.0
+    return perturb_batch_norms(detector).eval()
+
+
+def tiny_classifier(body="resnet50", plan=None, *, classes=10, width=0.125, seed=0):
+    """A classifier likewise."""
+    torch.manual_seed(seed)
+    width = 1.0 if body.startswith("resnext") else width
+    return perturb_batch_norms(build_network(named_structure(None, body, classes), plan, width)).eval()
+
+
+def frames(count=2, height=80, width=100, seed=3):
+    """Random images, float RGB (3, height, width) in 0 to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, height, width, generator=generator) for _ in range(count)]
