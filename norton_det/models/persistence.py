@@ -40,11 +40,13 @@ class Origin:
         plan: by which it was compressed, as `CompressionPlan.to_dict` gives it; None: it is dense.
         kept: by channel group, the dense network's channels that it has.
         dense_weights: the file of the dense network.
+        widths: by channel group, how many channels the dense network has.
     """
 
     plan: Mapping[str, Any] | None = None
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     dense_weights: str | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -153,11 +155,12 @@ def with_origin(model: nn.Module, origin: Origin) -> nn.Module:
 
 def _told_origin(metadata: Mapping[str, Any]) -> Origin:
     """What a file says of its origin, as far as that can be."""
-    plan, kept, dense = (metadata.get(name) for name in ("plan", "kept", "dense_weights"))
+    plan, kept, dense, widths = (metadata.get(name) for name in ("plan", "kept", "dense_weights", "widths"))
     return Origin(
         plan if isinstance(plan, Mapping) else None,
         kept if isinstance(kept, Mapping) else {},
         dense if isinstance(dense, str) else None,
+        widths if isinstance(widths, Mapping) and all(type(n) is int and n > 0 for n in widths.values()) else {},
     )
 
 
