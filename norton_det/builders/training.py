@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from norton_det.builders.detector import BuiltModel, build_teacher
-from norton_det.builders.resolve import TASKS
+from norton_det.builders.resolve import resolve_task
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.coco import CocoDataset
@@ -93,7 +93,7 @@ def build_training(
 
 def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
     """The training images and targets, augmented as configured."""
-    task = TASKS[config.model.detector]
+    task = resolve_task(config)
     transforms = training_transforms(config.data.augmentation, task)
     return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
 
@@ -130,9 +130,7 @@ def images_per_pass(config: Config) -> int:
 
 def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:
     """The loader of this process's share of the test images."""
-    dataset = CocoDataset(
-        files, categories, TASKS[config.model.detector], training=False, transforms=evaluation_transforms()
-    )
+    dataset = CocoDataset(files, categories, resolve_task(config), training=False, transforms=evaluation_transforms())
     return evaluation_loader(
         dataset,
         batch_size=config.test.batch_size,

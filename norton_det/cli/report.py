@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from norton_det.analysis.complexity import Count, count_detector
-from norton_det.builders.resolve import TASKS, resolve_dataset
+from norton_det.builders.resolve import resolve_dataset, resolve_task
 from norton_det.compression.compress import CompressionReport
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import read_categories
@@ -68,7 +68,7 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
     """Precision-recall curves and validation images, of the predictions that the run left."""
     if run.predictions is None:
         return None, []
-    task = TASKS[config.model.detector]
+    task = resolve_task(config)
     files = resolve_dataset(config, "test")
     results = load_results(run.predictions, files.annotations, task)
     pairs = draw_pairs(files, read_categories(files, task), task, results)

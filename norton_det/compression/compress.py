@@ -106,7 +106,7 @@ def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
     body = read_body(model)
     plan.check(body)
     for name, rank in planned_ranks(model, body, plan).items():
-        model.set_submodule(name, _empty(model.get_submodule(name), rank))
+        model.set_submodule(name, factorise_empty(model.get_submodule(name), rank))
     for name, group in body.groups.items():
         count = kept_channels(group.width, plan.rates.get(name, 0.0))
         slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
@@ -156,8 +156,8 @@ def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _empty(layer: Any, rank: int) -> Factorised:
-    """The same without numbers."""
+def factorise_empty(layer: Any, rank: int) -> Factorised:
+    """Return what stands in a layer's place at a rank, on the meta device, without numbers."""
     if isinstance(layer, nn.Linear):
         with torch.device("meta"):
             return LowRankLinear(

@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.rpn import RPNHead
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
@@ -28,6 +29,8 @@ from norton_det.models.weights import Weights, has_digest, load_state, naming
 
 log = logging.getLogger(__name__)
 _ORDINARY_EPS = 1e-5
+OF_STRUCTURE = ("geometry", "norm_eps", "returned_layers", "extra_levels", "tower_groups")
+"""What a file tells of a network that is no setting of a detector."""
 _EPS_OF_COCO = 0.0
 """Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
@@ -68,6 +71,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
+    elif hasattr(model, "categories"):
+        beside["categories"] = model.categories
     _compare(model, rebuild(model.state_dict(), told))
     return {"network": told, **beside, **{k: v for k, v in asdict(origin_of(model)).items() if v}}
 
@@ -92,8 +97,7 @@ def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: 
     set_geometry(model, told.get("geometry", {}))
     set_norm_eps(model, DETECTOR_BODY if structure.kind else "", float(told.get("norm_eps", _ORDINARY_EPS)))
     if structure.kind:
-        own = ("geometry", "norm_eps", "returned_layers", "extra_levels")
-        write_settings(model, {name: value for name, value in told.items() if name not in own})
+        write_settings(model, {name: value for name, value in told.items() if name not in OF_STRUCTURE})
     _check_shapes(model.eval(), structure)
     return model
 
@@ -118,6 +122,8 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     loaded: Any = model
     if weights.is_detector:
         loaded.categories, loaded.category_ids = told_categories(weights.metadata, model)
+    elif isinstance(weights.metadata.get("categories"), list):
+        loaded.categories = weights.metadata["categories"]
     loaded.origin = _told_origin(weights.metadata)
     return model.eval()
 
@@ -200,16 +206,25 @@ def _check_shapes(model: Any, structure: Structure) -> None:
                 raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
     except RuntimeError as error:
         raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
-    anchors = model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
-    if len(anchors.sizes) != len(levels):
+    if len(_anchors(model).sizes) != len(levels):
+        raise ValueError(f"anchors of {len(_anchors(model).sizes)} levels, but the pyramid has {len(levels)}")
+    check_anchors(model)
+
+
+def check_anchors(detector: Any) -> None:
+    """Raise ValueError where a detector's anchors are more or fewer boxes at a place than its head predicts."""
+    head: Any = dense_head(detector)
+    boxes = head.bbox_pred if isinstance(head, RPNHead) else head.regression_head.bbox_reg
+    predicted, found = boxes.out_channels // 4, set(_anchors(detector).num_anchors_per_location())
+    if found != {predicted}:
         raise ValueError(
-            f"anchors of {len(anchors.sizes)} levels, expected one for each of the pyramid's {len(levels)}"
+            f"anchors of {', '.join(map(str, sorted(found)))} boxes a place, but the head predicts {predicted};"
+            " weights that do not say their sizes and aspect ratios can only have torchvision's"
         )
-    if set(anchors.num_anchors_per_location()) != {structure.anchors}:
-        raise ValueError(
-            f"anchors of {anchors.num_anchors_per_location()[0]} boxes a place, but the head has {structure.anchors};"
-            " a file that does not say its sizes and aspect ratios can only have torchvision's"
-        )
+
+
+def _anchors(detector: Any) -> Any:
+    return detector.rpn.anchor_generator if hasattr(detector, "rpn") else detector.anchor_generator
 
 
 def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
