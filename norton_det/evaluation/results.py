@@ -14,6 +14,7 @@ from norton_det.data.annotations import are_numbers
 from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
 
 _RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+_TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
@@ -112,3 +113,16 @@ def _problem(result: Any, sizes: dict[int, list[int]], task: Task) -> str | None
         return None if value.get("size") == size else f"has an RLE of size {value.get('size')}, expected {size}"
     count = 4 if task == "bbox" else 3 * KEYPOINTS
     return None if are_numbers(value, count) else f"has {_RESULT_KEYS[task]} {value!r}, expected {count} numbers"
+
+
+def named_results(output: Mapping[str, Any], categories: Categories) -> list[dict[str, Any]]:
+    """Turn a detector's output for an image into COCO results without the image, with the category's name.
+
+    Detections have masks or keypoints where the output has.
+    """
+    task: Task = next((task for key, task in _TASK_OF_OUTPUT.items() if key in output), "bbox")
+    found = to_results(0, output, categories, task)
+    for result, label in zip(found, output["labels"].tolist(), strict=True):
+        del result["image_id"]
+        result["category"] = categories.names[label]
+    return found
