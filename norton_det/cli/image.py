@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
         with torch.inference_mode():
             found = detector([image.to(device) / 255])[0]
-        kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
+        shown = (found["scores"] >= args.confidence) & (found["labels"] > 0)  # 0 is the background
+        kept = {key: value[shown].cpu() for key, value in found.items()}
         results.append(
             {
                 "file": str(path),
