@@ -2,10 +2,10 @@
 
     python benchmarks/kinds.py [--only retinanet fcos-resnet18] [--folder output/kinds]
 
-Trains every kind at the quickstart's size on a ResNet-50, three of them also on a ResNet-18 and a ResNet-101; compresses
-each by the shares of norton-59 at rank 1, on other bodies than a ResNet-50 every part of it; restores it without a
-label; fine-tunes that. Writes docs/benchmarks/kinds.json and the page docs/kinds.md. What stands in the folder already
-is not made again.
+Trains every kind at the quickstart's size on a ResNet-50, three of them also on a ResNet-18 and a ResNet-101;
+compresses each by the shares of norton-59 at rank 1, on other bodies than a ResNet-50 every part of it; restores it
+without a label; fine-tunes that. Writes docs/benchmarks/kinds.json and the page docs/kinds.md. What stands in the
+folder already is not made again.
 """
 
 import argparse
@@ -82,8 +82,8 @@ def write_page(rows: dict[str, dict[str, dict[str, float]]]) -> None:
     lines = [
         "# Every kind of detector, compressed",
         "",
-        "Each is trained at the quickstart's size on the drawn dataset, compressed by the shares of `norton-59` at rank 1"
-        " (on a ResNet-50 the body, on the other bodies every part), restored on 200 images without labels, and then"
+        "Each is trained at the quickstart's size on the drawn dataset, compressed by the shares of `norton-59` at rank"
+        " 1 (on a ResNet-50 the body, on the other bodies every part), restored on 200 images without labels, and then"
         " fine-tuned with labels for a part of the schedule. AP / AP50 of masks and keypoints where a detector has"
         " them, else of boxes; sizes are those of the dense and of the compressed detector. All from one command:",
         "",
