@@ -186,8 +186,13 @@ ANNOTATION = st.fixed_dictionaries(
         "area": NUMBER | JSON,
     },
 )
+POINT_NAMES = st.just([f"point {number}" for number in range(17)]) | st.lists(st.text(), max_size=3)
 CATEGORY = st.fixed_dictionaries(
-    {"id": IDS, "name": st.text() | JSON}, optional={"keypoints": st.just(["point"] * 17) | JSON}
+    {"id": IDS, "name": st.text() | JSON},
+    optional={
+        "keypoints": POINT_NAMES | JSON,
+        "skeleton": st.lists(st.lists(st.integers(0, 18), min_size=2, max_size=2), max_size=3) | JSON,
+    },
 )
 COCO = st.fixed_dictionaries(
     {
