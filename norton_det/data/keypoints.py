@@ -52,7 +52,7 @@ class Keypoints:
 
     @classmethod
     def named(cls, names: Sequence[str], skeleton: Sequence[tuple[int, int]] = ()) -> "Keypoints":
-        """Keypoints that become in a mirror what their names tell (`mirrored`). Raises ValueError as the class does."""
+        """Keypoints that become in a mirror what their names tell. Raises ValueError as the class does."""
         return cls(tuple(names), mirrored(names), tuple(skeleton))
 
     def with_pairs(self, pairs: Sequence[Sequence[str]]) -> "Keypoints":
