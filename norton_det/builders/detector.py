@@ -18,6 +18,7 @@ from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import describe
@@ -27,6 +28,7 @@ from norton_det.models.detectors import (
     DetectorSpec,
     build_from_spec,
     freeze_stages,
+    replace_keypoint_predictor,
     replace_predictors,
 )
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
@@ -99,17 +101,19 @@ def build_detector(
     for_training: bool = True,
     images: Sequence[torch.Tensor] = (),
 ) -> BuiltModel:
-    """The configured detector for the given categories, started from `weights` (None: random).
+    """The configured detector for the given categories and their keypoints (None: COCO's), started from `weights`
+    (None: random). A keypoint detector carries them as `.keypoints`.
 
     Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
     parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
-    the predictors start afresh; not `for_training` that is a ValueError.
+    the predictors start afresh, where another number of keypoints theirs; not `for_training` either is a ValueError.
     """
     torch.manual_seed(config.seed)
+    keypoints = categories.keypoints or COCO_KEYPOINTS
     if weights is not None and weights.is_detector:
         built = _from_detector(config, weights, images)
     else:
-        built = _from_backbone(config, len(categories.names), weights, images)
+        built = _from_backbone(config, len(categories.names), keypoints.count, weights, images)
     detector = built.model
     if not hasattr(detector, "categories"):
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
@@ -120,6 +124,8 @@ def build_detector(
         log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    if config.model.detector == "keypoint_rcnn":
+        _fit_keypoints(config.model.weights, detector, keypoints, for_training)
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
     detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
@@ -227,14 +233,15 @@ def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tens
 
 
 def _from_backbone(
-    config: Config, num_classes: int, weights: Weights | None, images: Sequence[torch.Tensor]
+    config: Config, num_classes: int, num_keypoints: int, weights: Weights | None, images: Sequence[torch.Tensor]
 ) -> BuiltModel:
     plan = resolve_plan(config)
     if weights is None:
-        return BuiltModel(build_from_spec(_spec(config, num_classes, _body(config, plan), plan)), plan)
+        spec = _spec(config, num_classes, _body(config, plan), plan, num_keypoints)
+        return BuiltModel(build_from_spec(spec), plan)
     backbone = backbone_from_weights(weights, plan, False, _recovery(config, images))
     body = backbone.model.state_dict()
-    detector = build_from_spec(_spec(config, num_classes, ResNetSpec.from_state_dict(body), plan))
+    detector = build_from_spec(_spec(config, num_classes, ResNetSpec.from_state_dict(body), plan, num_keypoints))
     state = {f"{BODY}{key}": value for key, value in body.items() if not key.startswith("fc.")}
     detector.load_state_dict({**detector.state_dict(), **state})
     return replace(backbone, model=detector, dense_weights=None)  # that one is no detector
@@ -245,7 +252,13 @@ def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
     return plan.apply(dense) if plan else dense
 
 
-def _spec(config: Config, num_classes: int, body: ResNetSpec, plan: CompressionPlan | None) -> DetectorSpec:
+def _spec(
+    config: Config,
+    num_classes: int,
+    body: ResNetSpec,
+    plan: CompressionPlan | None,
+    num_keypoints: int = COCO_KEYPOINTS.count,
+) -> DetectorSpec:
     model = config.model
     return DetectorSpec(
         kind=model.detector,
@@ -255,6 +268,7 @@ def _spec(config: Config, num_classes: int, body: ResNetSpec, plan: CompressionP
         box_channels=model.box_channels,
         mask_channels=model.mask_channels,
         keypoint_channels=model.keypoint_channels,
+        num_keypoints=num_keypoints,
         part_ranks=plan.parts if plan else {},
         settings=detector_settings(config),
     )
@@ -290,6 +304,17 @@ def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recov
         errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
         log.info("restored on %d images: %s", len(recovery.images), errors)
     return BuiltModel(compressed, plan, report.kept, report, dense_weights=str(Path(weights.source).resolve()))
+
+
+def _fit_keypoints(path: str, detector: GeneralizedRCNN, keypoints: Keypoints, for_training: bool) -> None:
+    """Make a keypoint detector one for these keypoints, its predictor afresh where it has another number of them."""
+    known = detector.roi_heads.keypoint_predictor.kps_score_lowres.out_channels
+    if known != keypoints.count:
+        if not for_training:
+            raise ValueError(f"model.weights: {path} knows {known} keypoints, expected the data's {keypoints.count}")
+        log.info("weights know %d keypoints: their predictor starts afresh for %d", known, keypoints.count)
+        replace_keypoint_predictor(detector, keypoints.count)
+    detector.keypoints = keypoints
 
 
 def _knows(detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> bool:

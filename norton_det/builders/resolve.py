@@ -1,10 +1,12 @@
 """What a configuration names: a device, a dataset's files, a plan, weights."""
 
+from dataclasses import replace
+
 import torch
 
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.config import Config
-from norton_det.data.catalog import DatasetFiles, Task, find_dataset
+from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
 from norton_det.engine import distributed
 from norton_det.models.weights import Weights, imagenet_weights, read_weights
 
@@ -21,6 +23,20 @@ def resolve_dataset(config: Config, split: str) -> DatasetFiles:
     dataset = getattr(config.data, split)
     where = dataset if isinstance(dataset, str) else dataset.model_dump()
     return find_dataset(where, TASKS[config.model.detector])
+
+
+def resolve_categories(config: Config, files: DatasetFiles) -> Categories:
+    """The categories of a dataset for the configured task, their keypoints paired as `data.flip_pairs` says.
+
+    Raises ValueError as `read_categories` does, and for pairs of other names than the keypoints'.
+    """
+    categories = read_categories(files, TASKS[config.model.detector])
+    if categories.keypoints is None or config.data.flip_pairs is None:
+        return categories
+    try:
+        return replace(categories, keypoints=categories.keypoints.with_pairs(config.data.flip_pairs))
+    except ValueError as error:
+        raise ValueError(f"data.flip_pairs: {error}") from None
 
 
 def resolve_plan(config: Config) -> CompressionPlan | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from norton_det.builders.detector import BuiltModel, build_detector, build_evaluated, recovery_images
-from norton_det.builders.resolve import TASKS, resolve_dataset, resolve_device, starting_weights
-from norton_det.builders.training import build_batches, build_evaluation_loader, build_training
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_device, starting_weights
+from norton_det.builders.training import build_batches, build_evaluation_loader, build_evaluator, build_training
 from norton_det.config import Config, load_config, save_config
-from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.data.catalog import DatasetFiles
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import save_weights
@@ -49,16 +49,18 @@ def evaluate_weights(config: Config) -> None:
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = resolve_dataset(config, "test")
-    categories = read_categories(files, TASKS[config.model.detector])
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, files, categories)
     detector = build_evaluated(config, categories).to(resolve_device(config))
-    evaluate(config, detector, files, categories, Path(config.output_dir) / "evaluation")
+    evaluate(config, detector, files, evaluator, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
     device = resolve_device(config)
     test_files, files = (resolve_dataset(config, split) for split in ("test", "train"))
-    categories = read_categories(files, TASKS[config.model.detector])
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, test_files, categories)
     weights = starting_weights(config)
     built = build_detector(config, categories, weights, images=recovery_images(config, files))
     output = Path(config.output_dir)
@@ -77,7 +79,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     if distributed.is_main():
         save_weights(output / "model_final.pth", run.result, **built.description(config))
         log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, run.result, test_files, categories, output / "evaluation")
+    evaluate(config, run.result, test_files, evaluator, output / "evaluation")
 
 
 def save_backbone(path: Path, built: BuiltModel) -> None:
@@ -89,12 +91,15 @@ def save_backbone(path: Path, built: BuiltModel) -> None:
 
 
 def evaluate(
-    config: Config, detector: nn.Module | ExportedDetector, files: DatasetFiles, categories: Categories, folder: Path
+    config: Config,
+    detector: nn.Module | ExportedDetector,
+    files: DatasetFiles,
+    evaluator: CocoEvaluator,
+    folder: Path,
 ) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = resolve_device(config)
-    evaluator = CocoEvaluator(files.annotations, categories, TASKS[config.model.detector])
-    loader = build_evaluation_loader(config, files, categories)
+    loader = build_evaluation_loader(config, files, evaluator.categories)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]

@@ -25,10 +25,10 @@ JITTER_SIZE = 1024
 _IMAGENET_MEAN = (124, 116, 104)  # RGB, what padding is filled with: 0 once normalised
 
 
-def training_transforms(preset: str, task: Task, keypoints: Keypoints = COCO_KEYPOINTS) -> Transform:
+def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = None) -> Transform:
     """The augmentation of a training sample, by name; images come out as float32 in [0, 1].
 
-    For the task keypoints those of a mirrored image change places as `keypoints` says.
+    For the task keypoints those of a mirrored image change places as `keypoints` says (None: COCO's 17).
 
         none         nothing
         flip         left-right with probability 1/2
@@ -41,7 +41,7 @@ def training_transforms(preset: str, task: Task, keypoints: Keypoints = COCO_KEY
     if preset not in _PRESETS:
         nearest = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0)[0]
         raise ValueError(f"unknown augmentation {preset!r}: did you mean {nearest!r}? (known: {', '.join(_PRESETS)})")
-    steps = _PRESETS[preset](partial(random_flip, mirrored=keypoints.flip))
+    steps = _PRESETS[preset](partial(random_flip, mirrored=(keypoints or COCO_KEYPOINTS).flip))
     if task == "keypoints":
         steps.append(hide_keypoints_outside)
     if preset == "lsj":

@@ -173,6 +173,12 @@ def replace_predictors(detector: GeneralizedRCNN, num_classes: int) -> None:
         heads.keypoint_predictor = KeypointRCNNPredictor(inputs, keypoints)
 
 
+def replace_keypoint_predictor(detector: GeneralizedRCNN, num_keypoints: int) -> None:
+    """Give a Keypoint R-CNN's keypoint predictor fresh weights for `num_keypoints`."""
+    inputs = detector.roi_heads.keypoint_predictor.kps_score_lowres.in_channels
+    detector.roi_heads.keypoint_predictor = KeypointRCNNPredictor(inputs, num_keypoints)
+
+
 def freeze_stages(detector: GeneralizedRCNN, trainable_stages: int) -> None:
     """Train only the last `trainable_stages` of the body's five (stem, layer1 .. layer4), as torchvision counts.
 
