@@ -11,13 +11,15 @@ from PIL import Image
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_categories, resolve_dataset, starting_weights
 from norton_det.builders.training import build_training_dataset
-from norton_det.cli import visualize_data
+from norton_det.cli import image, report, visualize_data
 from norton_det.cli.main import main
-from norton_det.config import load_config
+from norton_det.config import load_config, save_config
 from norton_det.data.catalog import Categories
 from norton_det.data.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.engine.checkpoint import save_weights
-from norton_det.visualization.draw import draw_targets
+from norton_det.evaluation.coco import precision_recall
+from norton_det.report import pictures
+from norton_det.visualization.draw import draw_predictions, draw_targets
 
 NAMES = ["left_ear", "nose", "right_ear"]
 SHEEP = {"id": 4, "name": "sheep", "keypoints": NAMES, "skeleton": [[1, 2], [2, 3]]}
@@ -84,6 +86,34 @@ def test_three_keypoints_are_trained_evaluated_and_reported(caplog, capsys):
     assert Path("again/evaluation/metrics.json").read_text() == Path("run/evaluation/metrics.json").read_text()
     assert main(["report", "--runs", "run", "--output", "report.html"]) == 0
     assert "data:image/jpeg" in Path("report.html").read_text()
+
+
+def test_a_report_takes_the_sigmas_and_the_skeleton_of_the_run(monkeypatch):
+    run = Path("run")
+    (run / "evaluation").mkdir(parents=True)
+    save_config(configured("data.oks_sigmas=[0.1, 0.2, 0.3]"), run / "config.yaml")
+    found = perfect(write_dataset())
+    (run / "evaluation/predictions.json").write_text(json.dumps(found))
+    curves, drawn = [], []
+    monkeypatch.setattr(report, "precision_recall", lambda *words: curves.append(words) or precision_recall(*words))
+    for name, function in (("draw_targets", draw_targets), ("draw_predictions", draw_predictions)):
+        monkeypatch.setattr(pictures, name, lambda *words, of=function: drawn.append(words[-1]) or of(*words))
+    assert main(["report", "--runs", "run", "--output", "report.html"]) == 0
+    assert curves == [(Path("test.json"), found, "keypoints", [0.1, 0.2, 0.3])]
+    assert len(drawn) == 8 and {keypoints.skeleton for keypoints in drawn} == {((0, 1), (1, 2))}
+
+
+def test_the_demo_draws_the_skeleton_that_a_detector_carries(monkeypatch):
+    config = configured()
+    detector = build_detector(config, resolve_categories(config, resolve_dataset(config, "train")), None).model
+    monkeypatch.setattr(image, "load_detector", lambda path: detector)
+    drawn = []
+    monkeypatch.setattr(image, "draw_predictions", lambda *words: drawn.append(words[-1]) or draw_predictions(*words))
+    words = ["image", "--weights", "any.pth", "--input", "images/1.png", "--output", "out", "--json", "found.json"]
+    assert main([*words, "--confidence", "0"]) == 0
+    assert drawn == [Keypoints(tuple(NAMES), (2, 1, 0), ((0, 1), (1, 2)))]
+    [row] = json.loads(Path("found.json").read_text())
+    assert row["detections"] and {len(found["keypoints"]) for found in row["detections"]} == {9}
 
 
 def test_predictions_are_evaluated_with_the_sigmas_of_the_annotations_or_given_ones():
