@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
             found = detector([image.to(device) / 255])[0]
         kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
         results.append({"file": str(path), "scale": scale, **describe(image, kept, detector)})
-        picture = draw_predictions(image, kept, detector.categories, args.confidence)
+        keypoints = getattr(detector, "keypoints", None)
+        picture = draw_predictions(image, kept, detector.categories, args.confidence, keypoints)
         if window is None:
             write_png(args.output / names[path], picture)
         elif not window.show(picture, until_key=True):

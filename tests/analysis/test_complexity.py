@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from torch import nn
 
 from norton_det.analysis.complexity import Count, count, count_detector, total
 from norton_det.compression.plan import load_plan
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.detectors import DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 
 def test_a_convolution_and_a_linear_layer_by_their_formulas():

@@ -4,13 +4,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 
 from norton_det.analysis import parts as parts_module
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
 from norton_det.deploy.treatments import SHIPPED, count_regions, fix_workload, treated, usable_treatments
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 from norton_det.cli import gradcam as command
 from norton_det.cli.main import main
 from norton_det.data.images import write_png
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 from norton_det.models.weights import model_from_weights, read_weights
 
 NAMES = ["__background__", "dog", "cat"]

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 from PIL import Image
 
 from norton_det.cli.image import picture_names
 from norton_det.cli.main import main
 from norton_det.data.images import read_image
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
 
 SETTINGS = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20, score_threshold=0.0, detections=5)
 

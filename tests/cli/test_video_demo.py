@@ -11,14 +11,14 @@ from functools import partial
 import cv2
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 
 from norton_det.cli import demo_detectors, video
 from norton_det.cli.demo_detectors import Treatment, find_weights
 from norton_det.cli.main import main
 from norton_det.data.clip import drawn_clip
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
 from norton_det.models.weights import read_weights
 from norton_det.visualization.video import VideoSource
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 from norton_det.report.gradcam import Explanation, choose_subject, class_names, explain, grad_cam, similarity
 
 NAMES = ["__background__", "dog", "cat"]
