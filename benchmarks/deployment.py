@@ -118,9 +118,9 @@ def time_fewer_proposals(name: str, images: list[Tensor], runs: int) -> dict[str
     models = {}
     for plan, proposals in (("none", 1000), (PLANS[-1], PROPOSALS)):
         config = load_config(f"{name}_norton_all.yaml", [f"model.plan={plan}", f"model.test_proposals={proposals}"])
-        [*_, built] = random_pair(config).values()
-        fix_workload(built, detections=20)
-        models[plan] = built.eval()
+        [*_, detector] = random_pair(config).values()
+        fix_workload(detector, detections=20)
+        models[plan] = detector.eval()
     device = find_device("auto")
     images, treatment = [image.to(device) for image in images], usable_treatments(device)[-1]
     runners = {

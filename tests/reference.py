@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from norton_det.models.resnet import GROUPS
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import GROUPS
 
 
 def separable(layer: CPConv2d, x: Tensor) -> Tensor:

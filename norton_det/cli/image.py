@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
                 "detections": named_results(kept, categories),
             }
         )
-        picture = draw_predictions(image, kept, detector.categories, args.confidence)
+        keypoints = getattr(detector, "keypoints", None)
+        picture = draw_predictions(image, kept, detector.categories, args.confidence, keypoints)
         if window is None:
             write_png(args.output / names[path], picture)
         elif not window.show(picture, until_key=True):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from norton_det.analysis.complexity import Count, count_detector
-from norton_det.builders.resolve import resolve_dataset, resolve_task
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_task
 from norton_det.compression.building import uncompressed
 from norton_det.compression.compress import CompressionReport
 from norton_det.config import Config, load_config
-from norton_det.data.catalog import read_categories
 from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_recall
 from norton_det.files import atomic_path
 from norton_det.models.persistence import detector_from_weights
@@ -75,8 +74,8 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
     task = resolve_task(config)
     files = resolve_dataset(config, "test")
     results = load_results(run.predictions, files.annotations, task)
-    pairs = draw_pairs(files, read_categories(files, task), task, results)
-    return precision_recall(files.annotations, results, task), pairs
+    pairs = draw_pairs(files, resolve_categories(config, files), task, results)
+    return precision_recall(files.annotations, results, task, config.data.oks_sigmas), pairs
 
 
 def count_runs(runs: Sequence[Run]) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:

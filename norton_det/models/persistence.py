@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RPNHead
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.categories import categories_of, told_categories
+from norton_det.models.categories import categories_of, keypoints_of, told_categories, told_keypoints
 from norton_det.models.channels import DETECTOR_BODY, NORMS
 from norton_det.models.fit import fit, read_geometry, set_geometry, set_norm_eps
 from norton_det.models.initial import allocate, initialise
@@ -71,6 +71,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
+        if "keypoint" in regions(model):
+            beside["keypoints"] = asdict(keypoints_of(model))
     elif hasattr(model, "categories"):
         beside["categories"] = model.categories
     _compare(model, rebuild(model.state_dict(), told))
@@ -122,6 +124,8 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     loaded: Any = model
     if weights.is_detector:
         loaded.categories, loaded.category_ids = told_categories(weights.metadata, model)
+        if "keypoint" in regions(model):
+            loaded.keypoints = told_keypoints(weights.metadata.get("keypoints"), model)
     elif isinstance(weights.metadata.get("categories"), list):
         loaded.categories = weights.metadata["categories"]
     loaded.origin = _told_origin(weights.metadata)

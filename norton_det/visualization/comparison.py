@@ -40,8 +40,8 @@ def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence
     """
     pictures, titles = [], []
     for detector, prediction, milliseconds in zip(detectors, found.predictions, recent, strict=True):
-        categories = detector.detect.categories
-        shown = draw_predictions(found.frame, prediction, categories, confidence)
+        categories, keypoints = detector.detect.categories, getattr(detector.detect, "keypoints", None)
+        shown = draw_predictions(found.frame, prediction, categories, confidence, keypoints)
         pictures.append(shown if detector.is_trained else found.frame)
         titles.append(f"{detector.name}  {milliseconds:.0f} ms  {1000 / milliseconds:.1f} frames/s")
     if len(detectors) > 1:

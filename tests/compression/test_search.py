@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import BLOCK_NAMES, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
@@ -24,8 +26,6 @@ from norton_det.compression.search.least_squares import least_squares
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, search_plan
 from norton_det.data.images import find_images, read_image
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import BLOCK_NAMES, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from norton_det.models.weights import read_weights, resnet50_from_weights
 
 RANK_ONE = "layer3.2.conv2"

@@ -5,6 +5,7 @@ from statistics import median_low
 import numpy as np
 import pytest
 import torch
+from norton_det.models.resnet import BLOCK_NAMES, GROUPS, LAST_BLOCKS, ResNetSpec, build_resnet50
 from torch import nn
 
 from norton_det.compression.plan import kept_channels
@@ -13,7 +14,6 @@ from norton_det.compression.search import body_sensitivities, part_sensitivities
 from norton_det.compression.search.least_squares import least_squares, refit_pointwise
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.resnet import BLOCK_NAMES, GROUPS, LAST_BLOCKS, ResNetSpec, build_resnet50
 
 
 @pytest.fixture(autouse=True)
