@@ -22,9 +22,9 @@ GRID = 4
 
 @dataclass(frozen=True)
 class Site:
-    """A dense layer where it stands, not grouped: its widths, and the sizes (H, W) of the maps that it reads.
+    """A dense layer where it stands, not grouped: its widths, and the sizes (N, H, W) of the maps that it reads.
 
-    A linear layer is a 1x1 convolution of a map of (rows, 1). `norm`: BatchNorm stands behind.
+    A linear layer is a 1x1 convolution of a map of (1, rows, 1). `norm`: BatchNorm stands behind.
     """
 
     inputs: int
@@ -35,7 +35,7 @@ class Site:
     dilation: tuple[int, int]
     bias: bool
     norm: bool
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int, int], ...]
 
     def layer(self, inputs: int, outputs: int, rank: int | None) -> nn.Conv2d | CPConv2d:
         """The layer at other widths, dense or of a CP rank, with random weights."""
@@ -91,9 +91,9 @@ def find_sites(part: StaticPart, normed: Collection[str], size: tuple[int, int])
 def _site(layer: Any, read: list[Tensor], norm: bool) -> Site:
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        rows = tuple((len(x), 1) for x in read)
+        rows = tuple((1, len(x), 1) for x in read)
         return Site(layer.in_features, layer.out_features, (1, 1), (1, 1), (0, 0), (1, 1), bias, norm, rows)
-    sizes = tuple((x.shape[2], x.shape[3]) for x in read)
+    sizes = tuple((len(x), x.shape[2], x.shape[3]) for x in read)
     kernel, stride, padding, dilation = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     return Site(layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, bias, norm, sizes)
 
@@ -114,7 +114,7 @@ def _counts(site: Site, inputs: int, rank: int | None) -> tuple[int, int]:
     layers: list[nn.Module] = [site.layer(inputs, 1, rank)]
     if site.norm:
         layers.append(nn.BatchNorm2d(1))
-    counts = [count(nn.Sequential(*layers), torch.zeros(1, inputs, *size))[""] for size in site.sizes]
+    counts = [count(nn.Sequential(*layers), torch.zeros(number, inputs, *size))[""] for number, *size in site.sizes]
     return sum(c.macs for c in counts), counts[0].parameters
 
 
@@ -144,7 +144,7 @@ def _grid_milliseconds(
     site: Site, inputs: int, outputs: int, *, rank: int | None, device: torch.device, threads: int
 ) -> float:
     inputs, outputs = max(1, site.inputs * inputs // GRID), max(1, site.outputs * outputs // GRID)
-    images = [torch.zeros(1, inputs, *size) for size in site.sizes]
+    images = [torch.zeros(number, inputs, *size) for number, *size in site.sizes]
     return fastest(site.layer(inputs, outputs, rank).to(device), images)[1]
 
 
