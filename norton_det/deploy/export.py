@@ -18,6 +18,7 @@ from torchvision.models.detection import roi_heads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
+from norton_det.deploy.nms import traced_batched_nms
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path
 from norton_det.models.categories import categories_of
@@ -162,18 +163,12 @@ def export_onnx(detector: nn.Module, path: Path, example: Tensor) -> Description
 def _traceable_torchvision() -> Iterator[None]:
     """torchvision's functions that runtimes do not run as they should, replaced."""
 
-    def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-        """Without the branch for no boxes, whose result OpenVINO takes for one box."""
-        beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-        kept: Tensor = box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
-        return kept
-
     def keypointrcnn_inference(heatmaps: Tensor, _: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Heatmaps as they are: the loop that enlarges them one by one is far slower in a graph than outside."""
         return [heatmaps], [heatmaps]
 
     with (
-        patch.object(box_ops, "batched_nms", batched_nms),
+        patch.object(box_ops, "batched_nms", traced_batched_nms),
         patch.object(roi_heads, "keypointrcnn_inference", keypointrcnn_inference),
     ):
         yield
