@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from norton_det.api import build_detector, compress, load_detector, load_resnet, save
+from norton_det.api import build_detector, compress, export, load_detector, load_resnet, optimize, save
 from norton_det.config import load_config
 from norton_det.ops.cp import decompose_filters
 
@@ -11,8 +11,10 @@ __all__ = [
     "build_detector",
     "compress",
     "decompose_filters",
+    "export",
     "load_config",
     "load_detector",
     "load_resnet",
+    "optimize",
     "save",
 ]

@@ -12,10 +12,15 @@ from norton_det.compression.compress import CompressionReport, check_dense
 from norton_det.compression.plan import PlanLike, load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.compression.saliency import Criterion
+from norton_det.deploy.agreement import Agreement
+from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import EXPORTED, load_exported
+from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
 from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
+
+__all__ = ["build_detector", "compress", "export", "load_detector", "load_resnet", "optimize", "save"]
 
 
 def compress(
@@ -84,3 +89,15 @@ def save(model: nn.Module, path: str | Path) -> None:
     The file is written whole or not at all. Raises ValueError naming a module that a file cannot hold.
     """
     save_weights(Path(path), model)
+
+
+def export(
+    detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
+) -> Agreement:
+    """Write a detector to an .onnx or .xml (OpenVINO) file, which `load_detector` gives back for inference.
+
+    `images` are float RGB (3, H, W) in 0 to 1, at least one: the file is fast at the size of the first one and must
+    detect what torch does on the first eight, or is not written; int8, for .xml, takes its ranges from all of them.
+    Returns how far its detections lie from torch's. Raises ValueError for what cannot be written.
+    """
+    return export_file(detector, path, images, precision)

@@ -107,7 +107,11 @@ class ExportedGraph(nn.Module):
         self.detector: Any = copy.deepcopy(detector).eval()
         transform: Any = self.detector.transform
         self.detector.transform = ResizedInput(
-            transform.min_size, transform.max_size, transform.image_mean, transform.image_std, transform.size_divisible
+            transform.min_size,
+            transform.max_size,
+            transform.image_mean,
+            transform.image_std,
+            transform.size_divisible,
         )
         replace_poolers(self.detector, GatheredRoIAlign)
 

@@ -66,9 +66,9 @@ def fold_pyramid(detector: nn.Module) -> None:
     is a CP one in its depthwise form, and nothing but convolutions stands there; see `FoldedPyramid`."""
     backbone: Any = detector.backbone
     pyramid = backbone.fpn
-    lateral, output = pyramid.inner_blocks[0], pyramid.layer_blocks[0]
-    is_linear = all(isinstance(layer, nn.Identity) for layer in (*lateral[1:], *output[1:]))
-    if len(pyramid.inner_blocks) > 1 and is_linear and isinstance(output[0], DepthwiseCPConv2d):
+    (_, *behind_lateral), (output, *behind_output) = pyramid.inner_blocks[0], pyramid.layer_blocks[0]
+    is_linear = all(isinstance(layer, nn.Identity) for layer in (*behind_lateral, *behind_output))
+    if len(pyramid.inner_blocks) > 1 and is_linear and isinstance(output, DepthwiseCPConv2d):
         backbone.fpn = FoldedPyramid(pyramid)
 
 

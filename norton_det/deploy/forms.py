@@ -23,8 +23,8 @@ CPShape = tuple[int, int, tuple[int, int], int, tuple[int, int], tuple[int, int]
 def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
     """Put in the place of every CP convolution its dense or its depthwise form, whichever `timer` finds faster.
 
-    A layer that runs on several sizes (those of the RPN and of towers: one a level) takes the form with the smallest sum. `image` is a float
-    RGB image (3, H, W) of the size to be fast at.
+    A layer that runs on several sizes (the RPN's and the towers': one a level) takes the form with the smallest sum.
+    `image` is a float RGB image (3, H, W) of the size to be fast at.
     """
     for name, shapes in _input_shapes(detector, image).items():
         layer = detector.get_submodule(name)

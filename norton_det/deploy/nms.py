@@ -30,9 +30,10 @@ def traced_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
     beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
     is_moved = (shape_as_tensor(boxes)[0] <= FEW).to(boxes)
     boxes = boxes + (idxs.to(boxes) * beyond * is_moved)[:, None]
-    classes = torch.arange(torch.cat([idxs, idxs.new_zeros(1)]).max() + 1)
+    last: Any = torch.cat([idxs, idxs.new_zeros(1)]).max()  # a tensor, so that the graph does not fix it
+    classes = torch.arange(last + 1)
     of_class = torch.where(idxs == classes[:, None], scores, -1.0)  # (classes, N)
-    kept = _NonMaxSuppression.apply(boxes[None], of_class[None], iou_threshold)[:, 2]
+    kept: Tensor = _NonMaxSuppression.apply(boxes[None], of_class[None], iou_threshold)[:, 2]
     return kept[scores[kept].argsort(descending=True)]
 
 

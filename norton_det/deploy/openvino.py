@@ -12,28 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.analysis.latency import median_seconds
-from norton_det.deploy.export import METADATA_KEY, export_onnx, resize
+from norton_det.deploy.export import METADATA_KEY, Description, export_onnx, resize
 from norton_det.deploy.forms import CPShape, Shape, build_layer
 from norton_det.deploy.runtimes import compile_openvino, openvino_core
 from norton_det.layers.cp_conv import Form
 from norton_det.models.parts import regions
 
-NOT_QUANTIZED = [".*roi_pool.*", r".*/roi_heads/[^/]+$"]
-"""Names of nodes that pool regions and make detections of what the heads give: indices and coordinates."""
+NOT_QUANTIZED = [".*roi_pool.*", ".*anchor_generator.*", r".*/(detector|rpn|roi_heads)/[^/]+$"]
+"""Names of nodes that pool regions, lay anchors and make boxes of what the heads give: indices and coordinates."""
 
 
 def to_openvino(detector: nn.Module, example: Tensor) -> Any:
     """The detector as an OpenVINO model for images of any size; `example` as for `export_onnx`."""
-    core = openvino_core()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        description = export_onnx(detector, path, example)
-        model = core.read_model(path)
-        _fold_constants(model)
-        model.set_rt_info(description.to_json(), [METADATA_KEY])
+        return convert_onnx(path, export_onnx(detector, path, example))
+
+
+def convert_onnx(path: Path, description: Description) -> Any:
+    """The OpenVINO model of an ONNX file of ours, and of what it says of itself."""
+    core = openvino_core()
+    model = core.read_model(path)
+    _fold_constants(model)
+    model.set_rt_info(description.to_json(), [METADATA_KEY])
+    with tempfile.TemporaryDirectory() as folder:
         # Written and read again, its nodes have names of their own, which quantisation asks for.
-        save_openvino(model, path.with_suffix(".xml"))
-        return core.read_model(path.with_suffix(".xml"))
+        save_openvino(model, Path(folder) / "model.xml")
+        return core.read_model(Path(folder) / "model.xml")
 
 
 def _fold_constants(model: Any) -> None:
