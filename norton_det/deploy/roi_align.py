@@ -33,7 +33,7 @@ class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
         self.scales, self.map_levels = pooler.scales, pooler.map_levels
 
     def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
-        """The levels with the regions that torchvision pools there; it decides the scales on a pooler's first call."""
+        """The levels with the regions that torchvision pools there; a pooler's first call decides its scales."""
         maps = _filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
