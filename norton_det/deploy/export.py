@@ -21,7 +21,6 @@ from torchvision.ops import boxes as box_ops
 
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path
-from norton_det.models.settings import read_settings
 
 OPSET = 17
 METADATA_KEY = "norton_det"
