@@ -20,6 +20,7 @@ from torchvision.models import resnet50
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import load_plan
+from norton_det.models.channels import read_body
 from norton_det.ops.cp import CPFactors, decompose_filters, nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
 
@@ -87,7 +88,7 @@ def time_whole_network() -> None:
     network = resnet50()
     for plan in ("norton-43", "norton-77"):
         start = time.perf_counter()
-        compress(network, load_plan(plan))
+        compress(network, load_plan(plan, read_body(network)))
         print(f"ResNet-50 decomposed and pruned, {plan}: {time.perf_counter() - start:.2f} s")
 
 

@@ -19,17 +19,20 @@ from torchvision.models import ResNet, ResNet50_Weights
 
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
-from norton_det.compression.prune import slice_channels
 from norton_det.data.images import find_images, read_image
 from norton_det.files import write_json
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, STAGES
-from norton_det.models.weights import read_weights, resnet50_from_weights
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import resnet_from_weights
+from norton_det.models.slicing import slice_channels
+from norton_det.models.weights import read_weights
 from norton_det.ops.cp import decompose_filters, nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
 from norton_det.visualization.plots import save_figure
 
-MEASURED = STAGES[:3]
-LAYERS = [layer for layer in SPATIAL_LAYERS if layer.startswith(MEASURED)]
+MEASURED = ("layer1", "layer2", "layer3")
+LAYERS = [
+    f"{stage}.{block}.conv2" for stage, count in zip(MEASURED, (3, 4, 6), strict=True) for block in range(count)
+]
 LAST_CONVOLUTIONS = {"layer1": "layer1.2.conv3", "layer2": "layer2.3.conv3", "layer3": "layer3.5.conv3"}
 RANKS = (1, 2, 3, 4, 5, 6)
 RANDOM_DRAWS = 3
@@ -40,8 +43,8 @@ Table = dict[str, dict[str, float]]
 
 
 def load_network(path: str) -> ResNet:
-    network = resnet50_from_weights(read_weights(path), strict=False).eval()
-    for stage in STAGES[1:]:
+    network = resnet_from_weights(read_weights(path), strict=False).eval()
+    for stage in ("layer2", "layer3", "layer4"):
         block = network.get_submodule(f"{stage}.0")
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     return network
@@ -114,7 +117,7 @@ def pruning_errors(network: ResNet, images: Tensor, dense: dict[str, Tensor], ra
     published code's, and with tied channels that are dropped at random, the mean of several draws."""
     table = {}
     for name, notation in PLANS.items():
-        plan = load_plan(notation, rank)
+        plan = load_plan(notation, read_body(network), rank)
         ours, report = compress(network, plan)
         table[f"{name}, ours"] = compare(ours, images, dense, report.kept)
         ours, report = compress(network, plan, criterion="deviation")
@@ -136,10 +139,9 @@ def pruned_at_random(network: ResNet, plan: CompressionPlan) -> tuple[nn.Module,
     """The control: ours, but for the choice of channels."""
     decomposed, _ = compress(network, CompressionPlan(plan.ranks))
     kept = {}
-    for name, group in GROUPS.items():
-        width = decomposed.get_submodule(group.producers[0][0]).out_channels
-        chosen = torch.randperm(width)[: kept_channels(width, plan.rates.get(name, 0.0))].sort().values
-        slice_channels(decomposed, group.producers, group.consumers, chosen)
+    for name, group in read_body(decomposed).groups.items():
+        chosen = torch.randperm(group.width)[: kept_channels(group.width, plan.rates.get(name, 0.0))].sort().values
+        slice_channels(decomposed, group.producers, group.readers, chosen)
         kept[name] = chosen.tolist()
     return decomposed, kept
 

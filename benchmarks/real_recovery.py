@@ -29,6 +29,7 @@ from norton_det.compression.recover import recover
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities
 from norton_det.files import write_json
+from norton_det.models.channels import read_body
 
 RESULT = Path(__file__).parent.parent / "docs/without_labels/real_filters.json"
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -38,16 +39,16 @@ TEST_IMAGES = 96
 
 def plans(network: ResNet, images: list[Tensor]) -> dict[str, Callable[[], CompressionPlan]]:
     """What is measured, each made when it is asked for; the search takes long."""
-    scope = Scope(network, False, None)
+    scope, body = Scope(network, False, None), read_body(network)
     sensitivities = cache(lambda: measure_sensitivities(network, images))
 
     def searched(preset: str) -> CompressionPlan:
-        share = scope.cost(load_plan(preset), "macs") / scope.cost(CompressionPlan(), "macs")
+        share = scope.cost(load_plan(preset, body), "macs") / scope.cost(CompressionPlan(), "macs")
         return best_plan(network, sensitivities(), Budget("macs", share))[0]
 
     return {
         **{f"rank {rank}": partial(CompressionPlan, dict.fromkeys(LAYERS, rank)) for rank in (1, 2, 3, 4)},
-        **{f"{name}, rank {rank}": partial(load_plan, name, rank) for rank in (1, 3) for name in PRESETS},
+        **{f"{name}, rank {rank}": partial(load_plan, name, body, rank) for rank in (1, 3) for name in PRESETS},
         **{f"searched, MACs of {name}": partial(searched, name) for name in PRESETS},
     }
 

@@ -21,12 +21,12 @@ from statistics import mean
 from typing import Any
 
 import torch
-from accuracy import evaluate, train
+from accuracy import TASKS, evaluate, train
 from deployment import TITLES
 from matplotlib.figure import Figure
 from published import published_compress, published_kept
 
-from norton_det.builders.resolve import TASKS
+from norton_det.compression.building import build_network
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import compress_and_recover, recover
@@ -34,11 +34,11 @@ from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities
 from norton_det.config import load_config
 from norton_det.data.catalog import open_images
-from norton_det.engine.checkpoint import save_weights
 from norton_det.files import write_json
-from norton_det.models.detectors import LATERALS
-from norton_det.models.resnet import LAST_BLOCKS, ResNetSpec, build_resnet50
-from norton_det.models.weights import detector_from_weights, read_weights
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import detector_from_weights, save_weights
+from norton_det.models.structure import named_structure
+from norton_det.models.weights import read_weights
 from norton_det.visualization.plots import save_figure
 
 RESULTS = Path(__file__).parent.parent / "docs/without_labels"
@@ -102,15 +102,18 @@ def published(dense: Any, plan: CompressionPlan, images: Any) -> Any:
     """The published code's body in our detector; the pyramid reads the channels that its last convolutions keep."""
     detector, _ = compress(dense, plan)
     state = dense.backbone.body.state_dict()
-    network = build_resnet50(ResNetSpec.from_state_dict(state), num_classes=1)
+    width = load_config("quickstart.yaml").model.width
+    network = build_network(named_structure(None, "resnet50", 1), width=width)
     network.load_state_dict({**network.state_dict(), **state})
     theirs = published_compress(network.eval(), plan)
     detector.backbone.body.load_state_dict(
         {name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")}
     )
-    for lateral, last in zip(LATERALS, LAST_BLOCKS, strict=True):
-        width = theirs.get_submodule(f"{last}.conv3").out_channels
-        kept = published_kept(network.get_submodule(f"{last}.conv3"), width)
+    body = read_body(network)
+    for level, stage in enumerate(body.stages):
+        lateral, last = f"backbone.fpn.inner_blocks.{level}.0", body.last_block(stage).convs[-1]
+        width = theirs.get_submodule(last).out_channels
+        kept = published_kept(network.get_submodule(last), width)
         ours, original = (model.get_submodule(lateral) for model in (detector, dense))
         ours.load_state_dict({"weight": original.weight[:, kept], "bias": original.bias})
     return detector
@@ -140,7 +143,7 @@ def measure(kind: str, folder: Path) -> None:
     whole = scope.cost(CompressionPlan(), "macs")
     sensitivities = cache(lambda: measure_sensitivities(dense, images))
     for name, rank in PLANS.items():
-        plan = load_plan(name.partition(",")[0], rank)
+        plan = load_plan(name.partition(",")[0], read_body(dense), rank)
         share = scope.cost(plan, "macs") / whole
         rows = result.setdefault(name, {"macs": share, "ways": {}})["ways"]
 

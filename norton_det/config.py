@@ -34,17 +34,33 @@ class CustomDataset(_Section):
 Positive = Annotated[int, Field(gt=0)]
 Dataset = str | CustomDataset
 NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
-OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, int) else None if value == "none" else value)
+OwnCount = Annotated[Positive | None, NoneByName]
 
 
 class ModelConfig(_Section):
     """The detector: its structure, where its weights come from, and the sizes that it works at (pixels)."""
 
-    detector: Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn"] = "faster_rcnn"
+    detector: Literal[
+        "faster_rcnn",
+        "mask_rcnn",
+        "keypoint_rcnn",
+        "faster_rcnn_v2",
+        "mask_rcnn_v2",
+        "retinanet",
+        "retinanet_v2",
+        "fcos",
+    ] = "faster_rcnn"
+    body: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+        "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+    ] = "resnet50"  # fmt: skip
+    """What the detector stands on; weights from a file bring their own."""
     plan: str | dict[str, Any] = "none"
     """`none` (dense), a preset, a plan file, or a mapping (notation and rank; ranks and rates)."""
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Multiplies every channel width of the ResNet-50."""
+    """Multiplies every channel width of the body."""
     backbone_weights: str = "none"
     """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
     weights: str = "none"
@@ -53,22 +69,29 @@ class ModelConfig(_Section):
     """How many training images a network that is compressed at the start is restored on before the first step."""
     teacher: str = "none"
     """The weights of the dense detector whose pyramid the features are to follow in training, or `none`."""
+    norm_eps: Annotated[Annotated[float, Field(ge=0)] | None, NoneByName] = None
+    """The eps of frozen BatchNorm in a file of `weights` that does not say it; `none`: torchvision's for its kind."""
     norm: Literal["batch", "frozen", "sync"] = "batch"
     """BatchNorm that is trained (`batch`), also over several processes with a GPU each (`sync`), or `frozen`."""
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
     """The last so many of the body's five: stem, layer1 .. layer4."""
-    min_size: Annotated[list[Positive], Field(min_length=1), OneOrMore] = [800]
-    """Length of the shorter side; several are multi-scale training, the last one is used in evaluation."""
-    max_size: Positive = 1333
-    anchor_sizes: Annotated[list[Positive], Field(min_length=5, max_length=5)] = [32, 64, 128, 256, 512]
+    min_size: Annotated[Annotated[list[Positive], Field(min_length=1)] | None, OneOrMore] = None
+    """Length of the shorter side; several are multi-scale training, the last one is used in evaluation. This and what
+    follows, where it is `none`, is what the weights say, else torchvision's."""
+    max_size: Annotated[Positive | None, NoneByName] = None
+    anchor_sizes: Annotated[Annotated[list[Positive], Field(min_length=1)] | None, NoneByName] = None
+    """One for each level of the pyramid; RetinaNet adds two between each and the next."""
+    aspect_ratios: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
+    """Heights of the anchors in shares of their widths."""
     fpn_channels: Positive = 256
     box_channels: Positive = 1024
     mask_channels: Positive = 256
     keypoint_channels: Positive = 512
-    rpn_rois: Positive = 256
-    box_rois: Positive = 512
-    train_proposals: Positive = 2000
-    test_proposals: Positive = 1000
+    rpn_rois: OwnCount = None
+    box_rois: OwnCount = None
+    train_proposals: OwnCount = None
+    test_proposals: OwnCount = None
+    """Of a detector of one stage: candidates of each level."""
 
 
 class DataConfig(_Section):
@@ -78,6 +101,10 @@ class DataConfig(_Section):
     test: Dataset = "coco_2017_val"
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
     """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
+    flip_pairs: Annotated[list[Pair] | None, NoneByName] = None
+    """Pairs of keypoints, by name, that change places in a mirrored image; `none`: as left and right in them say."""
+    oks_sigmas: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
+    """Of OKS, one a keypoint; `none`: COCO's for COCO's keypoints, 0.05 for others."""
     workers: Annotated[int, Field(ge=0)] = 4
     damaged_images: Annotated[int, Field(ge=0)] = 0
     """How many training images that cannot be read are skipped, each with a warning, before a run stops."""
@@ -117,8 +144,9 @@ class TestConfig(_Section):
     """Evaluation: images a forward pass, and what counts as a detection."""
 
     batch_size: Positive = 1
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
-    detections: Positive = 100
+    score_threshold: Annotated[Annotated[float, Field(ge=0, le=1)] | None, NoneByName] = None
+    """This and `detections`, where `none`: what the weights say, else torchvision's."""
+    detections: OwnCount = None
 
 
 class Config(_Section):

@@ -2,75 +2,57 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from tqdm import tqdm
 
-from norton_det.builders.resolve import TASKS, resolve_device, resolve_plan, starting_weights
+from norton_det.builders.resolve import (
+    configure,
+    resolve_device,
+    resolve_plan,
+    resolve_structure,
+    resolve_task,
+    starting_weights,
+)
+from norton_det.compression.building import build_around, build_network
 from norton_det.compression.compress import CompressionReport
-from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.plan import CompressionPlan, PlanLike, load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import ImageFiles, find_images
-from norton_det.deploy.runtimes import EXPORTED, ExportedDetector, load_exported
+from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine import distributed
-from norton_det.engine.checkpoint import describe
-from norton_det.models.detectors import (
-    BODY,
-    DetectorSettings,
-    DetectorSpec,
-    build_from_spec,
-    freeze_stages,
-    replace_predictors,
-)
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.models.channels import read_body
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
-from norton_det.models.resnet import LAST_BLOCKS, ResNetSpec
-from norton_det.models.weights import (
-    Weights,
-    default_categories,
-    detector_from_weights,
-    read_weights,
-    resnet50_from_weights,
-)
+from norton_det.models.parts import keypoint_count, regions
+from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
+from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor, replace_predictors
+from norton_det.models.structure import KINDS
+from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
-RESTORED = (*LAST_BLOCKS, "neck", "rpn", "box head", "mask head", "keypoint head")
-"""The restored parts whose errors are told."""
+TOLD = (
+    "neck", "rpn", "classification head", "regression head", "box head", "mask head", "keypoint head",
+)  # fmt: skip
+"""The restored parts behind the body whose errors are told, beside those of the stages' last blocks."""
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A detector or a classifier, and where it comes from.
-
-    Attributes:
-        model: the network.
-        plan: by which it was compressed; None: it is dense.
-        kept: the dense channels that compression kept.
-        report: of a compression on the spot.
-        dense_weights: the file that compressed weights were made of.
-    """
+    """A detector or a classifier, and the report of a compression on the spot."""
 
     model: Any
-    plan: CompressionPlan | None = None
-    kept: dict[str, list[int]] = field(default_factory=dict)
     report: CompressionReport | None = None
-    dense_weights: str | None = None
 
     def description(self, config: Config) -> dict[str, Any]:
-        """What a checkpoint says of this detector, plain types only."""
-        return {
-            **describe(self.model),
-            "config": config.model_dump(mode="json"),
-            "plan": self.plan.to_dict() if self.plan else None,
-            "kept": self.kept,
-            "dense_weights": self.dense_weights,
-        }
+        """What a checkpoint says of this network, plain types only."""
+        return {**describe(self.model), "config": config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -81,6 +63,11 @@ class Recovery:
     images: Sequence[torch.Tensor] = ()
     device: torch.device | None = None
     unfinished: Path | None = None
+
+
+def unfinished_recovery(config: Config) -> Path:
+    """The file that keeps the finished parts of a recovery before training, until the run has ended."""
+    return Path(config.output_dir) / "recovery.pth"
 
 
 def recovery_images(config: Config, files: DatasetFiles) -> ImageFiles:
@@ -99,20 +86,21 @@ def build_detector(
     for_training: bool = True,
     images: Sequence[torch.Tensor] = (),
 ) -> BuiltModel:
-    """The configured detector for the given categories, started from `weights` (None: random).
+    """The configured detector for the given categories and their keypoints, started from `weights` (None: random).
 
     Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
     parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
-    the predictors start afresh; not `for_training` that is a ValueError.
+    the predictors start afresh, where another number of keypoints theirs; not `for_training` either is a ValueError.
     """
     torch.manual_seed(config.seed)
+    recovery = Recovery(images, resolve_device(config), unfinished_recovery(config))
+    keypoints = categories.keypoints or COCO_KEYPOINTS
     if weights is not None and weights.is_detector:
-        built = _from_detector(config, weights, images)
+        built = _from_detector(config, weights, recovery)
     else:
-        built = _from_backbone(config, len(categories.names), weights, images)
+        built = _from_backbone(config, len(categories.names), keypoints, weights, recovery)
+        built.model.categories, built.model.category_ids = list(categories.names), list(categories.ids)
     detector = built.model
-    if not hasattr(detector, "categories"):
-        detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
     if not for_training:
         _check_categories(config.model.weights, detector, categories)
     if not _knows(detector, categories):
@@ -120,13 +108,28 @@ def build_detector(
         log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
-    freeze_stages(detector, config.model.trainable_stages)
-    (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
-    detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
+    if "keypoint" in regions(detector):
+        _fit_keypoints(config.model.weights, detector, keypoints, for_training)
+    _configured(detector, config)
     return built
 
 
-def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN | ExportedDetector:
+def resumed_detector(config: Config, state: Mapping[str, Any]) -> BuiltModel:
+    """The detector of a checkpoint, with the settings that the configuration names: nothing is compressed again."""
+    weights = Weights(f"--resume: {config.output_dir}/checkpoints", state["model"], dict(state))
+    return BuiltModel(_configured(detector_from_weights(weights), config))
+
+
+def _configured(detector: Any, config: Config) -> Any:
+    """A detector with the settings, the frozen stages and norms, and the layout that are configured."""
+    configure(detector, config)
+    freeze_stages(detector, config.model.trainable_stages)
+    (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
+    detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
+    return detector
+
+
+def build_evaluated(config: Config, categories: Categories) -> Any:
     """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
 
     Raises ValueError where it knows other categories, or does not do the configured task.
@@ -136,14 +139,14 @@ def build_evaluated(config: Config, categories: Categories) -> GeneralizedRCNN |
         return build_detector(config, categories, starting_weights(config), for_training=False).model
     detector = load_exported(path)
     _check_categories(path, detector, categories)
-    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[TASKS[config.model.detector]]
+    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[resolve_task(config)]
     if wanted not in detector.outputs:
         raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
     return detector
 
 
-def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN | None:
-    """The detector of `model.teacher`, if one is named.
+def build_teacher(config: Config, student: Any) -> Any:
+    """The detector of `model.teacher`; None where none is named.
 
     Raises ValueError where the file holds none, or one whose pyramid has other channels than the student's.
     """
@@ -152,7 +155,7 @@ def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN |
     weights = read_weights(config.model.teacher)
     if not weights.is_detector:
         raise ValueError(f"model.teacher: {weights.source} is a backbone, expected a detector")
-    teacher = detector_from_weights(weights)
+    teacher = detector_from_weights(weights, norm_eps=config.model.norm_eps)
     found, expected = teacher.backbone.out_channels, student.backbone.out_channels
     if found != expected:
         raise ValueError(f"model.teacher: the pyramid of {weights.source} has {found} channels, expected {expected}")
@@ -162,117 +165,63 @@ def build_teacher(config: Config, student: GeneralizedRCNN) -> GeneralizedRCNN |
 
 def backbone_from_weights(
     weights: Weights,
-    plan: CompressionPlan | None,
+    plan: PlanLike | None,
     strict: bool = True,
     recovery: Recovery | None = None,
 ) -> BuiltModel:
-    """A ResNet-50 classifier.
+    """A ResNet classifier.
 
     Dense weights are compressed by `plan` on the spot, and restored as `recovery` says; compressed ones bring their
     own structure. With `strict` every tensor must be there. Raises ValueError where weights or plan do not fit.
     """
-    network = resnet50_from_weights(weights, strict)
+    network = resnet_from_weights(weights, strict)
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken", weights.source)
-        return _as_stored(network, weights)
-    return _compressed(network, plan, weights, recovery or Recovery()) if plan else BuiltModel(network)
+    if weights.is_compressed or plan is None:
+        return BuiltModel(network)
+    return _compressed(network, load_plan(plan, read_body(network)), weights, recovery or Recovery())
 
 
-def random_pair(config: Config) -> dict[str, BuiltModel]:
+def random_pair(config: Config) -> dict[str, Any]:
     """The configured detector dense and compressed, with random weights and COCO's number of classes: for
     counting and timing, which need neither weights nor data.
 
     A configuration without a plan gives the dense one alone. `model.weights` is not read.
     """
-    classes = 2 if config.model.detector == "keypoint_rcnn" else 91
-    plan = resolve_plan(config)
-    plans = {"dense": None, "compressed": plan} if plan else {"dense": None}
+    classes = 2 if resolve_task(config) == "keypoints" else 91
+    plans = {"dense": None, "compressed": config.model.plan} if config.model.plan != "none" else {"dense": None}
     torch.manual_seed(config.seed)
     pair = {}
-    for name, p in plans.items():
-        detector = build_from_spec(_spec(config, classes, _body(config, p), p))
-        detector.categories, detector.category_ids = default_categories(classes)
-        pair[name] = BuiltModel(detector, p)
+    for name, plan in plans.items():
+        pair[name] = build_network(resolve_structure(config, classes), plan, config.model.width)
+        configure(pair[name], config)
     return pair
 
 
-def detector_settings(config: Config) -> DetectorSettings:
-    """What a configuration says that tensor shapes do not."""
-    model, test = config.model, config.test
-    return DetectorSettings(
-        min_size=tuple(model.min_size),
-        max_size=model.max_size,
-        anchor_sizes=tuple(model.anchor_sizes),
-        rpn_rois=model.rpn_rois,
-        train_proposals=model.train_proposals,
-        test_proposals=model.test_proposals,
-        box_rois=model.box_rois,
-        score_threshold=test.score_threshold,
-        detections=test.detections,
-    )
-
-
-def _from_detector(config: Config, weights: Weights, images: Sequence[torch.Tensor]) -> BuiltModel:
-    plan = resolve_plan(config)
-    detector = detector_from_weights(weights, detector_settings(config))
-    kind = DetectorSpec.from_state_dict(weights.state).kind
-    if kind != config.model.detector:
+def _from_detector(config: Config, weights: Weights, recovery: Recovery) -> BuiltModel:
+    detector = detector_from_weights(weights, norm_eps=config.model.norm_eps)
+    kind = weights.structure.kind
+    if kind != KINDS[config.model.detector]["kind"]:
         raise ValueError(
             f"model.weights: {weights.source} is a {kind}, but model.detector is {config.model.detector}"
         )
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
-        return _as_stored(detector, weights)
-    return _compressed(detector, plan, weights, _recovery(config, images)) if plan else BuiltModel(detector)
+        return BuiltModel(detector)
+    plan = resolve_plan(config, read_body(detector))
+    return _compressed(detector, plan, weights, recovery) if plan else BuiltModel(detector)
 
 
 def _from_backbone(
-    config: Config, num_classes: int, weights: Weights | None, images: Sequence[torch.Tensor]
+    config: Config, num_classes: int, keypoints: Keypoints, weights: Weights | None, recovery: Recovery
 ) -> BuiltModel:
-    plan = resolve_plan(config)
+    plan = None if config.model.plan == "none" else config.model.plan
     if weights is None:
-        return BuiltModel(build_from_spec(_spec(config, num_classes, _body(config, plan), plan)), plan)
-    backbone = backbone_from_weights(weights, plan, False, _recovery(config, images))
-    body = backbone.model.state_dict()
-    detector = build_from_spec(_spec(config, num_classes, ResNetSpec.from_state_dict(body), plan))
-    state = {f"{BODY}{key}": value for key, value in body.items() if not key.startswith("fc.")}
-    detector.load_state_dict({**detector.state_dict(), **state})
-    return replace(backbone, model=detector, dense_weights=None)  # that one is no detector
-
-
-def _body(config: Config, plan: CompressionPlan | None) -> ResNetSpec:
-    dense = ResNetSpec.dense(config.model.width)
-    return plan.apply(dense) if plan else dense
-
-
-def _spec(config: Config, num_classes: int, body: ResNetSpec, plan: CompressionPlan | None) -> DetectorSpec:
-    model = config.model
-    return DetectorSpec(
-        kind=model.detector,
-        num_classes=num_classes,
-        body=body,
-        fpn_channels=model.fpn_channels,
-        box_channels=model.box_channels,
-        mask_channels=model.mask_channels,
-        keypoint_channels=model.keypoint_channels,
-        part_ranks=plan.parts if plan else {},
-        settings=detector_settings(config),
-    )
-
-
-def _as_stored(model: nn.Module, weights: Weights) -> BuiltModel:
-    """A model of compressed weights, with what these tell of themselves, as far as they do."""
-    plan, told = weights.metadata.get("plan"), weights.metadata
-    return BuiltModel(
-        model,
-        CompressionPlan.from_dict(plan) if isinstance(plan, Mapping) else None,
-        told.get("kept", {}),
-        dense_weights=told.get("dense_weights"),
-    )
-
-
-def _recovery(config: Config, images: Sequence[torch.Tensor]) -> Recovery:
-    return Recovery(images, resolve_device(config), Path(config.output_dir) / "recovery.pth")
+        structure = resolve_structure(config, num_classes, keypoints=keypoints)
+        return BuiltModel(build_network(structure, plan, config.model.width))
+    backbone = backbone_from_weights(weights, plan, False, recovery)
+    structure = resolve_structure(config, num_classes, weights.structure.body, keypoints)
+    return BuiltModel(build_around(backbone.model, structure, plan), backbone.report)
 
 
 def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recovery: Recovery) -> BuiltModel:
@@ -286,17 +235,30 @@ def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recov
             checkpoint=recovery.unfinished,
         )
     if report.recovery:
-        told = [part for part in report.recovery if part.name in RESTORED]
-        errors = ", ".join(f"{part.name} {part.before:.2f} -> {part.after:.2f}" for part in told)
+        body = read_body(compressed)
+        told = {*TOLD, *(body.last_block(stage).name for stage in body.stages)}
+        errors = ", ".join(f"{p.name} {p.before:.2f} -> {p.after:.2f}" for p in report.recovery if p.name in told)
         log.info("restored on %d images: %s", len(recovery.images), errors)
-    return BuiltModel(compressed, plan, report.kept, report, dense_weights=str(Path(weights.source).resolve()))
+    source = str(Path(weights.source).resolve())
+    return BuiltModel(with_origin(compressed, replace(origin_of(compressed), dense_weights=source)), report)
 
 
-def _knows(detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> bool:
+def _fit_keypoints(path: str, detector: Any, keypoints: Keypoints, for_training: bool) -> None:
+    """Make a keypoint detector one for these keypoints, its predictor afresh where it has another number of them."""
+    known = keypoint_count(detector)
+    if known != keypoints.count:
+        if not for_training:
+            raise ValueError(f"model.weights: {path} knows {known} keypoints, expected the data's {keypoints.count}")
+        log.info("weights know %d keypoints: their predictor starts afresh for %d", known, keypoints.count)
+        replace_keypoint_predictor(detector, keypoints.count)
+    detector.keypoints = keypoints
+
+
+def _knows(detector: Any, categories: Categories) -> bool:
     return (detector.categories, detector.category_ids) == (list(categories.names), list(categories.ids))
 
 
-def _check_categories(path: str, detector: GeneralizedRCNN | ExportedDetector, categories: Categories) -> None:
+def _check_categories(path: str, detector: Any, categories: Categories) -> None:
     if not _knows(detector, categories):
         known, wanted = len(detector.categories) - 1, len(categories.names) - 1
         raise ValueError(f"model.weights: {path} knows {known} other categories than the data's {wanted}")

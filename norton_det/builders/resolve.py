@@ -1,14 +1,48 @@
 """What a configuration names: a device, a dataset's files, a plan, weights."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.config import Config
-from norton_det.data.catalog import DatasetFiles, Task, find_dataset
+from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
 from norton_det.engine import distributed
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.models.channels import Body
+from norton_det.models.persistence import check_anchors
+from norton_det.models.settings import read_settings, write_settings
+from norton_det.models.structure import KINDS, BodyKind, Structure, default_anchors, named_structure
 from norton_det.models.weights import Weights, imagenet_weights, read_weights
 
-TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
+_TASKS: dict[str, Task] = {"mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
+
+
+def resolve_task(config: Config) -> Task:
+    """What the configured detector finds beside boxes, which all find."""
+    return _TASKS.get(KINDS[config.model.detector]["kind"], "bbox")
+
+
+def resolve_structure(
+    config: Config, num_classes: int, body: BodyKind | None = None, keypoints: Keypoints = COCO_KEYPOINTS
+) -> Structure:
+    """The structure of the configured detector for `num_classes`, background counted, on `body` (None: its own)."""
+    model = config.model
+    structure = named_structure(
+        model.detector,
+        model.body,
+        num_classes,
+        channels=model.fpn_channels,
+        box=model.box_channels,
+        mask=model.mask_channels,
+        keypoint=model.keypoint_channels,
+        keypoints=keypoints.count,
+    )
+    if model.aspect_ratios:
+        anchors = default_anchors(structure, levels=1)
+        structure = replace(structure, anchors=len(anchors.sizes[0]) * len(model.aspect_ratios))
+    return replace(structure, body=body) if body else structure
 
 
 def resolve_device(config: Config) -> torch.device:
@@ -20,12 +54,70 @@ def resolve_dataset(config: Config, split: str) -> DatasetFiles:
     """The files of `data.train` or `data.test` for the configured task. Raises as `find_dataset`."""
     dataset = getattr(config.data, split)
     where = dataset if isinstance(dataset, str) else dataset.model_dump()
-    return find_dataset(where, TASKS[config.model.detector])
+    return find_dataset(where, resolve_task(config))
 
 
-def resolve_plan(config: Config) -> CompressionPlan | None:
-    """The configured plan; None is dense. Raises ValueError as `load_plan`."""
-    return None if config.model.plan == "none" else load_plan(config.model.plan)
+def resolve_categories(config: Config, files: DatasetFiles) -> Categories:
+    """The categories of a dataset for the configured task, their keypoints paired as `data.flip_pairs` says.
+
+    Raises ValueError as `read_categories` does, and for pairs of other names than the keypoints'.
+    """
+    categories = read_categories(files, resolve_task(config))
+    if categories.keypoints is None or config.data.flip_pairs is None:
+        return categories
+    try:
+        return replace(categories, keypoints=categories.keypoints.with_pairs(config.data.flip_pairs))
+    except ValueError as error:
+        raise ValueError(f"data.flip_pairs: {error}") from None
+
+
+def configure(detector: Any, config: Config) -> None:
+    """Give a detector, in place, the settings that a configuration names; the others it keeps.
+
+    What a kind of detector does not have, as proposals in one of one stage, is passed over. Raises ValueError for
+    anchors that do not fit its pyramid or its head.
+    """
+    model, test = config.model, config.test
+    own = read_settings(detector)
+    wanted: dict[str, Any] = {
+        "min_size": model.min_size,
+        "max_size": model.max_size,
+        "rpn_batch_size_per_image": model.rpn_rois,
+        "box_batch_size_per_image": model.box_rois,
+        "rpn_pre_nms_top_n_train": model.train_proposals,
+        "rpn_post_nms_top_n_train": model.train_proposals,
+        "rpn_pre_nms_top_n_test": model.test_proposals,
+        "rpn_post_nms_top_n_test": model.test_proposals,
+        "topk_candidates": model.test_proposals,
+        "box_score_thresh": test.score_threshold,
+        "score_thresh": test.score_threshold,
+        "box_detections_per_img": test.detections,
+        "detections_per_img": test.detections,
+    }
+    for name in own.keys() & {"rpn_anchor_generator", "anchor_generator"}:
+        wanted[name] = _anchors(config, own[name])
+    write_settings(detector, {name: value for name, value in wanted.items() if value is not None and name in own})
+    check_anchors(detector)
+
+
+def _anchors(config: Config, own: dict[str, Any]) -> dict[str, Any]:
+    """A detector's anchors with the configured sizes, the others of each level in the proportions that they have."""
+    sizes, ratios = own["sizes"], own["aspect_ratios"]
+    first = config.model.anchor_sizes
+    if first:
+        if len(first) != len(sizes):
+            raise ValueError(
+                f"model.anchor_sizes: {first}, expected one for each of the pyramid's {len(sizes)} levels"
+            )
+        sizes = [[new * size / level[0] for size in level] for new, level in zip(first, sizes, strict=True)]
+    if config.model.aspect_ratios:
+        ratios = [list(config.model.aspect_ratios)] * len(ratios)
+    return {"sizes": sizes, "aspect_ratios": ratios}
+
+
+def resolve_plan(config: Config, body: Body) -> CompressionPlan | None:
+    """The configured plan for a body; None is dense. Raises ValueError as `load_plan`."""
+    return None if config.model.plan == "none" else load_plan(config.model.plan, body)
 
 
 def starting_weights(config: Config) -> Weights | None:
@@ -41,7 +133,9 @@ def starting_weights(config: Config) -> Weights | None:
         return weights
     if model.backbone_weights == "none":
         return None
-    weights = imagenet_weights() if model.backbone_weights == "imagenet" else read_weights(model.backbone_weights)
+    weights = (
+        imagenet_weights(model.body) if model.backbone_weights == "imagenet" else read_weights(model.backbone_weights)
+    )
     if weights.is_detector:
         raise ValueError(f"model.backbone_weights: {weights.source} is a detector; give it as model.weights")
     return weights

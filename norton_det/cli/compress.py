@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,22 +11,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from norton_det.cli.options import require_at_least
-from norton_det.compression.compress import CompressionReport
+from norton_det.compression.compress import CompressionReport, check_dense, planned_ranks
 from norton_det.compression.plan import load_plan
 from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.data.catalog import open_images
-from norton_det.engine.checkpoint import save_weights
 from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
-from norton_det.models.weights import model_from_weights, read_dense_weights
+from norton_det.models.persistence import model_from_weights, origin_of, save_weights, with_origin
+from norton_det.models.weights import read_dense_weights
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--weights", required=True, help="a dense ResNet-50 or detector: torchvision's file or ours")
+    parser.add_argument("--weights", required=True, help="a dense ResNet or detector: torchvision's file or ours")
     parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
@@ -34,21 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="gradient steps of each part on them: more restore more"
     )
+    parser.add_argument(
+        "--norm-eps", type=float, help="the eps of a detector's frozen BatchNorm, where its file does not say it"
+    )
     parser.add_argument("--output", required=True, type=Path, help="where the compressed weights go (.pth)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the compressed weights and, beside them, the report as JSON."""
-    plan = load_plan(args.plan, args.rank)
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
     require_at_least(args, steps=0, image_count=2)
-    weights = read_dense_weights(args.weights)
+    dense = model_from_weights(read_dense_weights(args.weights), norm_eps=args.norm_eps)
+    body = check_dense(dense)
+    plan = load_plan(args.plan, body, args.rank)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     unfinished = args.output.with_suffix(".recovery.pth")
-    with tqdm(total=len(plan.ranks), desc="decompose") as bar:
+    with tqdm(total=len(planned_ranks(dense, body, plan)), desc="decompose") as bar:
         compressed, report = compress_and_recover(
-            model_from_weights(weights),
+            dense,
             plan,
             images,
             args.criterion,
@@ -57,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
             progress=lambda layer: bar.update(),
             checkpoint=unfinished,
         )
-    dense_source = str(Path(args.weights).resolve())
-    save_weights(args.output, compressed, plan=plan.to_dict(), kept=report.kept, dense_weights=dense_source)
+    origin = replace(origin_of(compressed), dense_weights=str(Path(args.weights).resolve()))
+    save_weights(args.output, with_origin(compressed, origin))
     write_json(args.output.with_suffix(".json"), report.to_dict())
     if images:
         unfinished.unlink(missing_ok=True)

@@ -4,12 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from norton_det.data.catalog import open_images
-from norton_det.data.shapes import draw_scene
+from norton_det.data.catalog import drawn_images, open_images
 from norton_det.deploy.writing import CHECKED, check_target, export_file, files_of
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights
@@ -30,17 +25,10 @@ def run(args: argparse.Namespace) -> None:
     """Load, export and say how far the file lies from torch."""
     check_target(args.output, args.precision)
     detector = detector_from_weights(read_weights(args.weights))
-    images = load_images(args.images, args.image_count if args.precision == "int8" else CHECKED)
+    count = args.image_count if args.precision == "int8" else CHECKED
+    images = list(open_images(args.images, count)) if args.images else drawn_images(count)
     compared = export_file(detector, args.output, images, args.precision)
     log.info("beside torch, on %d images: %s", min(len(images), CHECKED), compared)
     if not compared.expected:
         log.warning("torch detects nothing on these images, so nothing was compared: give some by --images")
     print(f"exported: {args.output} ({sum(p.stat().st_size for p in files_of(args.output)) / 2**20:.1f} MiB)")
-
-
-def load_images(where: str | None, count: int) -> list[Tensor]:
-    """Float RGB images (3, H, W) in 0 to 1, from a folder or dataset, or drawn."""
-    if where is None:
-        rng = np.random.default_rng(0)
-        return [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1).float() / 255 for _ in range(count)]
-    return list(open_images(where, count))

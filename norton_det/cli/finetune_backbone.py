@@ -11,11 +11,10 @@ from torchvision.models import ResNet
 
 from norton_det.builders.detector import backbone_from_weights
 from norton_det.cli.options import require_at_least
-from norton_det.compression.plan import load_plan
 from norton_det.data.imagefolder import LabelledImages, classification_batches, classification_evaluation_loader
 from norton_det.data.loaders import epoch_length
 from norton_det.engine import distributed
-from norton_det.engine.checkpoint import CheckpointFolder, save_weights
+from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.damage import within_limit
 from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
 from norton_det.engine.metrics import MetricsWriter
@@ -23,8 +22,9 @@ from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier
 from norton_det.files import write_json
 from norton_det.models.norms import warn_of_small_batches
+from norton_det.models.persistence import describe, resnet_from_weights, save_weights
 from norton_det.models.precision import PRECISIONS
-from norton_det.models.weights import read_weights, resnet50_from_weights
+from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,11 @@ def run(args: argparse.Namespace) -> None:
         if not distributed.is_main():
             logging.disable(logging.WARNING)
         test = LabelledImages(args.data / "val", training=False, size=args.image_size)
-        network, description = starting_network(args, test.classes)
+        checkpoint = CheckpointFolder(args.output_dir / "checkpoints").load_newest() if args.resume else None
+        network = resumed_network(checkpoint) if checkpoint else starting_network(args, test.classes)
         network.to(device, memory_format=torch.channels_last)
         if not args.eval_only:
-            finetune(args, network, description, device)
+            finetune(args, network, checkpoint, device)
         share = max(1, args.batch_size // distributed.world_size())
         loader = classification_evaluation_loader(test, batch_size=share, workers=args.workers, **_process())
         hits = evaluate_classifier(network, loader, device, distributed.is_main())
@@ -80,36 +81,41 @@ def run(args: argparse.Namespace) -> None:
             log.info("top-1 %.2f %%  top-5 %.2f %%  of %d images", metrics["top1"], metrics["top5"], len(test))
 
 
-def starting_network(args: argparse.Namespace, classes: list[str]) -> tuple[ResNet, dict[str, Any]]:
-    """The network of --weights, compressed where it is dense, for these classes; and what its files say of it.
+def resumed_network(checkpoint: dict[str, Any]) -> ResNet:
+    """The network of a checkpoint: nothing is compressed again."""
+    return resnet_from_weights(Weights("--resume", checkpoint["model"], checkpoint))
+
+
+def starting_network(args: argparse.Namespace, classes: list[str]) -> ResNet:
+    """The network of --weights, compressed where it is dense, for these classes.
 
     Raises ValueError where it is to be evaluated and knows other classes.
     """
     torch.manual_seed(args.seed)
     weights = read_weights(args.weights)
-    plan = load_plan(args.plan) if args.plan else None
-    built = backbone_from_weights(weights, plan, strict=args.eval_only)
-    network = built.model
+    network = backbone_from_weights(weights, args.plan, strict=args.eval_only).model
     if network.fc.out_features != len(classes) or weights.metadata.get("categories", classes) != classes:
         found = f"{args.weights} knows {network.fc.out_features} other classes than the {len(classes)} of {args.data}"
         if args.eval_only:
             raise ValueError(f"{found}: it cannot be evaluated on them")
         log.info("%s: its classifier, fc, starts afresh", found)
         network.fc = nn.Linear(network.fc.in_features, len(classes))
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    own_plan = built.plan.to_dict() if built.plan else None
-    return network, {"config": config, "plan": own_plan, "kept": built.kept, "categories": classes}
+    network.categories = classes
+    return network
 
 
-def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, Any], device: torch.device) -> None:
-    """Train the network in place and write model_final.pth.
+def finetune(
+    args: argparse.Namespace, network: ResNet, checkpoint: dict[str, Any] | None, device: torch.device
+) -> None:
+    """Train the network in place, from a checkpoint on where there is one, and write model_final.pth.
 
     Raises ValueError where the data's two halves, or the teacher, know other classes.
     """
     data = LabelledImages(args.data / "train", training=True, size=args.image_size, seed=args.seed)
-    different = {*data.classes} ^ {*description["categories"]}
+    different = {*data.classes} ^ {*network.categories}
     if different:
         raise ValueError(f"{args.data}: train and val differ in classes: {', '.join(sorted(different)[:4])}")
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     losses = ClassificationLosses(
         device=device,
         precision=PRECISIONS[args.precision],
@@ -132,9 +138,9 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
         weight_decay=args.weight_decay,
         checkpoints=CheckpointFolder(args.output_dir / "checkpoints"),
         checkpoint_period=args.checkpoint_period,
-        description=description,
+        description=lambda: {**describe(network), "config": config},
     )
-    start = resume(run) if args.resume else 0
+    start = resume(run, checkpoint)
     batches = classification_batches(
         data,
         images_per_step=args.batch_size,
@@ -147,12 +153,12 @@ def finetune(args: argparse.Namespace, network: ResNet, description: dict[str, A
     with MetricsWriter(args.output_dir / "metrics.jsonl", run.iterations, start) as metrics:
         train(run, within_limit(batches, args.damaged_images), metrics, start)
     if distributed.is_main():
-        save_weights(args.output_dir / "model_final.pth", network, **description)
+        save_weights(args.output_dir / "model_final.pth", network, config=config)
         log.info("weights: %s", args.output_dir / "model_final.pth")
 
 
 def _teacher(path: str, classes: int, device: torch.device) -> ResNet:
-    teacher = resnet50_from_weights(read_weights(path))
+    teacher = resnet_from_weights(read_weights(path))
     if teacher.fc.out_features != classes:
         raise ValueError(f"--teacher {path}: it knows {teacher.fc.out_features} classes, the data have {classes}")
     return teacher.to(device, memory_format=torch.channels_last)

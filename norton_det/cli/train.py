@@ -3,22 +3,31 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from norton_det.builders.detector import BuiltModel, build_detector, build_evaluated, recovery_images
-from norton_det.builders.resolve import TASKS, resolve_dataset, resolve_device, starting_weights
-from norton_det.builders.training import build_batches, build_evaluation_loader, build_training
+from norton_det.builders.detector import (
+    BuiltModel,
+    build_detector,
+    build_evaluated,
+    recovery_images,
+    resumed_detector,
+    unfinished_recovery,
+)
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_device, starting_weights
+from norton_det.builders.training import build_batches, build_evaluation_loader, build_evaluator, build_training
 from norton_det.config import Config, load_config, save_config
-from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
-from norton_det.engine.checkpoint import save_weights
+from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
 from norton_det.files import atomic_path, save_tensors, write_json
+from norton_det.models.persistence import origin_of, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,52 +58,62 @@ def evaluate_weights(config: Config) -> None:
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = resolve_dataset(config, "test")
-    categories = read_categories(files, TASKS[config.model.detector])
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, files, categories)
     detector = build_evaluated(config, categories).to(resolve_device(config))
-    evaluate(config, detector, files, categories, Path(config.output_dir) / "evaluation")
+    evaluate(config, detector, files, evaluator, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
     device = resolve_device(config)
     test_files, files = (resolve_dataset(config, split) for split in ("test", "train"))
-    categories = read_categories(files, TASKS[config.model.detector])
-    weights = starting_weights(config)
-    built = build_detector(config, categories, weights, images=recovery_images(config, files))
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, test_files, categories)
     output = Path(config.output_dir)
+    checkpoint = CheckpointFolder(output / "checkpoints").load_newest() if from_checkpoint else None
+    built = resumed_detector(config, checkpoint) if checkpoint else start_detector(config, categories, files)
     run, dataset = build_training(config, built, files, categories, device)
     output.mkdir(parents=True, exist_ok=True)
-    start = resume(run) if from_checkpoint else 0
+    start = resume(run, checkpoint)
     if distributed.is_main():
         with atomic_path(output / "config.yaml") as path:
             save_config(config, path)
         if built.report:
             write_json(output / "compression.json", built.report.to_dict())
-        if built.kept and weights is not None and not (weights.is_detector or weights.is_compressed):
-            save_backbone(output / "backbone_compressed.pth", built)
+            if origin_of(built.model).dense_weights is None:  # of a backbone, not of a detector
+                save_backbone(output / "backbone_compressed.pth", built.model)
     with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
         train(run, build_batches(config, dataset, start), metrics, start)
     if distributed.is_main():
-        save_weights(output / "model_final.pth", run.result, **built.description(config))
+        save_weights(output / "model_final.pth", run.result, config=config.model_dump(mode="json"))
+        unfinished_recovery(config).unlink(missing_ok=True)
         log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, run.result, test_files, categories, output / "evaluation")
+    evaluate(config, run.result, test_files, evaluator, output / "evaluation")
 
 
-def save_backbone(path: Path, built: BuiltModel) -> None:
+def start_detector(config: Config, categories: Categories, files: DatasetFiles) -> BuiltModel:
+    """The detector that a run starts with, compressed and restored where that is configured."""
+    return build_detector(config, categories, starting_weights(config), images=recovery_images(config, files))
+
+
+def save_backbone(path: Path, detector: Any) -> None:
     """The body that was compressed at the start, as `model.backbone_weights` takes it."""
-    assert built.plan is not None
-    body = built.model.backbone.body.state_dict()
-    save_tensors(path, {"state_dict": body, "plan": built.plan.to_dict(), "kept": built.kept})
+    origin = origin_of(detector)
+    save_tensors(path, {"state_dict": detector.backbone.body.state_dict(), "plan": origin.plan, "kept": origin.kept})
     log.info("compressed backbone: %s", path)
 
 
 def evaluate(
-    config: Config, detector: nn.Module | ExportedDetector, files: DatasetFiles, categories: Categories, folder: Path
+    config: Config,
+    detector: nn.Module | ExportedDetector,
+    files: DatasetFiles,
+    evaluator: CocoEvaluator,
+    folder: Path,
 ) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = resolve_device(config)
-    evaluator = CocoEvaluator(files.annotations, categories, TASKS[config.model.detector])
-    loader = build_evaluation_loader(config, files, categories)
+    loader = build_evaluation_loader(config, files, evaluator.categories)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]

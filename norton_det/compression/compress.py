@@ -94,7 +94,7 @@ def compress(
         for name, shape in dense_shapes.items()
     ]
     indices = {name: index.tolist() for name, index in kept.items()}
-    with_origin(compressed, Origin(plan.to_dict(), indices))
+    with_origin(compressed, Origin(plan.to_dict(), indices, widths=_widths(body)))
     return compressed, CompressionReport(tuple(rows), indices)
 
 
@@ -106,11 +106,11 @@ def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
     body = read_body(model)
     plan.check(body)
     for name, rank in planned_ranks(model, body, plan).items():
-        model.set_submodule(name, _empty(model.get_submodule(name), rank))
+        model.set_submodule(name, factorise_empty(model.get_submodule(name), rank))
     for name, group in body.groups.items():
         count = kept_channels(group.width, plan.rates.get(name, 0.0))
         slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
-    return with_origin(model, Origin(plan.to_dict()))
+    return with_origin(model, Origin(plan.to_dict(), widths=_widths(body)))
 
 
 def check_dense(model: nn.Module) -> Body:
@@ -133,6 +133,10 @@ def planned_ranks(model: nn.Module, body: Body, plan: CompressionPlan) -> dict[s
     return {body.prefix + layer: rank for layer, rank in plan.ranks.items()} | of_parts
 
 
+def _widths(body: Body) -> dict[str, int]:
+    return {name: group.width for name, group in body.groups.items()}
+
+
 def _producers(body: Body) -> Sequence[str]:
     return [conv for group in body.groups.values() for conv, _ in group.producers]
 
@@ -152,8 +156,8 @@ def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _empty(layer: Any, rank: int) -> Factorised:
-    """The same without numbers."""
+def factorise_empty(layer: Any, rank: int) -> Factorised:
+    """Return what stands in a layer's place at a rank, on the meta device, without numbers."""
     if isinstance(layer, nn.Linear):
         with torch.device("meta"):
             return LowRankLinear(

@@ -151,7 +151,7 @@ def _key(
     for model in (compressed, dense):
         for name, tensor in model.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().numpy().tobytes())
     paths: Any = getattr(images, "paths", None)
     things: Sequence[Any] = images if paths is None else paths
     for image in things:

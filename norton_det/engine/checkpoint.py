@@ -1,39 +1,12 @@
-"""Checkpoints: atomic, self-describing, resumable; tensors and plain types only."""
+"""Checkpoints: atomic, resumable; tensors and plain types only."""
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-
 from norton_det.files import load_tensors, save_tensors
-from norton_det.models.detectors import settings_of
-from norton_det.models.weights import categories_of
 
 log = logging.getLogger(__name__)
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """What rebuilds a model beside its tensors' shapes: a detector's settings, eps and categories."""
-    if not isinstance(model, GeneralizedRCNN):
-        return {}
-    categories, ids = categories_of(model)
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings_of(model)).items()}
-    return {
-        "detector": {**settings, "norm_eps": float(model.backbone.body["bn1"].eps)},
-        "categories": categories,
-        "category_ids": ids,
-    }
-
-
-def save_weights(path: Path, model: nn.Module, **description: Any) -> None:
-    """Write a self-describing weights file atomically; `description` holds plain types (config, plan, kept).
-
-    Raises OSError as `save_tensors` does.
-    """
-    save_tensors(path, {"model": model.state_dict(), **describe(model), **description})
 
 
 class CheckpointFolder:

@@ -1,5 +1,6 @@
 """Training a classifier: on cross-entropy, and on the logits of a teacher; the paper's fine-tuning stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ def finetuning_run(
     weight_decay: float,
     checkpoints: CheckpointFolder,
     checkpoint_period: int,
-    description: dict[str, Any],
+    description: Callable[[], dict[str, Any]],
 ) -> TrainingRun:
     """SGD with momentum under a cosine schedule after a linear warm-up.
 
@@ -124,7 +125,7 @@ def finetuning_run(
         iterations=iterations,
         images_per_step=images_per_step,
         checkpoints=checkpoints,
-        description=lambda: description,
+        description=description,
         checkpoint_period=checkpoint_period,
         log_period=LOG_PERIOD,
         seed=seed,

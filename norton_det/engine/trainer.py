@@ -194,12 +194,11 @@ def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:
     }
 
 
-def resume(run: TrainingRun) -> int:
-    """Put a run back where its newest readable checkpoint left it; returns the iteration, 0 without a checkpoint.
+def resume(run: TrainingRun, state: dict[str, Any] | None) -> int:
+    """Put a run back where a checkpoint left it; returns the iteration, 0 without a checkpoint.
 
-    Raises ValueError where the processes do not find the same one.
+    Raises ValueError where the processes have not found the same one.
     """
-    state = run.checkpoints.load_newest()
     start = restore(run, state) if state else 0
     starts = distributed.gather(start)
     if len(set(starts)) > 1:

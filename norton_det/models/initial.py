@@ -30,11 +30,12 @@ def initialise(model: nn.Module) -> nn.Module:
         elif hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            _draw(name, layer, is_classifier=isinstance(model, ResNet))
+            draw(name, layer, is_classifier=isinstance(model, ResNet))
     return model
 
 
-def _draw(name: str, layer: nn.Conv2d | nn.ConvTranspose2d, is_classifier: bool) -> None:
+def draw(name: str, layer: nn.Conv2d | nn.ConvTranspose2d, is_classifier: bool = False) -> None:
+    """Draw the weights of a convolution, in place, as torchvision does for the layer of that name."""
     if name.startswith("backbone.fpn"):
         nn.init.kaiming_uniform_(layer.weight, a=1)
     elif name.startswith(("rpn.head", "head.")):

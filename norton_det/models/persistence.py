@@ -12,10 +12,11 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.rpn import RPNHead
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.categories import categories_of, told_categories
+from norton_det.models.categories import categories_of, keypoints_of, told_categories, told_keypoints
 from norton_det.models.channels import DETECTOR_BODY, NORMS
 from norton_det.models.fit import fit, read_geometry, set_geometry, set_norm_eps
 from norton_det.models.initial import allocate, initialise
@@ -28,6 +29,8 @@ from norton_det.models.weights import Weights, has_digest, load_state, naming
 
 log = logging.getLogger(__name__)
 _ORDINARY_EPS = 1e-5
+OF_STRUCTURE = ("geometry", "norm_eps", "returned_layers", "extra_levels", "tower_groups")
+"""What a file tells of a network that is no setting of a detector."""
 _EPS_OF_COCO = 0.0
 """Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
@@ -40,11 +43,13 @@ class Origin:
         plan: by which it was compressed, as `CompressionPlan.to_dict` gives it; None: it is dense.
         kept: by channel group, the dense network's channels that it has.
         dense_weights: the file of the dense network.
+        widths: by channel group, how many channels the dense network has.
     """
 
     plan: Mapping[str, Any] | None = None
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     dense_weights: str | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -66,6 +71,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
+        if "keypoint" in regions(model):
+            beside["keypoints"] = asdict(keypoints_of(model))
+    elif hasattr(model, "categories"):
+        beside["categories"] = model.categories
     _compare(model, rebuild(model.state_dict(), told))
     return {"network": told, **beside, **{k: v for k, v in asdict(origin_of(model)).items() if v}}
 
@@ -90,8 +99,7 @@ def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: 
     set_geometry(model, told.get("geometry", {}))
     set_norm_eps(model, DETECTOR_BODY if structure.kind else "", float(told.get("norm_eps", _ORDINARY_EPS)))
     if structure.kind:
-        own = ("geometry", "norm_eps", "returned_layers", "extra_levels")
-        write_settings(model, {name: value for name, value in told.items() if name not in own})
+        write_settings(model, {name: value for name, value in told.items() if name not in OF_STRUCTURE})
     _check_shapes(model.eval(), structure)
     return model
 
@@ -116,6 +124,10 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     loaded: Any = model
     if weights.is_detector:
         loaded.categories, loaded.category_ids = told_categories(weights.metadata, model)
+        if "keypoint" in regions(model):
+            loaded.keypoints = told_keypoints(weights.metadata.get("keypoints"), model)
+    elif isinstance(weights.metadata.get("categories"), list):
+        loaded.categories = weights.metadata["categories"]
     loaded.origin = _told_origin(weights.metadata)
     return model.eval()
 
@@ -153,11 +165,12 @@ def with_origin(model: nn.Module, origin: Origin) -> nn.Module:
 
 def _told_origin(metadata: Mapping[str, Any]) -> Origin:
     """What a file says of its origin, as far as that can be."""
-    plan, kept, dense = (metadata.get(name) for name in ("plan", "kept", "dense_weights"))
+    plan, kept, dense, widths = (metadata.get(name) for name in ("plan", "kept", "dense_weights", "widths"))
     return Origin(
         plan if isinstance(plan, Mapping) else None,
         kept if isinstance(kept, Mapping) else {},
         dense if isinstance(dense, str) else None,
+        widths if isinstance(widths, Mapping) and all(type(n) is int and n > 0 for n in widths.values()) else {},
     )
 
 
@@ -197,16 +210,25 @@ def _check_shapes(model: Any, structure: Structure) -> None:
                 raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
     except RuntimeError as error:
         raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
-    anchors = model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
-    if len(anchors.sizes) != len(levels):
+    if len(_anchors(model).sizes) != len(levels):
+        raise ValueError(f"anchors of {len(_anchors(model).sizes)} levels, but the pyramid has {len(levels)}")
+    check_anchors(model)
+
+
+def check_anchors(detector: Any) -> None:
+    """Raise ValueError where a detector's anchors are more or fewer boxes at a place than its head predicts."""
+    head: Any = dense_head(detector)
+    boxes = head.bbox_pred if isinstance(head, RPNHead) else head.regression_head.bbox_reg
+    predicted, found = boxes.out_channels // 4, set(_anchors(detector).num_anchors_per_location())
+    if found != {predicted}:
         raise ValueError(
-            f"anchors of {len(anchors.sizes)} levels, expected one for each of the pyramid's {len(levels)}"
+            f"anchors of {', '.join(map(str, sorted(found)))} boxes a place, but the head predicts {predicted};"
+            " weights that do not say their sizes and aspect ratios can only have torchvision's"
         )
-    if set(anchors.num_anchors_per_location()) != {structure.anchors}:
-        raise ValueError(
-            f"anchors of {anchors.num_anchors_per_location()[0]} boxes a place, but the head has {structure.anchors};"
-            " a file that does not say its sizes and aspect ratios can only have torchvision's"
-        )
+
+
+def _anchors(detector: Any) -> Any:
+    return detector.rpn.anchor_generator if hasattr(detector, "rpn") else detector.anchor_generator
 
 
 def _compare(model: nn.Module, rebuilt: nn.Module) -> None:

@@ -43,6 +43,7 @@ def read_structure(state: State, told: Mapping[str, Any]) -> Structure:
             anchors=anchors,
             classes=outputs_of(state, "head.classification_head.cls_logits") // max(1, anchors),
             tower_norm="head.classification_head.conv.0.1.weight" in state,
+            tower_groups=told.get("tower_groups", 32),
             tower_convs=_count(state, "head.classification_head.conv.{}", step=3),
         )
     heads = "roi_heads."
@@ -72,7 +73,8 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
     else:
         raise ValueError(f"levels beyond the pyramid by a {type(extra).__name__} are not supported")
     returned = [int(stage.removeprefix("layer")) for stage in model.backbone.body.return_layers]
-    return {"returned_layers": returned, "extra_levels": told}
+    groups = [module.num_groups for module in detector.modules() if isinstance(module, nn.GroupNorm)]
+    return {"returned_layers": returned, "extra_levels": told} | ({"tower_groups": groups[0]} if groups else {})
 
 
 def _read_kind(state: State) -> Kind | None:

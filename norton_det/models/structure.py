@@ -4,7 +4,7 @@ A template is torchvision's own network of a structure on the meta device, witho
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -78,6 +78,7 @@ class Structure:
         mask, mask_convs, mask_norm: the mask head's width, convolutions and BatchNorm.
         keypoint, keypoint_convs, keypoints: the keypoint head's width and convolutions, and how many points it finds.
         tower_norm: GroupNorm in RetinaNet's towers, which makes it v2.
+        tower_groups: of the GroupNorm in towers.
         tower_convs: convolutions of FCOS's towers.
     """
 
@@ -99,6 +100,7 @@ class Structure:
     keypoint_convs: int = 8
     keypoints: int = 17
     tower_norm: bool = False
+    tower_groups: int = 32
     tower_convs: int = 4
 
 
@@ -127,7 +129,16 @@ def named_structure(detector: str | None, body: str, classes: int, **sizes: int)
     if body not in BODIES:
         raise ValueError(f"body {body!r} is not one of {', '.join(BODIES)}")
     fields = {"kind": None} if detector is None else KINDS[detector]
-    return Structure(**{"body": BODIES[body], "classes": classes, **fields, **sizes})
+    structure = Structure(**{"body": BODIES[body], "classes": classes, **fields, **sizes})
+    return replace(structure, tower_groups=_groups(structure.channels))
+
+
+def _groups(channels: int) -> int:
+    """The groups of GroupNorm in towers: torchvision's 32 of 8 channels each, in narrower towers fewer of as many."""
+    groups = 32
+    while groups > 1 and (channels % groups or channels < 8 * groups):
+        groups //= 2
+    return groups
 
 
 def kind_name(structure: Structure) -> str | None:
@@ -239,7 +250,7 @@ def _keypoint_rcnn(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGener
 
 
 def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> RetinaNet:
-    norm = partial(nn.GroupNorm, 32) if s.tower_norm else None
+    norm = partial(nn.GroupNorm, s.tower_groups) if s.tower_norm else None
     head = RetinaNetHead(s.channels, s.anchors, s.classes, norm_layer=norm)
     head.regression_head._loss_type = "giou" if s.tower_norm else "l1"  # as torchvision's builders have it
     return RetinaNet(backbone, s.classes, anchor_generator=anchors, head=head)
@@ -247,6 +258,9 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
 
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:
     head = FCOSHead(s.channels, s.anchors, s.classes, s.tower_convs)
+    for name, module in list(head.named_modules()):
+        if isinstance(module, nn.GroupNorm):
+            head.set_submodule(name, nn.GroupNorm(s.tower_groups, s.channels))
     return FCOS(backbone, s.classes, anchor_generator=anchors, head=head)
 
 
