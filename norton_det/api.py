@@ -90,7 +90,7 @@ def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
 
 
 def load_detector(path: str | Path, norm_eps: float | None = None) -> Any:
-    """Load a detector from a weights file, ours, torchvision's or a published NORTON checkpoint, or an exported one.
+    """Load a detector from a weights file, ours, torchvision's or a published checkpoint, or from an exported file.
 
     Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
     the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for
