@@ -2,10 +2,12 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torchvision.models import ResNet
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
@@ -199,20 +202,35 @@ def _check_shapes(model: Any, structure: Structure) -> None:
     """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
     image = torch.empty(1, 3, 64, 64, device="meta")
     try:
-        if structure.kind is None:
-            model(image)
-            return
-        levels = model.backbone(image)
-        dense_head(model)(list(levels.values()))
-        for kind, (pooler, head, predictor) in regions(model).items():
-            predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
-            if unknown := set(pooler.featmap_names) - set(levels):
-                raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
+        with _norms_that_pass_on():
+            if structure.kind is None:
+                model(image)
+                return
+            levels = model.backbone(image)
+            dense_head(model)(list(levels.values()))
+            for pooler, head, predictor in regions(model).values():
+                predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
     except RuntimeError as error:
         raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
+    for kind, region in regions(model).items():
+        if unknown := set(region.pooler.featmap_names) - set(levels):
+            raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
     if len(_anchors(model).sizes) != len(levels):
         raise ValueError(f"anchors of {len(_anchors(model).sizes)} levels, but the pyramid has {len(levels)}")
     check_anchors(model)
+
+
+@contextmanager
+def _norms_that_pass_on() -> Iterator[None]:
+    """While it lasts BatchNorm only looks at the number of channels: computing it takes long on the meta device."""
+
+    def look(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != len(norm.weight):
+            raise RuntimeError(f"a norm of {len(norm.weight)} channels reads {x.shape[1]}")
+        return x
+
+    with patch.object(nn.BatchNorm2d, "forward", look), patch.object(FrozenBatchNorm2d, "forward", look):
+        yield
 
 
 def check_anchors(detector: Any) -> None:
