@@ -184,7 +184,7 @@ def _norm_eps(model: nn.Module, prefix: str) -> float:
 @torch.no_grad()
 def _check_shapes(model: Any, structure: Structure) -> None:
     """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
-    image = torch.empty(1, 3, 64, 64, device="meta")
+    image = torch.empty(1, 3, 256, 256, device="meta")  # GroupNorm takes no map of one pixel
     try:
         if structure.kind is None:
             model(image)

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -145,16 +146,23 @@ def body_name(body: BodyKind) -> str:
 
 def template(structure: Structure) -> nn.Module:
     """Build torchvision's network of a structure on the meta device, with BatchNorm wherever there is a norm."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         body = _body(structure.body, structure.classes if structure.kind is None else 1)
     if structure.kind is None:
         network: nn.Module = body
         return network
     levels = len(structure.returned) + _LEVELS[structure.extra]
     anchors = default_anchors(structure, levels)  # its tensors are no parameters, so not on meta
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         backbone = _with_pyramid(body, structure)
         return _BUILDERS[structure.kind](structure, backbone, anchors)
+
+
+class _Undrawn(TorchFunctionMode):
+    """While it lasts no random numbers are drawn: on the meta device there are none, and asking takes long."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def default_anchors(structure: Structure, levels: int) -> AnchorGenerator:
