@@ -60,13 +60,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
     another activation, pooling or norm than it does.
     """
     structure = structure_of(model)
-    eps = _norm_eps(model, DETECTOR_BODY if structure.kind else "")
-    told: dict[str, Any] = {"norm_eps": eps, "geometry": read_geometry(model, template(structure))}
+    told: dict[str, Any] = {"norm_eps": _norm_eps(model, DETECTOR_BODY if structure.kind else "")}
     beside: dict[str, Any] = {}
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
-    _compare(model, rebuild(model.state_dict(), told))
+    rebuilt = rebuild(model.state_dict(), told)
+    told["geometry"] = read_geometry(model, rebuilt)
+    set_geometry(rebuilt, told["geometry"])
+    _compare(model, rebuilt)
     return {"network": told, **beside, **{k: v for k, v in asdict(origin_of(model)).items() if v}}
 
 
