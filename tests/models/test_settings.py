@@ -32,7 +32,7 @@ MOVED = {
     **{"score_thresh": 0.013, "nms_thresh": 0.48, "detections_per_img": 34, "topk_candidates": 66},
     **{"fg_iou_thresh": 0.57, "bg_iou_thresh": 0.34, "center_sampling_radius": 2.5},
     **{"allow_low_quality_matches": False, "box_loss": "smooth_l1"},
-    "rpn_anchor_generator": {"sizes": [[s] for s in (17.0, 31, 66, 120, 250)], "aspect_ratios": [[0.4, 1.1, 2.2]] * 5},
+    "rpn_anchor_generator": {"sizes": [[17.0], [31], [66], [120], [250]], "aspect_ratios": [[0.4, 1.1, 2.2]] * 5},
     "box_roi_pool": {**POOLING, "output_size": [7, 7]},
     "mask_roi_pool": {**POOLING, "output_size": [12, 10]},
     "keypoint_roi_pool": {**POOLING, "output_size": [10, 12]},
