@@ -9,16 +9,18 @@ It is here to be compared with `norton_det.compression.compress`, never to be us
 - the stem and the BatchNorm behind a 3x3 convolution are not copied: they stay as a new network has them.
 """
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from norton_det.compression.compress import compress
+from norton_det.compression.compress import apply_structure, compress
 from norton_det.compression.plan import CompressionPlan
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import BLOCK_NAMES, GROUPS, ResNetSpec, build_resnet50
+from norton_det.models.channels import read_body
+from norton_det.models.initial import initialise
 from norton_det.ops.cp import CPFactors
 from norton_det.ops.similarity import greedy_selection
 
@@ -29,11 +31,9 @@ def published_compress(resnet: ResNet, plan: CompressionPlan) -> ResNet:
     What is not copied comes from the global random generator.
     """
     decomposed, _ = compress(resnet, CompressionPlan(plan.ranks))
-    pruned = build_resnet50(plan.apply(ResNetSpec.from_state_dict(resnet.state_dict())), resnet.fc.out_features)
-    for conv, _ in (producer for group in GROUPS.values() for producer in group.producers):
-        pruned.get_submodule(conv).stride = decomposed.get_submodule(conv).stride
+    pruned = initialise(apply_structure(copy.deepcopy(resnet).to("meta"), plan))
     inputs = torch.arange(pruned.conv1.out_channels)  # of the block, as its predecessor's conv3 left them
-    for block in BLOCK_NAMES:
+    for block in (block.name for block in read_body(resnet).blocks):
         old, new = decomposed.get_submodule(block), pruned.get_submodule(block)
         first = published_kept(old.conv1, new.conv1.out_channels)
         second = published_kept(old.conv2, new.conv2.out_channels)
