@@ -79,10 +79,10 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
 
 def _read_kind(state: State) -> Kind | None:
     if has_layer(state, "roi_heads.box_predictor.cls_score"):
-        if any(name.startswith("roi_heads.mask_head.") for name in state):
-            return "mask_rcnn"
-        has_keypoints = any(name.startswith("roi_heads.keypoint_head.") for name in state)
-        return "keypoint_rcnn" if has_keypoints else "faster_rcnn"
+        found = [kind for kind in ("mask", "keypoint") if any(f"roi_heads.{kind}_head." in name for name in state)]
+        if len(found) > 1:
+            raise ValueError(f"a detector with both masks and keypoints is not supported; supported are {SUPPORTED}")
+        return {(): "faster_rcnn", ("mask",): "mask_rcnn", ("keypoint",): "keypoint_rcnn"}[tuple(found)]
     if has_layer(state, "head.regression_head.bbox_ctrness"):
         return "fcos"
     if has_layer(state, "head.regression_head.bbox_reg"):
