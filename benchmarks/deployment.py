@@ -15,9 +15,9 @@ from torch import Tensor
 
 from norton_det.analysis.latency import detector_latency
 from norton_det.builders.detector import random_pair
-from norton_det.cli.benchmark import drawn
 from norton_det.cli.main import main as norton_det
 from norton_det.config import load_config
+from norton_det.data.clip import drawn_picture
 from norton_det.data.images import ImageFiles
 from norton_det.deploy.treatments import SHIPPED, TREATMENTS, fix_workload, treated, usable_treatments
 from norton_det.engine.distributed import find_device
@@ -168,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     options = ["--image", arguments.image] if arguments.image else []
     options += ["--treatments", *arguments.treatments] if arguments.treatments else []
-    image = ImageFiles([Path(arguments.image)])[0] if arguments.image else drawn(480, 640)
+    image = ImageFiles([Path(arguments.image)])[0] if arguments.image else drawn_picture(480, 640)
     for name in arguments.detectors if arguments.machine else []:
         output = RESULTS / arguments.machine / f"{name}.json"
         words = ["benchmark", "--config", f"{name}_norton_all.yaml", "--plans", *PLANS, "--runs", arguments.runs]

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from norton_det.api import build_detector, compress, load_detector, load_resnet, save
+from norton_det.compression.search.plan_search import search_plan
 from norton_det.config import load_config
 from norton_det.ops.cp import decompose_filters
 
@@ -15,4 +16,5 @@ __all__ = [
     "load_detector",
     "load_resnet",
     "save",
+    "search_plan",
 ]

@@ -34,6 +34,7 @@ class CustomDataset(_Section):
 Positive = Annotated[int, Field(gt=0)]
 Dataset = str | CustomDataset
 NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, int) else None if value == "none" else value)
 OwnCount = Annotated[Positive | None, NoneByName]
 
@@ -100,6 +101,10 @@ class DataConfig(_Section):
     test: Dataset = "coco_2017_val"
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
     """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
+    flip_pairs: Annotated[list[Pair] | None, NoneByName] = None
+    """Pairs of keypoints, by name, that change places in a mirrored image; `none`: as left and right in them say."""
+    oks_sigmas: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
+    """Of OKS, one a keypoint; `none`: COCO's for COCO's keypoints, 0.05 for others."""
     workers: Annotated[int, Field(ge=0)] = 4
     damaged_images: Annotated[int, Field(ge=0)] = 0
     """How many training images that cannot be read are skipped, each with a warning, before a run stops."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import GROUPS
+from norton_det.models.channels import read_body
 
 
 def separable(layer: CPConv2d, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def separable(layer: CPConv2d, x: Tensor) -> Tensor:
 def silenced(network: nn.Module, kept: Mapping[str, Sequence[int]], image: Tensor) -> Tensor:
     """Pruning without slicing: the whole network with every dropped channel silenced behind its BatchNorm."""
     handles = []
-    for group in GROUPS.values():
+    for group in read_body(network).groups.values():
         mask = torch.zeros(len(network.get_submodule(group.producers[0][1]).weight))
         mask[kept[group.name]] = 1
         for _, norm in group.producers:

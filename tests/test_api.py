@@ -1,10 +1,10 @@
 """What `import norton_det` offers passes on what it is asked for."""
 
 import torch
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 import norton_det
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 
 def test_rank_and_criterion_are_those_that_are_asked_for():

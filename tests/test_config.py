@@ -33,6 +33,14 @@ def test_what_can_be_left_out_is_none(config_file):
     assert load_config(config_file, ["train.ema=0.999"]).train.ema == 0.999
 
 
+def test_keypoints_are_paired_and_weighed_as_wanted(config_file):
+    words = ["data.flip_pairs=[[left_eye, right_eye], [a, b]]", "data.oks_sigmas=[0.1, 0.025, 1]"]
+    data = load_config(config_file, words).data
+    assert (data.flip_pairs, data.oks_sigmas) == ([["left_eye", "right_eye"], ["a", "b"]], [0.1, 0.025, 1])
+    untold = load_config(config_file, ["data.flip_pairs=none", "data.oks_sigmas=none"]).data
+    assert (untold.flip_pairs, untold.oks_sigmas) == (None, None)
+
+
 def test_plan_given_as_a_mapping_replaces_the_inherited_one(config_file):
     config = load_config(config_file, ["model.plan={notation: '[0.]*20', rank: 2}"])
     assert config.model.plan == {"notation": "[0.]*20", "rank": 2}
@@ -48,6 +56,9 @@ def test_plan_given_as_a_mapping_replaces_the_inherited_one(config_file):
         ("model.detector=fast", "model.detector: input should be 'faster_rcnn'"),
         ("train.ema=1.5", "train.ema: input should be less than 1, got 1.5"),
         ("train.precision=half", "train.precision: input should be 'float32'"),
+        ("data.flip_pairs=[[a]]", "data.flip_pairs.0: list should have at least 2 items"),
+        ("data.flip_pairs=[a, b]", "data.flip_pairs.0: input should be a valid list, got 'a'"),
+        ("data.oks_sigmas=[0.1, 0]", "data.oks_sigmas.1: input should be greater than 0, got 0"),
         ("seed=-1", "seed: input should be greater than or equal to 0"),
         ("train.lr", "not of the form key=value"),
         ("train.lr=[1", "not valid YAML"),

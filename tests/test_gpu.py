@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from torch import nn
 
 import norton_det
@@ -21,8 +23,6 @@ from norton_det.deploy.agreement import agreement
 from norton_det.deploy.treatments import usable_treatments
 from norton_det.engine.checkpoint import save_weights
 from norton_det.layers.cp_conv import FORMS, CPConv2d
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda", 0)

@@ -4,76 +4,85 @@ Convolutions and linear layers are counted, nothing else: no BatchNorm, no activ
 convolution is counted twice: by the paper's formula for its separable stack, and in the form that runs.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from norton_det.models.parts import dense_head, regions
+from norton_det.models.precision import map_tensors
 
 PROPOSALS = 1000
 """Regions that the box head is counted with; the mask and keypoint heads are counted with one."""
 OUTSIDE_TOTAL = "mask_head"
 """The part that published figures leave out of a detector's MACs: it is reported, not added."""
-_COUNTED_OPERATIONS = ("conv", "linear", "addmm", "matmul", "mm")
 
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters, trainable BatchNorm included; MACs by the paper's formula, and as the module runs."""
+    """Holds parameters, trainable BatchNorm included; MACs by the paper's formula, and as the module runs."""
 
     parameters: int
     macs: int
     macs_as_run: int
 
 
+@torch.no_grad()
 def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
-    """Counts by name of every submodule on the given inputs; the whole is under the name ""."""
-    analysis = FlopCountAnalysis(module.eval(), inputs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    """Count every submodule on the given inputs, by its name; the whole is under the name "".
+
+    Only the shapes of parameters and inputs matter: nothing is computed. A module that is called several times counts
+    its parameters once and all its MACs.
+
+    Examples:
+        >>> count(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False)), torch.zeros(1, 3, 6, 7))["0"]
+        Count(parameters=216, macs=4320, macs_as_run=4320)
+    """
+    shadow = copy.deepcopy(module).to("meta").eval()
+    with _separable_macs(shadow) as separable, FlopCounterMode(display=False) as counter:
+        shadow(*map_tensors(lambda x: x.to("meta"), inputs))
+    operations = counter.get_flop_counts()  # two a multiply-accumulate
+    root = type(shadow).__name__
     as_run = {
-        name: sum(int(operators[operation]) for operation in _COUNTED_OPERATIONS)
-        for name, operators in analysis.by_module_and_operator().items()
+        name: sum(operations.get(f"{root}.{name}".removesuffix("."), {}).values()) // 2
+        for name, _ in shadow.named_modules()
     }
-    corrections = {name: macs - as_run[name] for name, macs in _separable_macs(module, inputs).items()}
     counts = {}
-    for name, submodule in module.named_modules():
-        inside = [change for layer, change in corrections.items() if not name or f"{layer}.".startswith(f"{name}.")]
-        parameters = sum(p.numel() for p in submodule.parameters())
-        counts[name] = Count(parameters, as_run[name] + sum(inside), as_run[name])
+    for name, submodule in shadow.named_modules():
+        inside = [layer for layer in separable if not name or f"{layer}.".startswith(f"{name}.")]
+        macs = as_run[name] + sum(separable[layer] - as_run[layer] for layer in inside)
+        counts[name] = Count(sum(p.numel() for p in submodule.parameters()), macs, as_run[name])
     return counts
 
 
 def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
-    """Counts of a torchvision R-CNN's parts on one image of (height, width) pixels, as it enters the body.
+    """Count the parts of a detector on one image of (height, width) pixels, as it enters the body.
 
-    Parts: body, neck, rpn, box_head (PROPOSALS regions), and mask_head or keypoint_head (one region) where the
-    detector has them; each head includes its predictor.
+    Parts: body, neck, and what looks at every level: rpn, or classification_head and regression_head of a detector
+    of one stage. Where the detector has them, box_head (PROPOSALS regions), mask_head and keypoint_head (one region),
+    of the size that they are pooled to. Heads are counted with their predictors.
     """
-    image = torch.zeros(1, 3, height, width)
-    with torch.no_grad():
-        pyramid = list(detector.eval().backbone(image).values())
-    backbone = count(detector.backbone, image)
-    levels = [count(detector.rpn.head, [level])[""] for level in pyramid]
-    parts = {
-        "body": backbone["body"],
-        "neck": backbone["fpn"],
-        "rpn": Count(levels[0].parameters, sum(c.macs for c in levels), sum(c.macs_as_run for c in levels)),
-    }
-    heads = detector.roi_heads
-    channels = pyramid[0].shape[1]
-    regions = {"box": (PROPOSALS, 7), "mask": (1, 14), "keypoint": (1, 14)}
-    for name, (number, side) in regions.items():
-        head = getattr(heads, f"{name}_head", None)
-        if head is not None:
-            whole = nn.Sequential(head, getattr(heads, f"{name}_predictor"))
-            parts[f"{name}_head"] = count(whole, torch.zeros(number, channels, side, side))[""]
+    shadow = copy.deepcopy(detector).to("meta").eval()
+    with torch.device("meta"), torch.no_grad():
+        image = torch.zeros(1, 3, height, width)
+        pyramid = list(shadow.backbone(image).values())
+        backbone, head = count(shadow.backbone, image), count(dense_head(shadow), pyramid)
+        parts = {"body": backbone["body"], "neck": backbone["fpn"]}
+        found = regions(shadow)
+        parts |= {"rpn": head[""]} if found else {name: head[name] for name, _ in shadow.head.named_children()}
+        for kind, (pooler, of_regions, predictor) in found.items():
+            pooled = torch.zeros(PROPOSALS if kind == "box" else 1, pyramid[0].shape[1], *pooler.output_size)
+            parts[f"{kind}_head"] = count(nn.Sequential(of_regions, predictor), pooled)[""]
     return parts
 
 
 def total(parts: Mapping[str, Count]) -> Count:
-    """The sum over the parts: all parameters; MACs without the mask head's."""
+    """Add up the parts: all parameters; MACs without the mask head's."""
     counted = [part for name, part in parts.items() if name != OUTSIDE_TOTAL]
     return Count(
         sum(part.parameters for part in parts.values()),
@@ -82,20 +91,19 @@ def total(parts: Mapping[str, Count]) -> Count:
     )
 
 
-def _separable_macs(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
-    """MACs of each CP convolution by the paper's formula, by the layer's name."""
+@contextmanager
+def _separable_macs(module: nn.Module) -> Iterator[dict[str, int]]:
+    """While it lasts, add up the MACs of each CP convolution's calls by the paper's formula, by the layer's name."""
     names = {layer: name for name, layer in module.named_modules() if hasattr(layer, "separable_macs")}
-    macs: dict[str, int] = {}
+    macs = dict.fromkeys(names.values(), 0)
 
     def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         count_macs: Any = layer.separable_macs
-        macs[names[layer]] = count_macs(arguments[0].shape, output.shape)
+        macs[names[layer]] += count_macs(arguments[0].shape, output.shape)
 
     hooks = [layer.register_forward_hook(record) for layer in names]
     try:
-        with torch.no_grad():
-            module(*inputs)
+        yield macs
     finally:
         for hook in hooks:
             hook.remove()
-    return macs

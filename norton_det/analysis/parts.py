@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from norton_det.analysis.latency import synchronise
+from norton_det.models.parts import regions
 
 
 @torch.inference_mode()
 def seconds_by_part(detector: Any, images: Sequence[Tensor], runs: int) -> dict[str, float]:
-    """Median seconds of each part of a torchvision R-CNN on images, and of the rest: they add up to the whole.
+    """Measure the median seconds of each part of a detector on images, and of the rest: they add up to the whole.
 
-    Parts: resize (with normalisation), body, neck, rpn head, proposals (anchors, decoding, NMS), roi align, heads,
-    post-processing (boxes of the heads, NMS, masks) and what is left.
+    Parts of an R-CNN: resize (with normalisation), body, neck, rpn head, proposals (anchors, decoding, NMS), roi
+    align, heads, post-processing (boxes of the heads, NMS, masks) and what is left. Of a detector of one stage:
+    resize, body, neck, heads (towers and predictors), post-processing (choice of candidates, decoding, NMS) and what
+    is left, the anchors.
     """
     samples: dict[str, list[float]] = defaultdict(list)
     for number in range(runs + 1):
@@ -30,30 +33,51 @@ def seconds_by_part(detector: Any, images: Sequence[Tensor], runs: int) -> dict[
 
 
 def _seconds(detector: Any, images: Sequence[Tensor]) -> dict[str, float]:
-    heads = detector.roi_heads
-    kinds = [kind for kind in ("box", "mask", "keypoint") if getattr(heads, f"{kind}_head", None) is not None]
+    behind, split = (_two_stages, _split_two_stages) if regions(detector) else (_one_stage, _split_one_stage)
+    watched = {
+        "whole": [detector],
+        "resize": [detector.transform],
+        "body": [detector.backbone.body],
+        "neck": [detector.backbone.fpn],
+        **behind(detector),
+    }
     taken: dict[str, float] = defaultdict(float)
-    with _timed(
-        taken,
-        {
-            "whole": [detector],
-            "resize": [detector.transform],
-            "body": [detector.backbone.body],
-            "neck": [detector.backbone.fpn],
-            "rpn head": [detector.rpn.head],
-            "rpn": [detector.rpn],
-            "roi heads": [heads],
-            "roi align": [getattr(heads, f"{kind}_roi_pool") for kind in kinds],
-            "heads": [getattr(heads, f"{kind}_{part}") for kind in kinds for part in ("head", "predictor")],
-        },
-    ):
+    with _timed(taken, watched):
         detector(list(images))
-    parts = {name: taken[name] for name in ("resize", "body", "neck", "rpn head")}
-    parts["proposals"] = taken["rpn"] - taken["rpn head"]
-    parts |= {name: taken[name] for name in ("roi align", "heads")}
-    parts["post-processing"] = taken["roi heads"] - taken["roi align"] - taken["heads"]
-    parts["rest"] = taken["whole"] - sum(parts.values())
-    return parts
+    parts = {name: taken[name] for name in ("resize", "body", "neck")} | split(taken)
+    return parts | {"rest": taken["whole"] - sum(parts.values())}
+
+
+def _two_stages(detector: Any) -> dict[str, list[Any]]:
+    """The modules of an R-CNN behind its neck that are timed, by name."""
+    found = regions(detector).values()
+    return {
+        "rpn head": [detector.rpn.head],
+        "rpn": [detector.rpn],
+        "roi heads": [detector.roi_heads],
+        "roi align": [region.pooler for region in found],
+        "heads": [module for region in found for module in (region.head, region.predictor)],
+    }
+
+
+def _split_two_stages(taken: Mapping[str, float]) -> dict[str, float]:
+    return {
+        "rpn head": taken["rpn head"],
+        "proposals": taken["rpn"] - taken["rpn head"],
+        "roi align": taken["roi align"],
+        "heads": taken["heads"],
+        "post-processing": taken["roi heads"] - taken["roi align"] - taken["heads"],
+    }
+
+
+def _one_stage(detector: Any) -> dict[str, list[Any]]:
+    return {"heads": [detector.head], "anchors": [detector.anchor_generator]}
+
+
+def _split_one_stage(taken: Mapping[str, float]) -> dict[str, float]:
+    """torchvision's post-processing is no module: it is what the modules leave of the whole."""
+    modules = ("resize", "body", "neck", "heads", "anchors")
+    return {"heads": taken["heads"], "post-processing": taken["whole"] - sum(taken[name] for name in modules)}
 
 
 @contextmanager

@@ -27,10 +27,12 @@ from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import ImageFiles, find_images
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine import distributed
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.channels import read_body
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
+from norton_det.models.parts import keypoint_count, regions
 from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
-from norton_det.models.predictors import freeze_stages, replace_predictors
+from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor, replace_predictors
 from norton_det.models.structure import KINDS
 from norton_det.models.weights import Weights, read_weights
 
@@ -84,18 +86,19 @@ def build_detector(
     for_training: bool = True,
     images: Sequence[torch.Tensor] = (),
 ) -> BuiltModel:
-    """The configured detector for the given categories, started from `weights` (None: random).
+    """The configured detector for the given categories and their keypoints, started from `weights` (None: random).
 
     Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
     parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
-    the predictors start afresh; not `for_training` that is a ValueError.
+    the predictors start afresh, where another number of keypoints theirs; not `for_training` either is a ValueError.
     """
     torch.manual_seed(config.seed)
     recovery = Recovery(images, resolve_device(config), unfinished_recovery(config))
+    keypoints = categories.keypoints or COCO_KEYPOINTS
     if weights is not None and weights.is_detector:
         built = _from_detector(config, weights, recovery)
     else:
-        built = _from_backbone(config, len(categories.names), weights, recovery)
+        built = _from_backbone(config, len(categories.names), keypoints, weights, recovery)
         built.model.categories, built.model.category_ids = list(categories.names), list(categories.ids)
     detector = built.model
     if not for_training:
@@ -105,6 +108,8 @@ def build_detector(
         log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
         replace_predictors(detector, len(categories.names))
         detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    if "keypoint" in regions(detector):
+        _fit_keypoints(config.model.weights, detector, keypoints, for_training)
     _configured(detector, config)
     return built
 
@@ -207,12 +212,15 @@ def _from_detector(config: Config, weights: Weights, recovery: Recovery) -> Buil
     return _compressed(detector, plan, weights, recovery) if plan else BuiltModel(detector)
 
 
-def _from_backbone(config: Config, num_classes: int, weights: Weights | None, recovery: Recovery) -> BuiltModel:
+def _from_backbone(
+    config: Config, num_classes: int, keypoints: Keypoints, weights: Weights | None, recovery: Recovery
+) -> BuiltModel:
     plan = None if config.model.plan == "none" else config.model.plan
     if weights is None:
-        return BuiltModel(build_network(resolve_structure(config, num_classes), plan, config.model.width))
+        structure = resolve_structure(config, num_classes, keypoints=keypoints)
+        return BuiltModel(build_network(structure, plan, config.model.width))
     backbone = backbone_from_weights(weights, plan, False, recovery)
-    structure = resolve_structure(config, num_classes, weights.structure.body)
+    structure = resolve_structure(config, num_classes, weights.structure.body, keypoints)
     return BuiltModel(build_around(backbone.model, structure, plan), backbone.report)
 
 
@@ -233,6 +241,17 @@ def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recov
         log.info("restored on %d images: %s", len(recovery.images), errors)
     source = str(Path(weights.source).resolve())
     return BuiltModel(with_origin(compressed, replace(origin_of(compressed), dense_weights=source)), report)
+
+
+def _fit_keypoints(path: str, detector: Any, keypoints: Keypoints, for_training: bool) -> None:
+    """Make a keypoint detector one for these keypoints, its predictor afresh where it has another number of them."""
+    known = keypoint_count(detector)
+    if known != keypoints.count:
+        if not for_training:
+            raise ValueError(f"model.weights: {path} knows {known} keypoints, expected the data's {keypoints.count}")
+        log.info("weights know %d keypoints: their predictor starts afresh for %d", known, keypoints.count)
+        replace_keypoint_predictor(detector, keypoints.count)
+    detector.keypoints = keypoints
 
 
 def _knows(detector: Any, categories: Categories) -> bool:

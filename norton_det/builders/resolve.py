@@ -7,8 +7,9 @@ import torch
 
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.config import Config
-from norton_det.data.catalog import DatasetFiles, Task, find_dataset
+from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
 from norton_det.engine import distributed
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.channels import Body
 from norton_det.models.persistence import check_anchors
 from norton_det.models.settings import read_settings, write_settings
@@ -23,7 +24,9 @@ def resolve_task(config: Config) -> Task:
     return _TASKS.get(KINDS[config.model.detector]["kind"], "bbox")
 
 
-def resolve_structure(config: Config, num_classes: int, body: BodyKind | None = None) -> Structure:
+def resolve_structure(
+    config: Config, num_classes: int, body: BodyKind | None = None, keypoints: Keypoints = COCO_KEYPOINTS
+) -> Structure:
     """The structure of the configured detector for `num_classes`, background counted, on `body` (None: its own)."""
     model = config.model
     structure = named_structure(
@@ -34,6 +37,7 @@ def resolve_structure(config: Config, num_classes: int, body: BodyKind | None = 
         box=model.box_channels,
         mask=model.mask_channels,
         keypoint=model.keypoint_channels,
+        keypoints=keypoints.count,
     )
     if model.aspect_ratios:
         anchors = default_anchors(structure, levels=1)
@@ -51,6 +55,20 @@ def resolve_dataset(config: Config, split: str) -> DatasetFiles:
     dataset = getattr(config.data, split)
     where = dataset if isinstance(dataset, str) else dataset.model_dump()
     return find_dataset(where, resolve_task(config))
+
+
+def resolve_categories(config: Config, files: DatasetFiles) -> Categories:
+    """The categories of a dataset for the configured task, their keypoints paired as `data.flip_pairs` says.
+
+    Raises ValueError as `read_categories` does, and for pairs of other names than the keypoints'.
+    """
+    categories = read_categories(files, resolve_task(config))
+    if categories.keypoints is None or config.data.flip_pairs is None:
+        return categories
+    try:
+        return replace(categories, keypoints=categories.keypoints.with_pairs(config.data.flip_pairs))
+    except ValueError as error:
+        raise ValueError(f"data.flip_pairs: {error}") from None
 
 
 def configure(detector: Any, config: Config) -> None:

@@ -24,6 +24,7 @@ from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import REFERENCE_BATCH, build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
+from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.precision import PRECISIONS
 
@@ -93,8 +94,10 @@ def build_training(
 
 def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
     """The training images and targets, augmented as configured."""
-    task = resolve_task(config)
-    transforms = training_transforms(config.data.augmentation, task)
+    task, preset, keypoints = resolve_task(config), config.data.augmentation, categories.keypoints
+    if keypoints and preset != "none" and keypoints.flip == tuple(range(keypoints.count)):
+        log.info("no keypoints change places in a mirrored image: data.flip_pairs names those that should")
+    transforms = training_transforms(preset, task, keypoints)
     return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
 
 
@@ -126,6 +129,11 @@ def images_per_pass(config: Config) -> int:
             f" with {passes} passes each (train.accumulation)"
         )
     return images // (processes * passes)
+
+
+def build_evaluator(config: Config, files: DatasetFiles, categories: Categories) -> CocoEvaluator:
+    """What makes AP of a detector's outputs on the test set. Raises ValueError as `CocoEvaluator` does."""
+    return CocoEvaluator(files.annotations, categories, resolve_task(config), config.data.oks_sigmas)
 
 
 def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if min(height, width) < 32:
         raise ValueError(f"--input-size {height} {width}: at least 32 pixels each")
     config = load_config(args.config, args.overrides)
-    models = {name: count_detector(built.model, height, width) for name, built in random_pair(config).items()}
+    models = {name: count_detector(built, height, width) for name, built in random_pair(config).items()}
     print(f"an image of {height}x{width} as it enters the body; as run: by the layers as they run here, of which the"
           " paper's have three")  # fmt: skip
     print(format_counts(models))

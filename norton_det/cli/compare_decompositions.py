@@ -1,4 +1,4 @@
-"""Compare decompositions of a ResNet-50's 3x3 convolutions at equal numbers of parameters."""
+"""Compare decompositions of a ResNet's 3x3 convolutions at equal numbers of parameters."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from norton_det.cli.options import require_at_least
-from norton_det.compression.comparison import METHODS, Measurement, compare, input_side, resnet_convolutions
+from norton_det.compression.comparison import METHODS, Measurement, compare, resnet_convolutions
 from norton_det.files import write_json
 from norton_det.models.weights import read_weights
 from norton_det.visualization.decomposition_plot import save_decomposition_plot
@@ -19,8 +19,10 @@ _LAYERS = ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--weights", type=Path, help="a dense ResNet-50 or detector (default: random weights)")
+    """Declare the command's options."""
+    parser.add_argument(
+        "--weights", type=Path, help="a dense ResNet or detector (default: a ResNet-50 with random weights)"
+    )
     parser.add_argument(
         "--layers",
         nargs="+",
@@ -46,13 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table, write the JSON and the plot."""
     require_at_least(args, ranks=1, input_size=32, runs=1)
-    generator = torch.Generator().manual_seed(args.seed)
+    torch.manual_seed(args.seed)
     weights = read_weights(args.weights) if args.weights else None
-    convs = resnet_convolutions(args.layers, weights, generator)
-    images = {
-        layer: _image(conv.in_channels, input_side(layer, args.input_size), generator)
-        for layer, conv in convs.items()
-    }
+    found = resnet_convolutions(args.layers, weights, args.input_size)
+    convs = {layer: conv for layer, (conv, _) in found.items()}
+    images = {layer: torch.randn(shape).to(memory_format=torch.channels_last) for layer, (_, shape) in found.items()}
     with tqdm(total=len(convs) * len(args.ranks) * len(METHODS[1:]), desc="decompose") as bar:
         results = {
             layer: compare(conv, args.ranks, images[layer], runs=args.runs, progress=bar.update)
@@ -72,7 +72,7 @@ def to_dict(
     images: dict[str, Tensor],
     results: dict[str, list[Measurement]],
 ) -> dict[str, object]:
-    """The results as plain types, by layer."""
+    """Put the results into plain types, by layer."""
     layers = {
         layer: {
             "shape": list(convs[layer].weight.shape),
@@ -86,7 +86,7 @@ def to_dict(
 
 
 def format_results(results: dict[str, Sequence[Measurement]]) -> str:
-    """A table: a block a layer under its title, a row a decomposition, those of one budget together."""
+    """Format a table: a block a layer under its title, a row a decomposition, those of one budget together."""
     head = f"{'method':22}{'rank':>10}{'convs':>7}{'NMSE':>9}{'parameters':>12}{'MMACs':>10}{'as run':>10}{'ms':>9}"
     lines = [head]
     for title, measurements in results.items():
@@ -108,8 +108,3 @@ def format_results(results: dict[str, Sequence[Measurement]]) -> str:
 def _title(layer: str, conv: nn.Conv2d, image: Tensor) -> str:
     shape, sides = (" x ".join(map(str, sizes)) for sizes in (conv.weight.shape, image.shape[2:]))
     return f"{layer}: {shape}, stride {conv.stride[0]}, on {sides}"
-
-
-def _image(channels: int, side: int, generator: torch.Generator) -> Tensor:
-    """A random feature map (1, channels, side, side), channels last."""
-    return torch.randn(1, channels, side, side, generator=generator).to(memory_format=torch.channels_last)

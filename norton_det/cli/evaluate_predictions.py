@@ -12,13 +12,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, type=Path, help="the dataset's JSON")
     parser.add_argument("--predictions", required=True, type=Path, help="a JSON list of COCO results")
     parser.add_argument("--task", required=True, choices=["bbox", "segm", "keypoints"])
+    parser.add_argument(
+        "--oks-sigmas", nargs="+", type=float, metavar="S",
+        help="of OKS, one a keypoint (default: COCO's for COCO's keypoints, 0.05 for others)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the numbers there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the metrics and write the JSON."""
     results = load_results(args.predictions, args.annotations, args.task)
-    metrics = evaluate_results(args.annotations, results, args.task)
+    metrics = evaluate_results(args.annotations, results, args.task, sigmas=args.oks_sigmas)
     for name, value in metrics.items():
         print(f"{name:6}{value:8.2f}")
     if args.json:

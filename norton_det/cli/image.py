@@ -3,8 +3,7 @@
 import argparse
 import glob
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from norton_det.api import load_detector
-from norton_det.cli.demo_detectors import find_weights
-from norton_det.cli.options import share
-from norton_det.data.catalog import Categories, Task
-from norton_det.data.images import find_images, read_photo, write_png
+from norton_det.cli.options import find_weights, share
+from norton_det.data.catalog import Categories
+from norton_det.data.images import find_images, picture_names, read_photo, write_png
 from norton_det.engine.distributed import find_device
-from norton_det.evaluation.results import to_results
+from norton_det.evaluation.results import named_results
 from norton_det.files import write_json
 from norton_det.visualization.draw import draw_predictions
 from norton_det.visualization.video import Window, silence_opencv
@@ -26,7 +24,6 @@ from norton_det.visualization.video import Window, silence_opencv
 log = logging.getLogger(__name__)
 LONGEST = 1333
 """Pixels a side at most of what is drawn: detectors see no more, and masks take memory by its square."""
-TASK_BY_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +54,25 @@ def run(args: argparse.Namespace) -> None:
     window = None if args.output else Window("norton_det")
     detector: Any = load_detector(weights).to(device).eval()
     names = picture_names(paths)
+    categories = Categories(tuple(detector.categories), tuple(detector.category_ids))
     results: list[dict[str, Any]] = []
     unread: list[Path] = []
     for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
         with torch.inference_mode():
             found = detector([image.to(device) / 255])[0]
-        kept = {key: value[found["scores"] >= args.confidence].cpu() for key, value in found.items()}
-        results.append({"file": str(path), "scale": scale, **describe(image, kept, detector)})
-        picture = draw_predictions(image, kept, detector.categories, args.confidence)
+        shown = (found["scores"] >= args.confidence) & (found["labels"] > 0)  # 0 is the background
+        kept = {key: value[shown].cpu() for key, value in found.items()}
+        results.append(
+            {
+                "file": str(path),
+                "scale": scale,
+                "height": image.shape[1],
+                "width": image.shape[2],
+                "detections": named_results(kept, categories),
+            }
+        )
+        keypoints = getattr(detector, "keypoints", None)
+        picture = draw_predictions(image, kept, detector.categories, args.confidence, keypoints)
         if window is None:
             write_png(args.output / names[path], picture)
         elif not window.show(picture, until_key=True):
@@ -94,23 +102,6 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
         else:
             paths.append(Path(text))
     return list(dict.fromkeys(paths))
-
-
-def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The name of each image's picture; images of one name get their folders' names too."""
-    stems = Counter(path.stem for path in paths)
-    return {path: f"{path.stem if stems[path.stem] == 1 else '_'.join(path.parts).strip('/_')}.png" for path in paths}
-
-
-def describe(image: Tensor, found: Mapping[str, Tensor], detector: Any) -> dict[str, Any]:
-    """The picture's size, and its detections as COCO's results are, with the category's name."""
-    categories = Categories(tuple(detector.categories), tuple(detector.category_ids))
-    task: Task = next((task for output, task in TASK_BY_OUTPUT.items() if output in found), "bbox")
-    detections = to_results(0, found, categories, task)
-    for detection, label in zip(detections, found["labels"].tolist(), strict=True):
-        del detection["image_id"]
-        detection["category"] = detector.categories[label]
-    return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
 
 
 def _readable(paths: Iterable[Path], unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:

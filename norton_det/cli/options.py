@@ -1,7 +1,14 @@
 """What several commands ask of their options."""
 
 import argparse
+import logging
 from contextlib import suppress
+from pathlib import Path
+
+from norton_det.config import load_config
+
+log = logging.getLogger(__name__)
+TRAINED = "model_final.pth"
 
 
 def require_at_least(args: argparse.Namespace, **least: int) -> None:
@@ -19,3 +26,25 @@ def share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"a number from 0 to 1, got {text!r}")
+
+
+def find_weights(weights: str | None, config: str | None) -> Path | None:
+    """Find the file that a demo runs: `weights`; else what the configuration trained or starts from; else the newest
+    model_final.pth below output/; None where there is none.
+
+    Raises ValueError for a configuration that has not been trained.
+    """
+    if weights is not None:
+        return Path(weights)
+    if config is not None:
+        settings = load_config(config)
+        trained = Path(settings.output_dir) / TRAINED
+        if settings.model.weights != "none" and not trained.exists():
+            return Path(settings.model.weights)
+        if not trained.exists():
+            raise ValueError(f"{config}: {trained} is not there; train it, or name a detector with --weights")
+        return trained
+    found = max(Path("output").rglob(TRAINED), key=lambda path: path.stat().st_mtime, default=None)
+    if found:
+        log.info("the newest trained detector: %s", found)
+    return found

@@ -16,11 +16,13 @@ from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.builders.resolve import resolve_dataset, resolve_device
-from norton_det.cli.benchmark import Measured, build_models, drawn, format_latencies, measure
+from norton_det.cli.benchmark import build_models
 from norton_det.cli.main import main
 from norton_det.cli.report import write_report
 from norton_det.config import Config, load_config
+from norton_det.data.clip import drawn_picture
 from norton_det.data.images import read_image, write_png
+from norton_det.deploy.benchmark import Measured, format_latencies, measure
 from norton_det.deploy.treatments import SHIPPED, fix_workload
 from norton_det.files import write_json
 from norton_det.report.run_data import Benchmark, BenchmarkedModel
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 
 def time_models(config: Config, detectors: dict[str, Any]) -> dict[str, Latency]:
     """Latency of each model at the quickstart's image size, in turn."""
-    return detector_latency(detectors, [drawn(*image_size(config))], runs=20)
+    return detector_latency(detectors, [drawn_picture(*image_size(config))], runs=20)
 
 
 def compare(
@@ -133,7 +135,7 @@ def time_full_size() -> dict[str, dict[str, Measured]]:
     models = build_models(load_config(FULL_SIZE), None)
     for model in models.values():
         fix_workload(model, detections=20)
-    image = drawn(*FULL_SIZE_IMAGE)
+    image = drawn_picture(*FULL_SIZE_IMAGE)
     return {treatment: measure(models, treatment, [image], runs=3) for treatment in (SHIPPED, "torch")}
 
 

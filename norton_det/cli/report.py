@@ -1,21 +1,24 @@
 """Write one self-contained HTML page about a training run, beside others and with benchmarks."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from norton_det.analysis.complexity import Count, count_detector
-from norton_det.builders.resolve import resolve_dataset, resolve_task
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_task
+from norton_det.compression.building import uncompressed
 from norton_det.compression.compress import CompressionReport
 from norton_det.config import Config, load_config
-from norton_det.data.catalog import read_categories
 from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_recall
 from norton_det.files import atomic_path
-from norton_det.models.detectors import DetectorSpec, build_from_spec, settings_of
-from norton_det.models.weights import detector_from_weights, read_weights
+from norton_det.models.persistence import detector_from_weights
+from norton_det.models.weights import read_weights
 from norton_det.report.pictures import Pair, draw_pairs
 from norton_det.report.run_data import Benchmark, Run, read_benchmark, read_compression, read_run
 from norton_det.report.sections import Material, report
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +61,7 @@ def write_report(
         raise ValueError(f"--runs: two folders have the same name, got {', '.join(map(str, folders))}")
     told, config = found[-1], configs[folders[-1]]
     curves, pairs = evaluate_again(told, config) if config else (None, [])
-    reference, size, counts = count_runs(found, config)
+    reference, size, counts = count_runs(found)
     material = Material(runs, reference, counts, size, compression or told.compression, curves, pairs, benchmarks)
     with atomic_path(path) as temporary:
         temporary.write_text(report(material), encoding="utf-8")
@@ -71,29 +74,28 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
     task = resolve_task(config)
     files = resolve_dataset(config, "test")
     results = load_results(run.predictions, files.annotations, task)
-    pairs = draw_pairs(files, read_categories(files, task), task, results)
-    return precision_recall(files.annotations, results, task), pairs
+    pairs = draw_pairs(files, resolve_categories(config, files), task, results)
+    return precision_recall(files.annotations, results, task, config.data.oks_sigmas), pairs
 
 
-def count_runs(
-    runs: Sequence[Run], config: Config | None
-) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:
-    """The name of the dense model, the size that is counted, (height, width), and the counts of all by part.
+def count_runs(runs: Sequence[Run]) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:
+    """Count the detectors of runs: the name of the dense one, (height, width) that is counted, and counts by part.
 
-    The dense model is the first dense run; where there is none, the last run's detector as it was before compression,
-    of the width that `config` says. Without a configuration the first run stands for it.
+    The dense one is the first dense run; where there is none, the last run's detector as it was before compression.
+    Where its file does not tell that, the first run stands for it.
     """
     weights = {run.name: read_weights(run.weights) for run in runs if run.weights}
     if not weights:
         return runs[0].name, (0, 0), {}
     detectors = {name: detector_from_weights(read) for name, read in weights.items()}
-    settings = settings_of(list(detectors.values())[-1])
+    last = list(detectors.values())[-1]
     reference = next((name for name, read in weights.items() if not read.is_compressed), None)
-    if reference is None and config:
-        reference = "dense"
-        spec = DetectorSpec.from_state_dict(list(weights.values())[-1].state)
-        detectors[reference] = build_from_spec(spec.uncompressed(config.model.width))
-    size = settings.min_size[-1], settings.max_size
+    if reference is None:
+        try:
+            detectors["dense"], reference = uncompressed(last), "dense"
+        except ValueError as error:
+            log.warning("the dense detector is not counted: %s", error)
+    size = last.transform.min_size[-1], last.transform.max_size
     counts = {name: count_detector(detector, *size) for name, detector in detectors.items()}
     return reference or runs[0].name, size, counts
 

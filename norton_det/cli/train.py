@@ -15,10 +15,10 @@ from norton_det.builders.detector import (
     resumed_detector,
     unfinished_recovery,
 )
-from norton_det.builders.resolve import resolve_dataset, resolve_device, resolve_task, starting_weights
-from norton_det.builders.training import build_batches, build_evaluation_loader, build_training
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_device, starting_weights
+from norton_det.builders.training import build_batches, build_evaluation_loader, build_evaluator, build_training
 from norton_det.config import Config, load_config, save_config
-from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
@@ -58,16 +58,18 @@ def evaluate_weights(config: Config) -> None:
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = resolve_dataset(config, "test")
-    categories = read_categories(files, resolve_task(config))
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, files, categories)
     detector = build_evaluated(config, categories).to(resolve_device(config))
-    evaluate(config, detector, files, categories, Path(config.output_dir) / "evaluation")
+    evaluate(config, detector, files, evaluator, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
     """What the command does, after its words have become a configuration."""
     device = resolve_device(config)
     test_files, files = (resolve_dataset(config, split) for split in ("test", "train"))
-    categories = read_categories(files, resolve_task(config))
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, test_files, categories)
     output = Path(config.output_dir)
     checkpoint = CheckpointFolder(output / "checkpoints").load_newest() if from_checkpoint else None
     built = resumed_detector(config, checkpoint) if checkpoint else start_detector(config, categories, files)
@@ -87,7 +89,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         save_weights(output / "model_final.pth", run.result, config=config.model_dump(mode="json"))
         unfinished_recovery(config).unlink(missing_ok=True)
         log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, run.result, test_files, categories, output / "evaluation")
+    evaluate(config, run.result, test_files, evaluator, output / "evaluation")
 
 
 def start_detector(config: Config, categories: Categories, files: DatasetFiles) -> BuiltModel:
@@ -103,12 +105,15 @@ def save_backbone(path: Path, detector: Any) -> None:
 
 
 def evaluate(
-    config: Config, detector: nn.Module | ExportedDetector, files: DatasetFiles, categories: Categories, folder: Path
+    config: Config,
+    detector: nn.Module | ExportedDetector,
+    files: DatasetFiles,
+    evaluator: CocoEvaluator,
+    folder: Path,
 ) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = resolve_device(config)
-    evaluator = CocoEvaluator(files.annotations, categories, resolve_task(config))
-    loader = build_evaluation_loader(config, files, categories)
+    loader = build_evaluation_loader(config, files, evaluator.categories)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]

@@ -5,45 +5,26 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from norton_det.analysis.latency import Latency
-from norton_det.cli.demo_detectors import (
-    COCO_FRAMES,
-    DemoDetector,
-    Treatment,
-    compressed_coco,
-    demo_detectors,
-    find_weights,
-)
-from norton_det.cli.options import require_at_least, share
+from norton_det.cli.options import find_weights, require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
+from norton_det.deploy.demo import COCO_FRAMES, Treatment, compressed_coco, demo_detectors
 from norton_det.deploy.optimize import Runtime
 from norton_det.engine.distributed import find_device
-from norton_det.visualization.draw import draw_predictions, side_by_side
+from norton_det.visualization.comparison import detect, draw_found, summarise
 from norton_det.visualization.video import VideoSource, ahead, open_screen, silence_opencv
 
 LEAST_SIZE = 32
 """Pixels."""
 RECENT = 15
 """Frames whose median latency is shown."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A frame, uint8 RGB (3, H, W), and what each detector found on it, in so many milliseconds."""
-
-    frame: Tensor
-    predictions: list[dict[str, Tensor]]
-    milliseconds: list[float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,15 +73,15 @@ def run(args: argparse.Namespace) -> None:
         with (
             suppress(KeyboardInterrupt),
             closing(ahead(frames, newest_only=is_live)) as frames,
-            closing(ahead(_detect(detectors, frames, device), newest_only=is_live)) as found,
+            closing(ahead(detect(detectors, frames, device), newest_only=is_live)) as found,
         ):
             for result in tqdm(found, desc="detect"):
                 for measured, milliseconds in zip(latencies, result.milliseconds, strict=True):
                     measured.append(milliseconds)
                 recent = [statistics.median(measured[-RECENT:]) for measured in latencies]
-                if not screen.show(_picture(detectors, result, recent, args.confidence)):
+                if not screen.show(draw_found(detectors, result, recent, args.confidence)):
                     break
-    print(_summary(detectors, latencies, time.perf_counter() - started))
+    print(summarise(detectors, latencies, time.perf_counter() - started))
     if args.output:
         print(f"video: {args.output}")
 
@@ -111,39 +92,3 @@ def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, boo
         return drawn_clip(), FRAME_RATE, False
     source = VideoSource(args.video_input if args.webcam is None else args.webcam)
     return iter(source), source.frame_rate, source.is_live
-
-
-def _detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: torch.device) -> Iterator[Found]:
-    for frame in frames:
-        predictions, milliseconds = [], []
-        for detector in detectors:
-            started = time.perf_counter()
-            [prediction] = detector.detect([frame.to(device) / 255])
-            predictions.append({key: value.cpu() for key, value in prediction.items()})
-            milliseconds.append(1000 * (time.perf_counter() - started))
-        yield Found(frame, predictions, milliseconds)
-
-
-def _picture(detectors: Sequence[DemoDetector], found: Found, recent: Sequence[float], confidence: float) -> Tensor:
-    """The frame once a detector, next to each other, under its name, latency, frame rate and ratio to the first."""
-    pictures, titles = [], []
-    for detector, prediction, milliseconds in zip(detectors, found.predictions, recent, strict=True):
-        categories = detector.detect.categories
-        shown = draw_predictions(found.frame, prediction, categories, confidence)
-        pictures.append(shown if detector.is_trained else found.frame)
-        titles.append(f"{detector.name}  {milliseconds:.0f} ms  {1000 / milliseconds:.1f} frames/s")
-    if len(detectors) > 1:
-        titles[-1] += f"  {recent[0] / recent[-1]:.2f}x"
-    return side_by_side(pictures, titles)
-
-
-def _summary(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[float]], seconds: float) -> str:
-    count = len(latencies[0])
-    lines = [f"{count} frames, {count / seconds:.1f} frames/s from end to end"]
-    if count:
-        found = [Latency.of(measured) for measured in latencies]
-        for detector, latency in zip(detectors, found, strict=True):
-            lines.append(f"{detector.name}: median {latency.median:.1f} ms, p95 {latency.p95:.1f} ms")
-        if len(found) > 1:
-            lines.append(f"speed-up: {found[0].median / found[-1].median:.2f}x")
-    return "\n".join(lines)

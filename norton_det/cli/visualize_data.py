@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
-from norton_det.builders.resolve import resolve_dataset, resolve_task
+from norton_det.builders.resolve import resolve_categories, resolve_dataset
 from norton_det.builders.training import build_batches, build_training_dataset
 from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
-from norton_det.data.catalog import Categories, DatasetFiles, read_categories
+from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import write_png
 from norton_det.visualization.draw import draw_targets
 
@@ -35,10 +35,11 @@ def run(args: argparse.Namespace) -> None:
     require_at_least(args, count=1)
     config = load_config(args.config, [*args.overrides, "data.workers=0"])  # which would read far ahead
     files = resolve_dataset(config, "train")
-    categories = read_categories(files, resolve_task(config))
+    categories = resolve_categories(config, files)
     samples = islice(training_samples(config, files, categories), args.count)
     for number, (image, target) in enumerate(tqdm(samples, desc="draw", total=args.count), start=1):
-        picture = draw_targets(to_dtype(image, torch.uint8, scale=True), target, categories.names)
+        pixels = to_dtype(image, torch.uint8, scale=True)
+        picture = draw_targets(pixels, target, categories.names, categories.keypoints)
         write_png(args.output / f"{number:04}_image_{target['image_id']}.png", picture)
     log.info("pictures: %s", args.output)
 

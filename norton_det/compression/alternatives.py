@@ -121,7 +121,7 @@ def spatial_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
     )
 
 
-def reconstruct(layers: nn.Sequential) -> Tensor:
+def composed_weight(layers: nn.Sequential) -> Tensor:
     """Return the weight (K, C, kh, kw), float64, of the one convolution that computes the same as `layers`.
 
     Two convolutions in a row are one whose kernels are the full convolution of theirs, summed over the channels

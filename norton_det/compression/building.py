@@ -1,18 +1,20 @@
 """Networks of any structure and plan with random weights."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
-from norton_det.compression.compress import apply_structure, factorise_empty
+from norton_det.compression.compress import Factorised, apply_structure, factorise_empty
 from norton_det.compression.plan import PlanLike, load_plan
+from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.categories import categories_of
 from norton_det.models.channels import read_body
 from norton_det.models.fit import fit, read_geometry, set_geometry
 from norton_det.models.initial import initialise
 from norton_det.models.parts import part_layers
-from norton_det.models.persistence import origin_of, with_origin
+from norton_det.models.persistence import Origin, origin_of, with_origin
 from norton_det.models.slicing import scale_body, slice_channels
 from norton_det.models.structure import Structure, template
 
@@ -55,3 +57,29 @@ def build_around(network: nn.Module, structure: Structure, plan: PlanLike | None
     body.load_state_dict(state)
     detector.categories, detector.category_ids = categories_of(detector)
     return with_origin(detector, origin_of(network))
+
+
+def uncompressed(model: nn.Module) -> Any:
+    """Build the dense network that a compressed one was made of, with random weights, in evaluation mode.
+
+    Settings and categories are the compressed one's. Raises ValueError where it does not tell how wide the dense one
+    was, as files from elsewhere.
+    """
+    widths = origin_of(model).widths
+    network: Any = copy.deepcopy(model).to("meta")
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, Factorised):
+            network.set_submodule(name, _dense(layer))
+    for name, group in read_body(network).groups.items():
+        if name not in widths:
+            raise ValueError(f"it is not known how wide the dense network was: nothing tells the channels of {name}")
+        if not group.fixed:
+            every = torch.arange(widths[name], device="meta")  # slicing on the meta device widens too
+            slice_channels(network, group.producers, group.readers, every)
+    return with_origin(initialise(network), Origin()).eval()
+
+
+def _dense(layer: Factorised) -> nn.Module:
+    if isinstance(layer, CPConv2d):
+        return layer.to_conv()
+    return nn.Linear(layer.down.in_features, layer.up.out_features, device="meta")

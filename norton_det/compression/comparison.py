@@ -1,19 +1,23 @@
 """One convolution decomposed in every way, at equal numbers of parameters: error, cost and speed."""
 
-import math
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_det.analysis.complexity import count
 from norton_det.analysis.latency import interleaved_latency
-from norton_det.compression.alternatives import ALTERNATIVES, reconstruct
+from norton_det.analysis.watch import watch_inputs
+from norton_det.compression.alternatives import ALTERNATIVES, composed_weight
+from norton_det.compression.building import build_network
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.detectors import BODY
-from norton_det.models.resnet import SPATIAL_LAYERS
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import model_from_weights
+from norton_det.models.structure import named_structure
 from norton_det.models.weights import Weights
 from norton_det.ops.cp import nmse
 
@@ -105,60 +109,45 @@ def compare(
 
 
 def resnet_convolutions(
-    layers: Sequence[str], weights: Weights | None, generator: torch.Generator
-) -> dict[str, nn.Conv2d]:
-    """Return 3x3 convolutions of a ResNet-50 by name, in float32.
+    layers: Sequence[str], weights: Weights | None, input_size: int
+) -> dict[str, tuple[nn.Conv2d, torch.Size]]:
+    """Find 3x3 convolutions of a ResNet by name, in float32, and the shape (1, C, H, W) of what each reads.
 
     Args:
-        layers: names from SPATIAL_LAYERS.
-        weights: dense, a ResNet-50's or a detector's, of other layers as incomplete as may be; or None: random ones
-            of variance 2 / (K * kh * kw).
-        generator: draws the random ones.
+        layers: names as torchvision has them, such as `layer1.1.conv2`.
+        weights: a classifier's or a detector's, of other layers as incomplete as may be; None: a ResNet-50 with
+            random ones.
+        input_size: pixels a side of the network's square input.
 
     Raises:
-        ValueError: naming the layers that there are, on one that the network or `weights` lacks.
+        ValueError: naming the layers that there are, on one that the network or `weights` lacks or holds as factors.
     """
-    unknown = [layer for layer in layers if layer not in SPATIAL_LAYERS]
-    if unknown:
-        raise ValueError(f"no 3x3 convolution {', '.join(unknown)}; there are {', '.join(SPATIAL_LAYERS)}")
     if weights is None:
-        return {layer: _convolution(layer, _random_weight(layer, generator)) for layer in layers}
-    prefix = BODY if weights.is_detector else ""
-    found = {layer: weights.state.get(f"{prefix}{layer}.weight") for layer in SPATIAL_LAYERS}
-    missing = [layer for layer in layers if found[layer] is None]
-    if missing:
-        there = [layer for layer, weight in found.items() if weight is not None]
-        raise ValueError(
-            f"{weights.source}: no dense weights of {', '.join(missing)}; name other layers, "
-            f"it has {', '.join(there) or 'none'}"
-        )
-    return {layer: _convolution(layer, weight) for layer in layers if (weight := found[layer]) is not None}
+        model: nn.Module = build_network(named_structure(None, "resnet50", 1000))
+    else:
+        model = model_from_weights(weights, strict=False)
+    body = read_body(model)
+    if unknown := [layer for layer in layers if layer not in body.spatial]:
+        raise ValueError(f"no 3x3 convolution {', '.join(unknown)}; there are {', '.join(body.spatial) or 'none'}")
+    if weights is not None:
+        there = [layer for layer in body.spatial if f"{body.prefix}{layer}.weight" in weights.state]
+        if missing := [layer for layer in layers if layer not in there]:
+            raise ValueError(
+                f"{weights.source}: no dense weights of {', '.join(missing)}; name other layers, "
+                f"it has {', '.join(there) or 'none'}"
+            )
+    resnet: Any = model.get_submodule(body.prefix.removesuffix("."))
+    shapes = _input_shapes(resnet, layers, input_size)
+    return {layer: (resnet.get_submodule(layer), shapes[layer]) for layer in layers}
 
 
-def input_side(layer: str, input_size: int) -> int:
-    """Return the side of the square map that enters a 3x3 convolution of a ResNet-50 on `input_size` pixels."""
-    return math.ceil(input_size * _stride(layer) / (2 << _stage(layer)))  # halved by stem, pooling, stages 2 to 4
-
-
-def _stage(layer: str) -> int:
-    return int(layer.split(".")[0].removeprefix("layer"))
-
-
-def _stride(layer: str) -> int:
-    """The stride of a 3x3 convolution: 2 in the first block of stages 2 to 4."""
-    return 2 if _stage(layer) > 1 and layer.split(".")[1] == "0" else 1
-
-
-def _random_weight(layer: str, generator: torch.Generator) -> Tensor:
-    width = 32 << _stage(layer)
-    return torch.randn(width, width, 3, 3, generator=generator) * math.sqrt(2 / (width * 9))
-
-
-def _convolution(layer: str, weight: Tensor) -> nn.Conv2d:
-    filters, channels, height, width = weight.shape
-    conv = nn.Conv2d(channels, filters, (height, width), stride=_stride(layer), padding=1, bias=False)
-    conv.weight = nn.Parameter(weight.float())
-    return conv
+def _input_shapes(resnet: nn.Module, layers: Sequence[str], input_size: int) -> dict[str, torch.Size]:
+    shadow = copy.deepcopy(resnet).to("meta")
+    shapes: dict[str, torch.Size] = {}
+    modules = {layer: shadow.get_submodule(layer) for layer in layers}
+    with watch_inputs(modules, lambda layer, x: shapes.update({layer: x.shape})):
+        shadow(torch.empty(1, 3, input_size, input_size, device="meta"))
+    return shapes
 
 
 def _decompositions(conv: nn.Conv2d, filter_ranks: Sequence[int]) -> Iterator[_Candidate]:
@@ -171,7 +160,7 @@ def _decompositions(conv: nn.Conv2d, filter_ranks: Sequence[int]) -> Iterator[_C
         for method, alternative in ALTERNATIVES.items():
             rank = alternative.nearest_rank(shape, budget)
             layers = alternative.decompose(conv, rank)
-            error = nmse(conv.weight, reconstruct(layers))
+            error = nmse(conv.weight, composed_weight(layers))
             yield _Candidate(method, filter_rank, alternative.ranks(shape, rank), layers, error)
 
 

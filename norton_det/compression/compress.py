@@ -94,7 +94,7 @@ def compress(
         for name, shape in dense_shapes.items()
     ]
     indices = {name: index.tolist() for name, index in kept.items()}
-    with_origin(compressed, Origin(plan.to_dict(), indices))
+    with_origin(compressed, Origin(plan.to_dict(), indices, widths=_widths(body)))
     return compressed, CompressionReport(tuple(rows), indices)
 
 
@@ -110,7 +110,7 @@ def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
     for name, group in body.groups.items():
         count = kept_channels(group.width, plan.rates.get(name, 0.0))
         slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
-    return with_origin(model, Origin(plan.to_dict()))
+    return with_origin(model, Origin(plan.to_dict(), widths=_widths(body)))
 
 
 def check_dense(model: nn.Module) -> Body:
@@ -131,6 +131,10 @@ def planned_ranks(model: nn.Module, body: Body, plan: CompressionPlan) -> dict[s
     """The rank of every layer that a plan factorises in a model, by the layer's name in it."""
     of_parts = {layer: rank for part, rank in plan.parts.items() for layer in part_layers(model, part)}
     return {body.prefix + layer: rank for layer, rank in plan.ranks.items()} | of_parts
+
+
+def _widths(body: Body) -> dict[str, int]:
+    return {name: group.width for name, group in body.groups.items()}
 
 
 def _producers(body: Body) -> Sequence[str]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from norton_det.data.catalog import KEYPOINTS, Categories, DatasetFiles, Task, read_annotations
+from norton_det.data.catalog import Categories, DatasetFiles, Task, read_annotations
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 LARGEST = 2**31 - 1
 """Of ids, sizes and coordinates: beyond it something is wrong with the file."""
-MIN_KEYPOINTS = 10  # visible ones that a training image for keypoints needs, as in torchvision's references
+MIN_KEYPOINTS = 10  # visible ones of COCO's 17 that a training image needs, as in torchvision's references
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Objects:
     boxes: NDArray[np.float32]  # (m, 4) xyxy
     labels: NDArray[np.int64]  # (m,)
     areas: NDArray[np.float32]  # (m,)
-    keypoints: NDArray[np.float32]  # (m, 17, 3) x, y, visibility; for other tasks (0, 17, 3)
+    keypoints: NDArray[np.float32]  # (m, K, 3) x, y, visibility; for other tasks (0, 0, 3)
     segmentations: bytes  # JSON of one object after the other; for other tasks than segm empty
     segmentation_offsets: NDArray[np.int64]  # (m + 1,)
 
@@ -64,13 +65,13 @@ def load_annotations(
     dropped: Counter[str] = Counter()
     objects = None
     if training:
-        labels = categories.labels
+        labels, keypoints = categories.labels, categories.keypoints if task == "keypoints" else None
         for id, image in images.items():
-            annotations[id] = _select(annotations[id], image, labels, task, dropped, file)
-        images = {id: images[id] for id in images if _is_trainable(annotations[id], task, keep_empty, dropped)}
+            annotations[id] = _select(annotations[id], image, labels, task, keypoints, dropped, file)
+        images = {id: images[id] for id in images if _is_trainable(annotations[id], keypoints, keep_empty, dropped)}
         if not images:
             raise ValueError(f"{file}: no image to train on; left out: {dict(dropped)}")
-        objects = _pack([annotations[id] for id in images], labels, task)
+        objects = _pack([annotations[id] for id in images], labels, task, keypoints)
     return Annotations(
         ids=np.array(list(images), dtype=np.int64),
         sizes=np.array([(image["height"], image["width"]) for image in images.values()], np.int64).reshape(-1, 2),
@@ -118,6 +119,7 @@ def _select(
     image: dict[str, Any],
     labels: dict[int, int],
     task: Task,
+    keypoints: Keypoints | None,
     dropped: Counter[str],
     file: Path,
 ) -> list[dict[str, Any]]:
@@ -126,7 +128,7 @@ def _select(
     for annotation in annotations:
         try:
             box = _clipped_box(annotation, image)
-            reason = _reason_to_drop(annotation, box, image, labels, task)
+            reason = _reason_to_drop(annotation, box, image, labels, task, keypoints)
         except ValueError as error:
             raise ValueError(f"{file}: annotation {annotation.get('id')}: {error}") from None
         if reason:
@@ -155,6 +157,7 @@ def _reason_to_drop(
     image: dict[str, Any],
     labels: dict[int, int],
     task: Task,
+    keypoints: Keypoints | None,
 ) -> str | None:
     if annotation["category_id"] not in labels:
         return "objects of other categories"
@@ -166,8 +169,8 @@ def _reason_to_drop(
         raise ValueError(f"area {annotation['area']!r}, expected a number")
     if task == "segm" and not _has_mask(annotation.get("segmentation"), image):
         return "objects without a mask"
-    if task == "keypoints" and not are_numbers(annotation.get("keypoints", [0] * KEYPOINTS * 3), KEYPOINTS * 3):
-        raise ValueError(f"keypoints {annotation['keypoints']!r}, expected {KEYPOINTS} times x, y, visibility")
+    if keypoints and "keypoints" in annotation:
+        check_points(annotation["keypoints"], keypoints.count)
     return None
 
 
@@ -209,28 +212,41 @@ def are_numbers(values: Any, count: int) -> bool:
     )
 
 
-def _is_trainable(annotations: list[dict[str, Any]], task: Task, keep_empty: bool, dropped: Counter[str]) -> bool:
+def check_points(points: Any, count: int) -> None:
+    """Raises ValueError where a JSON value is no flat list of x, y, visibility of so many keypoints."""
+    if not are_numbers(points, 3 * count):
+        raise ValueError(f"keypoints {points!r}, expected {count} times x, y, visibility")
+
+
+def _is_trainable(
+    annotations: list[dict[str, Any]], keypoints: Keypoints | None, keep_empty: bool, dropped: Counter[str]
+) -> bool:
     if not annotations:
         dropped["images without objects"] += not keep_empty
         return keep_empty
-    if task != "keypoints":
+    if keypoints is None:
         return True
     visible: int = sum(v > 0 for annotation in annotations for v in annotation.get("keypoints", [])[2::3])
-    dropped[f"images with fewer than {MIN_KEYPOINTS} visible keypoints"] += visible < MIN_KEYPOINTS
-    return visible >= MIN_KEYPOINTS
+    if keypoints.names == COCO_KEYPOINTS.names:
+        dropped[f"images with fewer than {MIN_KEYPOINTS} visible keypoints"] += visible < MIN_KEYPOINTS
+        return visible >= MIN_KEYPOINTS
+    dropped["images without visible keypoints"] += not visible
+    return visible > 0
 
 
-def _pack(images: list[list[dict[str, Any]]], labels: dict[int, int], task: Task) -> Objects:
+def _pack(
+    images: list[list[dict[str, Any]]], labels: dict[int, int], task: Task, keypoints: Keypoints | None
+) -> Objects:
     annotations = [annotation for image in images for annotation in image]
     segmentations = [json.dumps(a["segmentation"]).encode() for a in annotations] if task == "segm" else []
-    unseen = [0] * KEYPOINTS * 3
-    keypoints = [a.get("keypoints", unseen) for a in annotations] if task == "keypoints" else []
+    count = keypoints.count if keypoints else 0
+    points = [a.get("keypoints", [0] * 3 * count) for a in annotations] if keypoints else []
     return Objects(
         offsets=_offsets(images),
         boxes=np.array([a["xyxy"] for a in annotations], dtype=np.float32).reshape(-1, 4),
         labels=np.array([labels[a["category_id"]] for a in annotations], dtype=np.int64),
         areas=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float32),
-        keypoints=np.array(keypoints, dtype=np.float32).reshape(-1, KEYPOINTS, 3),
+        keypoints=np.array(points, dtype=np.float32).reshape(len(points), count, 3),
         segmentations=b"".join(segmentations),
         segmentation_offsets=_offsets(segmentations),
     )

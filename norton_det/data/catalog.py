@@ -4,19 +4,19 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from norton_det.data.images import ImageFiles, find_images
 from norton_det.data.shapes import write_shapes
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints, parse_keypoints
 
 Task = Literal["bbox", "segm", "keypoints"]
 
 BACKGROUND = "__background__"
 UNUSED = "N/A"
-KEYPOINTS = 17
 MOST_LABELS = 10_000
 _COCO_LABELS = 91  # torchvision's: label = category id, 11 of them unused
 
@@ -36,10 +36,12 @@ class Categories:
     Attributes:
         names: `names[0]` is "__background__"; labels that no category uses are "N/A", as in torchvision.
         ids: the dataset's category ids in the same order; `ids[0]` is 0.
+        keypoints: those of every category, for the task keypoints.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    keypoints: Keypoints | None = None
 
     @property
     def labels(self) -> dict[int, int]:
@@ -107,24 +109,18 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
     get contiguous labels by sorted id. For keypoints only categories that have keypoints count.
 
     Raises:
-        ValueError: no JSON in COCO's format, an id twice, or keypoints other than COCO's 17.
+        ValueError: no JSON in COCO's format, an id twice; for keypoints no category that has them, broken ones
+            (`Keypoints`), or two categories with different ones.
     """
     found: dict[int, str] = {}
-    for category in _declared_categories(files.annotations):
+    declared = _declared_categories(files.annotations)
+    for category in declared:
         if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             raise ValueError(f"{files.annotations}: category {category} needs an integer id and a name")
         if category["id"] in found:
             raise ValueError(f"{files.annotations}: two categories have the id {category['id']}")
-        keypoints = category.get("keypoints")
-        if task == "keypoints" and not keypoints:
-            continue
-        count = len(keypoints) if isinstance(keypoints, list) else "no list of"
-        if task == "keypoints" and count != KEYPOINTS:
-            raise ValueError(
-                f"{files.annotations}: category {category['name']!r} has {count} keypoints,"
-                f" expected COCO's {KEYPOINTS}"
-            )
-        found[category["id"]] = category["name"]
+        if task != "keypoints" or category.get("keypoints"):
+            found[category["id"]] = category["name"]
     if not found:
         kind = "category with keypoints" if task == "keypoints" else "category"
         raise ValueError(f"{files.annotations}: no {kind}")
@@ -132,7 +128,36 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
     if every_id and max(found) > MOST_LABELS:
         raise ValueError(f"{files.annotations}: category id {max(found)}, expected at most {MOST_LABELS}")
     ids = list(range(1, max(_COCO_LABELS, max(found) + 1))) if every_id else sorted(found)
-    return Categories((BACKGROUND, *(found.get(id, UNUSED) for id in ids)), (0, *ids))
+    keypoints = _common_keypoints(declared, files.annotations) if task == "keypoints" else None
+    return Categories((BACKGROUND, *(found.get(id, UNUSED) for id in ids)), (0, *ids), keypoints)
+
+
+def read_keypoints(annotations: Path) -> Keypoints:
+    """The keypoints that a JSON in COCO's format declares; COCO's 17 where it declares none.
+
+    Raises ValueError as `read_categories` does.
+    """
+    return _common_keypoints(_declared_categories(annotations), annotations) or COCO_KEYPOINTS
+
+
+def _common_keypoints(categories: Iterable[Mapping[str, Any]], file: Path) -> Keypoints | None:
+    """The keypoints that all categories have which have any; None where none has."""
+    first: tuple[Any, Keypoints] | None = None
+    for category in categories:
+        if not category.get("keypoints"):
+            continue
+        name = category.get("name")
+        try:
+            keypoints = parse_keypoints(category)
+        except ValueError as error:
+            raise ValueError(f"{file}: category {name!r}: {error}") from None
+        first = first or (name, keypoints)
+        if keypoints.names != first[1].names:
+            raise ValueError(
+                f"{file}: the categories {first[0]!r} and {name!r} have different keypoints,"
+                f" expected the same: {', '.join(first[1].names)}"
+            )
+    return first[1] if first else None
 
 
 def read_annotations(path: Path) -> dict[str, Any]:

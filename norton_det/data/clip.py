@@ -1,4 +1,4 @@
-"""A short drawn clip: figures of the drawn dataset that wander about."""
+"""What is drawn where no image or video is given: a scene of the drawn dataset, a short clip of its figures."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from norton_det.data.backgrounds import background, lit
 from norton_det.data.figures import ball, car, fish, kite, person
+from norton_det.data.shapes import draw_scene
 
 CAST = (person, person, car, fish, kite, ball)
 LEAST_SIZE, MOST_SIZE = 0.25, 0.5
@@ -37,3 +38,9 @@ def drawn_clip(frames: int = 150, size: tuple[int, int] = (384, 512), seed: int 
             place = np.abs((start + time * step) % 2 - 1)  # there and back again, in 0 to 1
             figure.placed(scale * np.eye(2), place * (width, height)).paint(image)
         yield torch.from_numpy(image).permute(2, 0, 1)
+
+
+def drawn_picture(height: int, width: int) -> Tensor:
+    """Draw a scene of the wanted size, float32 RGB (3, height, width) in 0 to 1."""
+    scene = torch.from_numpy(draw_scene(np.random.default_rng(0)).image).permute(2, 0, 1)[None].float() / 255
+    return torch.nn.functional.interpolate(scene, (height, width), mode="bilinear", antialias=True)[0]

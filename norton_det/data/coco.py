@@ -28,11 +28,11 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         boxes       tv_tensors.BoundingBoxes (N, 4) float32, xyxy pixels
         labels      (N,) int64; area (N,) float32; iscrowd (N,) int64
         masks       tv_tensors.Mask (N, H, W) uint8, for the task segm
-        keypoints   tv_tensors.KeyPoints (N, 17, 2) float32 and visibility (N, 17) int64, for keypoints
+        keypoints   tv_tensors.KeyPoints (N, K, 2) float32 and visibility (N, K) int64, for keypoints
 
     Training leaves out crowds, boxes that are less than a pixel wide or high inside the image, for segm
-    objects without a mask, for keypoints all but people and images with fewer than 10 visible keypoints,
-    and images without objects. Otherwise every image is there, and no object is read.
+    objects without a mask, for keypoints all objects of categories without them and images that show none (of COCO's
+    17 keypoints fewer than 10), and images without objects. Otherwise every image is there, and no object is read.
 
     Args:
         files: where it is.

@@ -1,5 +1,6 @@
 """Reading and writing image files."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,3 +107,9 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     if not paths:
         raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return paths[:count]
+
+
+def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Name the picture of each image; images of one name get their folders' names too."""
+    stems = Counter(path.stem for path in paths)
+    return {path: f"{path.stem if stems[path.stem] == 1 else '_'.join(path.parts).strip('/_')}.png" for path in paths}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from norton_det.data.backgrounds import background, lit
 from norton_det.data.figures import FIGURES, Figure, crowd
+from norton_det.keypoints import COCO_KEYPOINTS
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -39,16 +40,9 @@ CATEGORIES = (
 )
 PERSON = CATEGORIES[0]
 
-KEYPOINT_NAMES = (
-    "nose",
-    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist") for side in ("left", "right")),
-    *(f"{side}_{part}" for part in ("hip", "knee", "ankle") for side in ("left", "right")),
-)
-# Pairs of keypoints joined by a bone, counted from 1 as in COCO's files.
-SKELETON = (
-    *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
-    *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
-)
+KEYPOINT_NAMES = COCO_KEYPOINTS.names
+# Counted from 1 as in COCO's files.
+SKELETON = tuple((start + 1, end + 1) for start, end in COCO_KEYPOINTS.skeleton)
 
 SIZES = ((256, 192), (192, 256), (256, 256))  # width, height
 SIZE_SHARES = (0.8, 0.1, 0.1)

@@ -4,8 +4,9 @@ Nothing here resizes, which is the model's task; only large-scale jitter sets it
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from norton_det.data.catalog import Task
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 Target = dict[str, Any]
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -22,12 +24,11 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 JITTER_SIZE = 1024
 _IMAGENET_MEAN = (124, 116, 104)  # RGB, what padding is filled with: 0 once normalised
 
-# COCO's 17 keypoints: the nose, then eight pairs of left and right.
-_MIRRORED = [0, *(index for left in range(1, 17, 2) for index in (left + 1, left))]
 
-
-def training_transforms(preset: str, task: Task) -> Transform:
+def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = None) -> Transform:
     """The augmentation of a training sample, by name; images come out as float32 in [0, 1].
+
+    For the task keypoints those of a mirrored image change places as `keypoints` says (None: COCO's 17).
 
         none         nothing
         flip         left-right with probability 1/2
@@ -40,7 +41,7 @@ def training_transforms(preset: str, task: Task) -> Transform:
     if preset not in _PRESETS:
         nearest = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0)[0]
         raise ValueError(f"unknown augmentation {preset!r}: did you mean {nearest!r}? (known: {', '.join(_PRESETS)})")
-    steps = _PRESETS[preset]()
+    steps = _PRESETS[preset](partial(random_flip, mirrored=(keypoints or COCO_KEYPOINTS).flip))
     if task == "keypoints":
         steps.append(hide_keypoints_outside)
     if preset == "lsj":
@@ -69,22 +70,22 @@ def seeded(*seed: int) -> Iterator[None]:
         yield
 
 
-def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+def flip(image: Tensor, target: Target, mirrored: Sequence[int] = COCO_KEYPOINTS.flip) -> tuple[Tensor, Target]:
     """Mirrors left and right: boxes to W - x, keypoints, being pixel indices, to W - 1 - x.
 
-    A person's left and right keypoints change their names, which torchvision's flip does not do.
+    Left and right keypoints change their names, which torchvision's flip does not do: `mirrored` is `Keypoints.flip`.
     """
     image, target = v2.RandomHorizontalFlip(p=1.0)(image, target)
     if "keypoints" in target:
         keypoints = target["keypoints"]
-        target["keypoints"] = tv_tensors.wrap(keypoints[:, _MIRRORED], like=keypoints)
-        target["visibility"] = target["visibility"][:, _MIRRORED]
+        target["keypoints"] = tv_tensors.wrap(keypoints[:, list(mirrored)], like=keypoints)
+        target["visibility"] = target["visibility"][:, list(mirrored)]
     return image, target
 
 
-def random_flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+def random_flip(image: Tensor, target: Target, mirrored: Sequence[int]) -> tuple[Tensor, Target]:
     """`flip` with probability 1/2."""
-    return flip(image, target) if torch.rand(()) < 0.5 else (image, target)
+    return flip(image, target, mirrored) if torch.rand(()) < 0.5 else (image, target)
 
 
 def hide_keypoints_outside(image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -102,7 +103,7 @@ def to_model_targets(target: Target) -> dict[str, Tensor]:
     """What a torchvision detector takes, in plain tensors, of the keys that `target` has.
 
     boxes (N, 4) float32 xyxy, labels (N,) int64, image_id () int64, masks (N, H, W) uint8,
-    keypoints (N, 17, 3) float32 as x, y, visibility.
+    keypoints (N, K, 3) float32 as x, y, visibility.
     """
     plain = {"image_id": torch.tensor(target["image_id"])}
     for key in ("boxes", "labels", "masks"):
@@ -114,10 +115,10 @@ def to_model_targets(target: Target) -> dict[str, Tensor]:
     return plain
 
 
-def _jitter() -> list[Any]:
+def _jitter(mirror: Transform) -> list[Any]:
     size = (JITTER_SIZE, JITTER_SIZE)
     fill = {tv_tensors.Image: _IMAGENET_MEAN, "others": 0}
-    return [random_flip, v2.ScaleJitter(size), v2.RandomCrop(size, pad_if_needed=True, fill=fill)]
+    return [mirror, v2.ScaleJitter(size), v2.RandomCrop(size, pad_if_needed=True, fill=fill)]
 
 
 def _values_per_object(sample: tuple[Tensor, Target]) -> list[Tensor]:
@@ -126,9 +127,9 @@ def _values_per_object(sample: tuple[Tensor, Target]) -> list[Tensor]:
     return [sample[1][key] for key in keys if key in sample[1]]
 
 
-_PRESETS: dict[str, Callable[[], list[Any]]] = {
-    "none": list,
-    "flip": lambda: [random_flip],
+_PRESETS: dict[str, Callable[[Transform], list[Any]]] = {
+    "none": lambda mirror: [],
+    "flip": lambda mirror: [mirror],
     "lsj": _jitter,
-    "photometric": lambda: [random_flip, v2.RandomPhotometricDistort()],
+    "photometric": lambda mirror: [mirror, v2.RandomPhotometricDistort()],
 }

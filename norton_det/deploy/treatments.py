@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.analysis.watch import watch_inputs
 from norton_det.deploy.optimize import Runtime, optimize
 from norton_det.deploy.runtimes import Precision
+from norton_det.models.parts import regions
 
 SHIPPED = "torch as shipped"
 OPTIMISED: dict[str, tuple[Runtime, Precision]] = {
@@ -25,6 +25,8 @@ OPTIMISED: dict[str, tuple[Runtime, Precision]] = {
 }
 """What `optimize` is asked for, by the treatment's name."""
 TREATMENTS = (SHIPPED, *OPTIMISED)
+_SPREAD = 0.01
+"""What random weights of scores are multiplied by, so that they rank candidates but decide nothing."""
 
 
 def usable_treatments(device: torch.device) -> list[str]:
@@ -42,7 +44,7 @@ def usable_treatments(device: torch.device) -> list[str]:
     ]
 
 
-def treated(detector: GeneralizedRCNN, treatment: str, images: Sequence[Tensor]) -> Any:
+def treated(detector: Any, treatment: str, images: Sequence[Tensor]) -> Any:
     """A detector as a treatment runs it; `images` as `optimize` takes them.
 
     As shipped is as torchvision runs it: BatchNorm not folded, layers in the contiguous layout.
@@ -53,29 +55,47 @@ def treated(detector: GeneralizedRCNN, treatment: str, images: Sequence[Tensor])
 
 
 @torch.no_grad()
-def fix_workload(detector: GeneralizedRCNN, detections: int) -> None:
+def fix_workload(detector: Any, detections: int) -> None:
     """Make a detector with random weights do what a trained one does, in place, whatever its weights.
 
-    Proposals are the anchors themselves, so that NMS leaves full-size models all that they may have, and small ones
-    about as many; every proposal is called the first class with a score above the threshold and no other; of the
-    detections that NMS leaves the best `detections` go to the mask and keypoint heads.
+    Candidates are the anchors themselves, so that NMS leaves full-size models all that they may have, and small ones
+    about as many; each is called one class with a score above the threshold and no other; of what NMS leaves, the
+    best `detections` are found, or go to the mask and keypoint heads. Of a detector of one stage each level has as
+    many candidates as it may have.
     """
-    rpn, heads = detector.rpn.head, detector.roi_heads
-    for parameter in (rpn.bbox_pred.weight, rpn.bbox_pred.bias, heads.box_predictor.bbox_pred.weight):
+    if regions(detector):
+        _fix_proposals(detector.rpn.head, detector.roi_heads.box_predictor)
+        detector.roi_heads.detections_per_img = detections
+    else:
+        _fix_places(detector.head.classification_head, detector.head.regression_head)
+        detector.detections_per_img = detections
+
+
+def _fix_proposals(rpn: Any, predictor: Any) -> None:
+    for parameter in (rpn.bbox_pred.weight, rpn.bbox_pred.bias, predictor.bbox_pred.weight):
         parameter.zero_()
-    heads.box_predictor.cls_score.weight.mul_(0.01)
-    heads.box_predictor.cls_score.bias.zero_()[1] = 6.0
-    heads.detections_per_img = detections
+    predictor.cls_score.weight.mul_(_SPREAD)
+    predictor.cls_score.bias.zero_()[1] = 6.0
+
+
+def _fix_places(classes: Any, boxes: Any) -> None:
+    """Scores are sigmoids: the others' must be low too. FCOS's are multiplied by its centreness, and its boxes reach
+    from the middle of an anchor to its four sides, half its length away."""
+    classes.cls_logits.weight.mul_(_SPREAD)
+    classes.cls_logits.bias.fill_(-10.0).view(-1, classes.num_classes)[:, 1] = 3.0
+    boxes.bbox_reg.weight.zero_()
+    is_fcos = hasattr(boxes, "bbox_ctrness")
+    boxes.bbox_reg.bias.fill_(0.5 if is_fcos else 0.0)
+    if is_fcos:
+        boxes.bbox_ctrness.weight.mul_(_SPREAD)
+        boxes.bbox_ctrness.bias.fill_(3.0)
 
 
 @torch.inference_mode()
-def count_regions(detector: GeneralizedRCNN, images: Sequence[Tensor]) -> dict[str, int]:
-    """How many regions each head of a detector sees: {"box": .., "mask": .., "keypoint": ..}."""
-    kinds = ("box", "mask", "keypoint")
-    heads = {kind: getattr(detector.roi_heads, f"{kind}_head", None) for kind in kinds}
+def count_regions(detector: Any, images: Sequence[Tensor]) -> dict[str, int]:
+    """Count the regions that each head of a detector sees, by REGION_KINDS; a detector of one stage has none."""
     seen: dict[str, int] = {}
-    with watch_inputs(
-        {kind: head for kind, head in heads.items() if head is not None}, lambda kind, x: seen.update({kind: len(x)})
-    ):
+    heads = {kind: region.head for kind, region in regions(detector).items()}
+    with watch_inputs(heads, lambda kind, x: seen.update({kind: len(x)})):
         detector(list(images))
     return seen

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
-from norton_det.data.annotations import are_numbers
-from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
+from norton_det.data.annotations import are_numbers, check_points
+from norton_det.data.catalog import Categories, Task, read_annotations, read_keypoints
 from norton_det.evaluation.results import load_results, to_results
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 __all__ = ["CocoEvaluator", "PrecisionRecall", "evaluate_results", "load_results", "precision_recall"]
 
+log = logging.getLogger(__name__)
+UNIFORM_SIGMA = 0.05
+"""Of OKS, for keypoints that are not COCO's."""
 _BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 _METRICS: dict[Task, tuple[str, ...]] = {
@@ -38,15 +43,20 @@ class CocoEvaluator:
         annotations: the dataset's JSON.
         categories: the labels of the outputs.
         task: what is evaluated beside boxes.
+        sigmas: of OKS, one a keypoint; None: as `oks_sigmas` has them.
 
     Raises:
-        ValueError: on evaluation, annotations that are not in COCO's format or lack boxes or, for segm, masks.
+        ValueError: annotations with other keypoints than `categories`, another number of sigmas; on evaluation,
+            annotations that are not in COCO's format or lack boxes or, for segm, masks.
     """
 
-    def __init__(self, annotations: Path, categories: Categories, task: Task) -> None:
+    def __init__(
+        self, annotations: Path, categories: Categories, task: Task, sigmas: Sequence[float] | None = None
+    ) -> None:
         self.annotations = annotations
         self.categories = categories
         self.task = task
+        self._sigmas = _sigmas(annotations, task, sigmas, categories.keypoints)
         self.results: list[dict[str, Any]] = []
 
     def reset(self) -> None:
@@ -57,10 +67,10 @@ class CocoEvaluator:
         """Adds the outputs of some images, in a torchvision detector's format.
 
         Each holds boxes (N, 4) xyxy, scores (N,) and labels (N,); for segm masks (N, 1, H, W), which
-        are thresholded at 0.5, or `rle`, a list of N RLEs; for keypoints keypoints (N, 17, 3).
+        are thresholded at 0.5, or `rle`, a list of N RLEs; for keypoints keypoints (N, K, 3).
 
         Raises:
-            ValueError: a label that `categories` lacks.
+            ValueError: a label that `categories` lacks, or another number of keypoints than they have.
         """
         for image_id, output in zip(image_ids, outputs, strict=True):
             self.results.extend(to_results(int(image_id), output, self.categories, self.task))
@@ -88,20 +98,42 @@ class CocoEvaluator:
         )
 
     def _compare(self, image_ids: Sequence[int] | None) -> dict[Task, Any]:
-        truth = _ground_truth(self.annotations, self.task)
+        truth = _ground_truth(self.annotations, self.task, self._sigmas)
         kinds: list[Task] = ["bbox"] if self.task == "bbox" else ["bbox", self.task]
-        return {kind: _compare(truth, self.results, kind, image_ids) for kind in kinds}
+        return {kind: _compare(truth, self.results, kind, self._sigmas, image_ids) for kind in kinds}
+
+
+def oks_sigmas(keypoints: Keypoints, given: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """How far from its place each keypoint may be found, as OKS takes it, (K,): the given ones; else for COCO's 17
+    keypoints pycocotools', and for others 0.05, which is logged.
+
+    Raises ValueError where those that are given are not one a keypoint, or not above zero.
+    """
+    if given is not None:
+        if len(given) != keypoints.count or min(given) <= 0:
+            raise ValueError(f"OKS sigmas {list(given)}, expected {keypoints.count} above zero, one a keypoint")
+        return np.array(given, dtype=np.float64)
+    if keypoints.names == COCO_KEYPOINTS.names:
+        return np.array(Params("keypoints").kpt_oks_sigmas)
+    told = "OKS of %d keypoints that are not COCO's: a sigma of %g for each (others: data.oks_sigmas)"
+    log.info(told, keypoints.count, UNIFORM_SIGMA)
+    return np.full(keypoints.count, UNIFORM_SIGMA)
 
 
 def evaluate_results(
-    annotations: Path, results: list[dict[str, Any]], task: Task, image_ids: Sequence[int] | None = None
+    annotations: Path,
+    results: list[dict[str, Any]],
+    task: Task,
+    image_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN.
+    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN. `sigmas` as for `CocoEvaluator`.
 
     They are pycocotools' to the last digit, which means: where results have a `bbox` beside a mask or
     keypoints, its area decides what is small, medium and large. Raises ValueError as `CocoEvaluator` does.
     """
-    return _summarize(_compare(_ground_truth(annotations, task), results, task, image_ids))
+    chosen = _sigmas(annotations, task, sigmas)
+    return _summarize(_compare(_ground_truth(annotations, task, chosen), results, task, chosen, image_ids))
 
 
 @dataclass(frozen=True)
@@ -116,12 +148,15 @@ class PrecisionRecall:
     by_category: dict[str, NDArray[np.float64]]
 
 
-def precision_recall(annotations: Path, results: list[dict[str, Any]], task: Task) -> PrecisionRecall:
-    """The curves of which AP is the area, of the task alone.
+def precision_recall(
+    annotations: Path, results: list[dict[str, Any]], task: Task, sigmas: Sequence[float] | None = None
+) -> PrecisionRecall:
+    """The curves of which AP is the area, of the task alone. `sigmas` as for `CocoEvaluator`.
 
     Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
-    comparison = _compare(_ground_truth(annotations, task), results, task, None)
+    chosen = _sigmas(annotations, task, sigmas)
+    comparison = _compare(_ground_truth(annotations, task, chosen), results, task, chosen)
     precisions = {name: values for name, values in _precisions(comparison).items() if not np.isnan(values).any()}
     if not precisions:
         raise ValueError(f"{annotations}: no objects, so there are no precision-recall curves")
@@ -132,7 +167,20 @@ def precision_recall(annotations: Path, results: list[dict[str, Any]], task: Tas
     )
 
 
-def _ground_truth(annotations: Path, task: Task) -> Any:
+def _sigmas(
+    annotations: Path, task: Task, given: Sequence[float] | None, expected: Keypoints | None = None
+) -> NDArray[np.float64] | None:
+    """`oks_sigmas` of the keypoints that the annotations have; None for other tasks."""
+    if task != "keypoints":
+        return None
+    keypoints = read_keypoints(annotations)
+    if expected and keypoints.names != expected.names:
+        names, wanted = (", ".join(them.names) for them in (keypoints, expected))
+        raise ValueError(f"{annotations}: the keypoints are {names}, expected the detector's, {wanted}")
+    return oks_sigmas(keypoints, given)
+
+
+def _ground_truth(annotations: Path, task: Task, sigmas: NDArray[np.float64] | None) -> Any:
     """pycocotools' COCO, with what it needs and other datasets than COCO may lack.
 
     The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
@@ -143,9 +191,13 @@ def _ground_truth(annotations: Path, task: Task) -> Any:
             raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no bbox of four numbers")
         if task == "segm" and not annotation.get("segmentation"):
             raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no segmentation")
-        if task == "keypoints":
-            keypoints = annotation.setdefault("keypoints", [0] * 3 * KEYPOINTS)
-            annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+        if sigmas is not None:
+            points = annotation["keypoints"] = annotation.get("keypoints") or [0] * 3 * len(sigmas)
+            try:
+                check_points(points, len(sigmas))
+            except ValueError as error:
+                raise ValueError(f"{annotations}: annotation {annotation.get('id')}: {error}") from None
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in points[2::3]))
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
         annotation["id"] = number
@@ -160,7 +212,13 @@ def _coco(content: dict[str, Any]) -> Any:
     return coco
 
 
-def _compare(truth: Any, results: list[dict[str, Any]], kind: Task, image_ids: Sequence[int] | None) -> Any:
+def _compare(
+    truth: Any,
+    results: list[dict[str, Any]],
+    kind: Task,
+    sigmas: NDArray[np.float64] | None,
+    image_ids: Sequence[int] | None = None,
+) -> Any:
     """A COCOeval that has been run; the results stay as they are."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
@@ -168,6 +226,8 @@ def _compare(truth: Any, results: list[dict[str, Any]], kind: Task, image_ids: S
         else:  # which loadRes refuses
             found = _coco({**truth.dataset, "annotations": []})
         comparison = COCOeval(truth, found, kind)
+        if kind == "keypoints":
+            comparison.params.kpt_oks_sigmas = sigmas
         if image_ids is not None:
             comparison.params.imgIds = sorted(image_ids)
         comparison.evaluate()

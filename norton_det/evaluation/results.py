@@ -11,15 +11,17 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from norton_det.data.annotations import are_numbers
-from norton_det.data.catalog import KEYPOINTS, Categories, Task, read_annotations
+from norton_det.data.catalog import Categories, Task, read_annotations, read_keypoints
 
 _RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+_TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
     """One COCO result, a dictionary of plain values, for each detection of an image.
 
-    `output` is described at `CocoEvaluator.process`. Raises ValueError for a label that `categories` lacks.
+    `output` is described at `CocoEvaluator.process`. Raises ValueError for a label that `categories` lacks, and for
+    another number of keypoints than they have.
     """
     boxes = output["boxes"].detach().float().cpu()
     corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
@@ -39,6 +41,8 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
             result["segmentation"] = output["rle"][number] if "rle" in output else _to_rle(output["masks"][number])
         if task == "keypoints":
             points = output["keypoints"][number].detach().float().cpu()
+            if categories.keypoints and len(points) != categories.keypoints.count:
+                raise ValueError(f"{len(points)} keypoints, expected {categories.keypoints.count}")
             result["keypoints"] = torch.cat([points[:, :2], torch.ones(len(points), 1)], dim=1).flatten().tolist()
         results.append(result)
     return results
@@ -47,7 +51,7 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
 def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> dict[str, Tensor]:
     """The COCO results of one image as a detector's output, which `to_results` makes results of.
 
-    boxes (N, 4) xyxy, scores (N,), labels (N,); masks (N, 1, H, W) or keypoints (N, 17, 3) where the results have
+    boxes (N, 4) xyxy, scores (N,), labels (N,); masks (N, 1, H, W) or keypoints (N, K, 3) where the results have
     them. Raises ValueError for a category that `categories` lacks.
     """
     labels = categories.labels
@@ -63,7 +67,8 @@ def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> d
         masks = np.stack([rle.decode(result["segmentation"]) for result in results])
         output["masks"] = torch.from_numpy(masks).float()[:, None]
     if results and "keypoints" in results[0]:
-        output["keypoints"] = torch.tensor([result["keypoints"] for result in results]).reshape(-1, KEYPOINTS, 3)
+        points = torch.tensor([result["keypoints"] for result in results])
+        output["keypoints"] = points.reshape(len(results), -1, 3)
     return output
 
 
@@ -88,13 +93,14 @@ def load_results(path: Path, annotations: Path, task: Task) -> list[dict[str, An
     sizes = {
         image["id"]: [image.get("height"), image.get("width")] for image in read_annotations(annotations)["images"]
     }
+    keypoints = read_keypoints(annotations).count if task == "keypoints" else 0
     for number, result in enumerate(results):
-        if problem := _problem(result, sizes, task):
+        if problem := _problem(result, sizes, task, keypoints):
             raise ValueError(f"{path}: result {number} {problem}")
     return results
 
 
-def _problem(result: Any, sizes: dict[int, list[int]], task: Task) -> str | None:
+def _problem(result: Any, sizes: dict[int, list[int]], task: Task, keypoints: int) -> str | None:
     keys = ("image_id", "category_id", "score", _RESULT_KEYS[task])
     if not isinstance(result, dict) or not all(key in result for key in keys):
         return f"lacks a key, expected {', '.join(keys)}"
@@ -110,5 +116,18 @@ def _problem(result: Any, sizes: dict[int, list[int]], task: Task) -> str | None
             return "has no RLE as its segmentation, expected {'size': [height, width], 'counts': string}"
         size = sizes[result["image_id"]]
         return None if value.get("size") == size else f"has an RLE of size {value.get('size')}, expected {size}"
-    count = 4 if task == "bbox" else 3 * KEYPOINTS
+    count = 4 if task == "bbox" else 3 * keypoints
     return None if are_numbers(value, count) else f"has {_RESULT_KEYS[task]} {value!r}, expected {count} numbers"
+
+
+def named_results(output: Mapping[str, Any], categories: Categories) -> list[dict[str, Any]]:
+    """Turn a detector's output for an image into COCO results without the image, with the category's name.
+
+    Detections have masks or keypoints where the output has.
+    """
+    task: Task = next((task for key, task in _TASK_OF_OUTPUT.items() if key in output), "bbox")
+    found = to_results(0, output, categories, task)
+    for result, label in zip(found, output["labels"].tolist(), strict=True):
+        del result["image_id"]
+        result["category"] = categories.names[label]
+    return found

@@ -1,12 +1,15 @@
-"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order."""
+"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order, and
+of one that finds keypoints `.keypoints`."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from norton_det.models.parts import class_count, regions
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.models.parts import class_count, keypoint_count, regions
 
 BACKGROUND = "__background__"
 
@@ -48,3 +51,25 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
     ):
         return list(names), list(ids)
     return default_categories(num_classes, "keypoint" in regions(detector))
+
+
+def keypoints_of(detector: nn.Module) -> Keypoints:
+    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones."""
+    model: Any = detector
+    count = keypoint_count(detector)
+    own = getattr(model, "keypoints", None)
+    if isinstance(own, Keypoints) and own.count == count:
+        return own
+    return (
+        COCO_KEYPOINTS if count == COCO_KEYPOINTS.count else Keypoints.named([f"keypoint {i}" for i in range(count)])
+    )
+
+
+def told_keypoints(told: object, detector: nn.Module) -> Keypoints:
+    """The keypoints that a file tells, where they are as many as the detector finds; else as `keypoints_of`."""
+    with suppress(TypeError, ValueError, KeyError):
+        names, flip, skeleton = (tuple(told[part]) for part in ("names", "flip", "skeleton"))  # type: ignore[index]
+        found = Keypoints(names, flip, tuple(tuple(bone) for bone in skeleton))
+        if found.count == keypoint_count(detector) and all(isinstance(name, str) for name in names):
+            return found
+    return keypoints_of(detector)

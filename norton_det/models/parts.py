@@ -85,3 +85,8 @@ def class_count(detector: nn.Module) -> int:
     """How many classes a detector tells apart, the background counted."""
     layer = class_layer(detector)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.num_classes)
+
+
+def keypoint_count(detector: nn.Module) -> int:
+    """How many keypoints a Keypoint R-CNN finds of each object."""
+    return int(regions(detector)["keypoint"].predictor.kps_score_lowres.out_channels)

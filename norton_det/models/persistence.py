@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RPNHead
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.categories import categories_of, told_categories
+from norton_det.models.categories import categories_of, keypoints_of, told_categories, told_keypoints
 from norton_det.models.channels import DETECTOR_BODY, NORMS
 from norton_det.models.fit import fit, read_geometry, set_geometry, set_norm_eps
 from norton_det.models.initial import allocate, initialise
@@ -43,11 +43,13 @@ class Origin:
         plan: by which it was compressed, as `CompressionPlan.to_dict` gives it; None: it is dense.
         kept: by channel group, the dense network's channels that it has.
         dense_weights: the file of the dense network.
+        widths: by channel group, how many channels the dense network has.
     """
 
     plan: Mapping[str, Any] | None = None
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     dense_weights: str | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -69,6 +71,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
+        if "keypoint" in regions(model):
+            beside["keypoints"] = asdict(keypoints_of(model))
     elif hasattr(model, "categories"):
         beside["categories"] = model.categories
     _compare(model, rebuild(model.state_dict(), told))
@@ -120,6 +124,8 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     loaded: Any = model
     if weights.is_detector:
         loaded.categories, loaded.category_ids = told_categories(weights.metadata, model)
+        if "keypoint" in regions(model):
+            loaded.keypoints = told_keypoints(weights.metadata.get("keypoints"), model)
     elif isinstance(weights.metadata.get("categories"), list):
         loaded.categories = weights.metadata["categories"]
     loaded.origin = _told_origin(weights.metadata)
@@ -159,11 +165,12 @@ def with_origin(model: nn.Module, origin: Origin) -> nn.Module:
 
 def _told_origin(metadata: Mapping[str, Any]) -> Origin:
     """What a file says of its origin, as far as that can be."""
-    plan, kept, dense = (metadata.get(name) for name in ("plan", "kept", "dense_weights"))
+    plan, kept, dense, widths = (metadata.get(name) for name in ("plan", "kept", "dense_weights", "widths"))
     return Origin(
         plan if isinstance(plan, Mapping) else None,
         kept if isinstance(kept, Mapping) else {},
         dense if isinstance(dense, str) else None,
+        widths if isinstance(widths, Mapping) and all(type(n) is int and n > 0 for n in widths.values()) else {},
     )
 
 

@@ -8,7 +8,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from norton_det.models.initial import draw
-from norton_det.models.parts import regions
+from norton_det.models.parts import keypoint_count, regions
 
 
 def replace_predictors(detector: nn.Module, num_classes: int) -> None:
@@ -22,14 +22,20 @@ def replace_predictors(detector: nn.Module, num_classes: int) -> None:
         inputs, hidden = predictors["mask"].conv5_mask.weight.shape[:2]
         model.roi_heads.mask_predictor = MaskRCNNPredictor(inputs, hidden, num_classes)
     if "keypoint" in predictors:
-        inputs, keypoints = predictors["keypoint"].kps_score_lowres.weight.shape[:2]
-        model.roi_heads.keypoint_predictor = KeypointRCNNPredictor(inputs, keypoints)
+        replace_keypoint_predictor(detector, keypoint_count(detector))
     if not predictors:
         head = model.head.classification_head
         old = head.cls_logits
         head.cls_logits = nn.Conv2d(old.in_channels, head.num_anchors * num_classes, old.kernel_size, padding=1)
         draw("head.classification_head.cls_logits", head.cls_logits)
         head.num_classes = num_classes
+
+
+def replace_keypoint_predictor(detector: nn.Module, num_keypoints: int) -> None:
+    """Give a Keypoint R-CNN's keypoint predictor fresh weights for `num_keypoints`, in place."""
+    model: Any = detector
+    inputs = model.roi_heads.keypoint_predictor.kps_score_lowres.in_channels
+    model.roi_heads.keypoint_predictor = KeypointRCNNPredictor(inputs, num_keypoints)
 
 
 def freeze_stages(detector: nn.Module, trainable_stages: int) -> None:

@@ -1,8 +1,9 @@
 """Grad-CAM: which places of an image a model's score for one class rests on, and how alike two such maps are.
 
-Of a classifier the map is that of its last stage. Of a detector it is that of the features pooled from one
-detection's box: the score depends on nothing else, and a map of the whole image credits other objects too, since
-Grad-CAM weighs a channel alike everywhere.
+Of a classifier the map is that of its last stage. Of an R-CNN it is that of the features pooled from one detection's
+box, of a detector of one stage that of the level about the place that gave the detection, as far as its head
+sees: the score depends on nothing else, and a map of the whole image credits other objects too, since Grad-CAM weighs
+a channel alike everywhere.
 
 Source: Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization",
 ICCV 2017; computed by captum.
@@ -11,26 +12,29 @@ ICCV 2017; computed by captum.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import resize_boxes
 
-Model: TypeAlias = GeneralizedRCNN | ResNet
-Box = tuple[float, float, float, float]
+from norton_det.models.parts import regions
+from norton_det.report.places import Box, Place, find_place
+
 _IMAGENET: Any = ResNet50_Weights.IMAGENET1K_V1
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is explained on an image, the same for every model: a class, and where.
+    """Says what is explained on an image, the same for every model: a class, and where.
 
-    `picture` is what the maps are drawn on, uint8 RGB (3, H, W): a classifier's square crop, a detector's image.
-    `area` is the part of it that they cover, xyxy in its pixels. `score` is the probability that the model gives it
-    by which it was chosen.
+    Attributes:
+        label, name: of the class.
+        score: the probability that the model gives it by which it was chosen.
+        picture: what the maps are drawn on, uint8 RGB (3, H, W): a classifier's square crop, a detector's image.
+        area: the part of it that they cover, xyxy in its pixels.
+        place: of a detection of a detector of one stage, the anchor that gave it.
     """
 
     label: int
@@ -38,11 +42,12 @@ class Subject:
     score: float
     picture: Tensor
     area: Box
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A model's maps (h, w), one a subject, and how alike each is to the reference model's."""
+    """Holds a model's maps (h, w), one a subject, and how alike each is to the reference model's."""
 
     name: str
     parameters: int
@@ -55,8 +60,8 @@ class Explanation:
         return float(torch.tensor(self.similarities, dtype=torch.float64).nanmean())
 
 
-def choose_subject(model: Model, image: Tensor, categories: Sequence[str], detection: int = 1) -> Subject:
-    """A classifier's best class, or a detector's detection: 1 is the one of the highest score, 2 the next.
+def choose_subject(model: nn.Module, image: Tensor, categories: Sequence[str], detection: int = 1) -> Subject:
+    """Choose a classifier's best class, or a detector's detection: 1 is the one of the highest score, 2 the next.
 
     The model is in evaluation mode; the image is float RGB (3, H, W) in 0 to 1. Raises ValueError where a detector
     finds fewer objects.
@@ -68,42 +73,47 @@ def choose_subject(model: Model, image: Tensor, categories: Sequence[str], detec
 
 def explain(
     name: str,
-    model: Model,
+    model: nn.Module,
     images: Sequence[Tensor],
     subjects: Sequence[Subject],
     reference: Explanation | None = None,
 ) -> Explanation:
-    """The maps of a model, in evaluation mode, beside those of a reference (None: its own). Raises as `grad_cam`."""
+    """Compare the maps of a model, in evaluation mode, with those of a reference (None: its own).
+
+    Raises as `grad_cam`.
+    """
     maps = tuple(grad_cam(model, image, subject) for image, subject in zip(images, subjects, strict=True))
     similarities = tuple(map(similarity, maps, reference.maps if reference else maps))
     return Explanation(name, sum(p.numel() for p in model.parameters()), maps, similarities)
 
 
-def grad_cam(model: Model, image: Tensor, subject: Subject) -> Tensor:
-    """The map of a subject, (h, w) over its area, at least 0; 7x7 with torchvision's sizes.
+def grad_cam(model: nn.Module, image: Tensor, subject: Subject) -> Tensor:
+    """Compute the map of a subject, (h, w) over its area, at least 0.
 
         map = relu( sum_c  mean_ij(d score / d A[c, i, j])  A[c] )
 
-    A are the features (C, h, w), the score is the class's logit. The model, in evaluation mode, may be another than
-    the one by which the subject was chosen, of the same classes. Raises ValueError where captum is not installed.
+    A are the features (C, h, w), the score is the class's logit: 7x7 with the sizes of torchvision's classifiers and
+    R-CNNs, at most 11x11 of its detectors of one stage. The model, in evaluation mode, may be another than the one by
+    which the subject was chosen, of the same classes. Raises ValueError where captum is not installed.
     """
     try:
         from captum.attr import LayerGradCam
     except ImportError:
         raise ValueError("captum is not installed: pip install norton_det[gradcam]") from None
+    scores: Any
     if isinstance(model, ResNet):
-        method, pixels = LayerGradCam(model, model.layer4), _preprocess(image)
+        scores, features, pixels = model, model.layer4, _preprocess(image)
     else:
-        batch, _ = model.transform([image])
-        box = resize_boxes(image.new_tensor([subject.area]), image.shape[1:], batch.image_sizes[0])
-        scores = _BoxScores(model, box, batch.image_sizes[0])
-        method, pixels = LayerGradCam(scores, model.roi_heads.box_roi_pool), batch.tensors
-    cam: Tensor = method.attribute(pixels, subject.label, relu_attributions=True)
-    return cam[0, 0].detach()
+        scores, pixels = _detector_scores(model, image, subject)
+        features = scores.features
+    cam: Tensor = LayerGradCam(scores, features).attribute(pixels, subject.label, relu_attributions=True)
+    height, width = cam.shape[2:]
+    top, left, bottom, right = subject.place.window if subject.place else (0, 0, height, width)
+    return cam[0, 0, top:bottom, left:right].detach()
 
 
 def similarity(cam: Tensor, reference: Tensor) -> float:
-    """Pearson's correlation of two maps of one shape.
+    """Compute Pearson's correlation of two maps of one shape.
 
     A map that is the same everywhere is 0 alike; where that is the reference there is nothing to be like: NaN.
     """
@@ -115,30 +125,54 @@ def similarity(cam: Tensor, reference: Tensor) -> float:
 
 
 def class_names(described: object, count: int) -> list[str]:
-    """A classifier's: those that its file says, else ImageNet's, whichever are as many; else numbers."""
+    """Name a classifier's classes: as its file says, else as ImageNet's, whichever are as many; else by numbers."""
     for names in (described, _IMAGENET.meta["categories"]):
         if isinstance(names, list) and len(names) == count:
             return names
     return [f"class {label}" for label in range(count)]
 
 
-class _BoxScores(nn.Module):
-    """A detector's class logits (1, classes) at a box (1, 4) of what enters its backbone (1, 3, H, W).
+def _detector_scores(detector: Any, image: Tensor, subject: Subject) -> tuple[nn.Module, Tensor]:
+    """A module that gives the class logits at a subject, of what enters the backbone, and that."""
+    batch, _ = detector.transform([image])
+    if subject.place is not None:
+        return _PlaceScores(detector, subject.place), batch.tensors
+    box = resize_boxes(image.new_tensor([subject.area]), image.shape[1:], batch.image_sizes[0])
+    return _BoxScores(detector, box, batch.image_sizes[0]), batch.tensors
 
-    `size` is that of the image in it, without the padding.
+
+class _BoxScores(nn.Module):
+    """An R-CNN's class logits (1, classes) at a box (1, 4) of what enters its backbone (1, 3, H, W).
+
+    `size` is that of the image in it, without the padding. What is pooled passes through `features`.
     """
 
-    def __init__(self, detector: GeneralizedRCNN, box: Tensor, size: tuple[int, int]) -> None:
+    def __init__(self, detector: Any, box: Tensor, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector, self.box, self.size = detector, box, size
+        self.features = nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        heads = self.detector.roi_heads
         with torch.no_grad():
             levels = self.detector.backbone(pixels)
-        regions = heads.box_roi_pool(levels, [self.box], [self.size])
-        logits: Tensor = heads.box_predictor(heads.box_head(regions))[0]
+        pooler, head, predictor = regions(self.detector)["box"]
+        logits: Tensor = predictor(head(self.features(pooler(levels, [self.box], [self.size]))))[0]
         return logits
+
+
+class _PlaceScores(nn.Module):
+    """The class logits (1, classes) of a detector of one stage at an anchor, likewise; a level is its `features`."""
+
+    def __init__(self, detector: Any, place: Place) -> None:
+        super().__init__()
+        self.detector, self.place = detector, place
+        self.features = nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            levels = [*self.detector.backbone(pixels).values()]
+        logits: Tensor = self.detector.head.classification_head([self.features(levels[self.place.level])])
+        return logits[:, self.place.index]
 
 
 @torch.inference_mode()
@@ -153,13 +187,17 @@ def _best_class(model: ResNet, image: Tensor, categories: Sequence[str]) -> Subj
 
 
 @torch.inference_mode()
-def _nth_detection(model: GeneralizedRCNN, image: Tensor, categories: Sequence[str], number: int) -> Subject:
+def _nth_detection(model: Any, image: Tensor, categories: Sequence[str], number: int) -> Subject:
     found = model([image])[0]
     if number > len(found["scores"]):
         raise ValueError(f"there is no detection {number}: the detector finds {len(found['scores'])} objects")
     chosen = found["scores"].argsort(descending=True, stable=True)[number - 1]
-    label, score, (left, top, right, bottom) = (found[key][chosen].tolist() for key in ("labels", "scores", "boxes"))
-    return Subject(label, categories[label], score, _as_bytes(image), (left, top, right, bottom))
+    label, score, box = int(found["labels"][chosen]), float(found["scores"][chosen]), found["boxes"][chosen]
+    left, top, right, bottom = box.tolist()
+    place, area = None, (left, top, right, bottom)
+    if not regions(model):
+        place, area = find_place(model, image, box, label, score)
+    return Subject(label, categories[label], score, _as_bytes(image), area, place)
 
 
 def _preprocess(image: Tensor) -> Tensor:

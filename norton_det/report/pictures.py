@@ -47,8 +47,8 @@ def draw_pairs(
         image, target = dataset[number * len(dataset) // min(count, len(dataset))]
         image = image.as_subclass(Tensor)
         found = to_output(by_image[target["image_id"]], categories)
-        truth = draw_targets(image, to_model_targets(target), categories.names)
-        predictions = draw_predictions(image, found, categories.names, confidence)
+        truth = draw_targets(image, to_model_targets(target), categories.names, categories.keypoints)
+        predictions = draw_predictions(image, found, categories.names, confidence, categories.keypoints)
         pairs.append(Pair(target["image_id"], _data_uri(truth), _data_uri(predictions)))
     return pairs
 

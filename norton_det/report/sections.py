@@ -1,5 +1,6 @@
 """What a report tells, section by section."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,18 @@ from norton_det.analysis.complexity import PROPOSALS, Count, total
 from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.data.catalog import Task
 from norton_det.evaluation.coco import PrecisionRecall
+from norton_det.models.parts import REGION_KINDS
 from norton_det.report import figures
 from norton_det.report.page import Fact, Section, facts, folded, note, pictures, plots, render, table
 from norton_det.report.pictures import Pair
 from norton_det.report.run_data import Benchmark, Run
 
 _KINDS: dict[Task, str] = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+_WORDS = {
+    "faster": "Faster", "mask": "Mask", "keypoint": "Keypoint", "rcnn": "R-CNN", "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+}  # fmt: skip
+"""As the words in a detector's name are written."""
 _TRAIN = "norton-det train"
 _COMPRESS = "norton-det compress"
 _LONGEST_PLOT = 40
@@ -83,10 +90,10 @@ def report(material: Material) -> str:
 def _subtitle(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    kind = config["model"]["detector"].replace("_rcnn", "").capitalize()
+    kind = " ".join(_WORDS.get(word, word) for word in config["model"]["detector"].split("_"))
     train, test = (config["data"][split] for split in ("train", "test"))
     names = [data if isinstance(data, str) else data["annotations"] for data in (train, test)]
-    return f"{kind} R-CNN, trained on {names[0]}, evaluated on {names[1]}"
+    return f"{kind}, trained on {names[0]}, evaluated on {names[1]}"
 
 
 def _results(material: Material) -> Section:
@@ -220,11 +227,13 @@ def _size(material: Material) -> Section:
     if not models:
         return Section("Size by part", "", _TRAIN)
     height, width = material.input_size
-    others = " and one in the other" if any(len(counts) > 4 for counts in models.values()) else ""
+    heads = [name for counts in models.values() for name in counts if name.removesuffix("_head") in REGION_KINDS]
+    regions = f", {PROPOSALS} regions in the box head" if heads else ""
+    others = " and one in the other" if {*heads} - {"box_head"} else ""
     drawn = plots(
         (
             figures.plot_parts(models, "macs", 1e9, "GMACs"),
-            f"MACs for an image of {width} x {height} pixels, {PROPOSALS} regions in the box head{others}",
+            f"MACs for an image of {width} x {height} pixels{regions}{others}",
         ),
         (figures.plot_parts(models, "parameters", 1e6, "million parameters"), "Parameters"),
     )
@@ -293,9 +302,10 @@ def _curve(steps: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, 
     return [(step["iteration"], step[key]) for step in steps if key in step]
 
 
-def _place(layer: LayerReport) -> tuple[bool, str]:
-    """The body first, in the order of the data, then other parts."""
-    return not layer.name.startswith(("conv1", "layer")), layer.name
+def _place(layer: LayerReport) -> tuple[bool, list[str | int]]:
+    """The body first, in the order of the data, then other parts; block 2 comes before block 10."""
+    numbered: list[str | int] = [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", layer.name)]
+    return not layer.name.startswith(("conv1", "layer")), numbered
 
 
 def _plain(value: Any) -> str:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from norton_det.data.shapes import SKELETON
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 Picture = npt.NDArray[np.uint8]
 Plate = tuple[int, int, int, int]
 """Left, top, right, bottom."""
+Limb = tuple[int, int, tuple[int, int, int]]
+"""Two keypoints, by index, and the colour between them."""
 _GOLDEN_ANGLE = 0.61803398875
 _DRAWN = ("boxes", "labels", "masks", "keypoints")
-_LIMBS = [(start - 1, end - 1) for start, end in SKELETON]
 _LEFT, _RIGHT, _MIDDLE = (255, 159, 28), (46, 196, 241), (122, 229, 130)
 
 
@@ -30,12 +31,17 @@ def category_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_predictions(
-    image: Tensor, prediction: Mapping[str, Tensor], categories: Sequence[str], confidence: float = 0.5
+    image: Tensor,
+    prediction: Mapping[str, Tensor],
+    categories: Sequence[str],
+    confidence: float = 0.5,
+    keypoints: Keypoints | None = None,
 ) -> Tensor:
     """A copy of an image, uint8 RGB (3, H, W), with the predictions of at least `confidence` drawn on it.
 
     `prediction` is a torchvision detector's dictionary: boxes (N, 4) xyxy pixels, labels, scores, and optionally
-    masks (N, 1, H, W) and keypoints (N, 17, 3). Returns uint8 (3, H, W).
+    masks (N, 1, H, W) and keypoints (N, K, 3), with the skeleton of `keypoints`, where these are not told COCO's for
+    17 and for others none. Returns uint8 (3, H, W).
     """
     shown = prediction["scores"] >= confidence
     objects = {key: value[shown] for key, value in prediction.items() if key in _DRAWN}
@@ -45,27 +51,34 @@ def draw_predictions(
         f"{categories[label]} {score:.0%}"
         for label, score in zip(objects["labels"].tolist(), prediction["scores"][shown].tolist(), strict=True)
     ]
-    return _draw_objects(image, objects, names)
+    return _draw_objects(image, objects, names, keypoints)
 
 
-def draw_targets(image: Tensor, target: Mapping[str, Tensor], categories: Sequence[str]) -> Tensor:
+def draw_targets(
+    image: Tensor, target: Mapping[str, Tensor], categories: Sequence[str], keypoints: Keypoints | None = None
+) -> Tensor:
     """A copy of an image, uint8 RGB (3, H, W), with the objects that a detector is trained on drawn on it.
 
     `target` is a torchvision detector's: boxes (N, 4) xyxy pixels, labels, and optionally masks (N, H, W) and
-    keypoints (N, 17, 3), those of visibility 0 not drawn. Returns uint8 (3, H, W).
+    keypoints (N, K, 3), those of visibility 0 not drawn, with a skeleton as `draw_predictions` has it. Returns uint8
+    (3, H, W).
     """
     objects = {key: value for key, value in target.items() if key in _DRAWN}
     if "masks" in objects:
         objects["masks"] = objects["masks"] > 0
     names = [categories[label] for label in objects["labels"].tolist()]
     visible = target["keypoints"][..., 2] > 0 if "keypoints" in target else None
-    return _draw_objects(image, objects, names, visible)
+    return _draw_objects(image, objects, names, keypoints, visible)
 
 
 def _draw_objects(
-    image: Tensor, objects: Mapping[str, Tensor], names: Sequence[str], visible: Tensor | None = None
+    image: Tensor,
+    objects: Mapping[str, Tensor],
+    names: Sequence[str],
+    keypoints: Keypoints | None,
+    visible: Tensor | None = None,
 ) -> Tensor:
-    """Objects with boxes, labels and optionally masks (N, H, W) bool and keypoints; `visible`: (N, 17) bool."""
+    """Objects with boxes, labels and optionally masks (N, H, W) bool and keypoints; `visible`: (N, K) bool."""
     if not names:
         return image.clone()
     colours = [category_colour(label) for label in objects["labels"].tolist()]
@@ -75,30 +88,38 @@ def _draw_objects(
         for mask, colour in zip(objects["masks"], colours, strict=True):
             picture = draw_segmentation_masks(picture, mask, alpha=0.45, colors=colour)
     if "keypoints" in objects:
-        picture = _with_skeletons(picture, objects["keypoints"][..., :2], visible, thickness)
+        points = objects["keypoints"][..., :2]
+        if keypoints is None and points.shape[1] == COCO_KEYPOINTS.count:
+            keypoints = COCO_KEYPOINTS
+        picture = _with_skeletons(picture, points, _limbs(keypoints) if keypoints else [], visible, thickness)
     picture = draw_bounding_boxes(picture, objects["boxes"], colors=colours, width=thickness)
     return _with_labels(picture, objects["boxes"], names, colours)
 
 
-def _with_skeletons(picture: Tensor, people: Tensor, visible: Tensor | None, thickness: int) -> Tensor:
-    """Limbs between the points (N, 17, 2), those of the left, of the right and between them in a colour each."""
+def _with_skeletons(
+    picture: Tensor, objects: Tensor, limbs: Sequence[Limb], visible: Tensor | None, thickness: int
+) -> Tensor:
+    """The points (N, K, 2) of each object, and limbs between them."""
     canvas = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
     if visible is None:
-        visible = torch.ones(people.shape[:2], dtype=torch.bool)
-    for points, seen in zip(people.round().int().tolist(), visible.tolist(), strict=True):
-        for start, end in _LIMBS:
+        visible = torch.ones(objects.shape[:2], dtype=torch.bool)
+    for points, seen in zip(objects.round().int().tolist(), visible.tolist(), strict=True):
+        for start, end, colour in limbs:
             if seen[start] and seen[end]:
-                cv2.line(canvas, points[start], points[end], _limb_colour(start, end), thickness + 1, cv2.LINE_AA)
+                cv2.line(canvas, points[start], points[end], colour, thickness + 1, cv2.LINE_AA)
         for point in itertools.compress(points, seen):
             cv2.circle(canvas, point, thickness + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
     return torch.from_numpy(canvas).permute(2, 0, 1)
 
 
-def _limb_colour(start: int, end: int) -> tuple[int, int, int]:
-    """In COCO's order the nose comes first, then left and right in turn."""
-    if 0 in (start, end) or (start + end) % 2:
-        return _MIDDLE
-    return _LEFT if start % 2 else _RIGHT
+def _limbs(keypoints: Keypoints) -> list[Limb]:
+    """The skeleton, in a colour each what lies on one side, on the other, and between them.
+
+    Of two keypoints that change places in a mirror the first is on the left, as in COCO.
+    """
+    sides = [np.sign(partner - index) for index, partner in enumerate(keypoints.flip)]
+    colours = {(1, 1): _LEFT, (-1, -1): _RIGHT}
+    return [(start, end, colours.get((sides[start], sides[end]), _MIDDLE)) for start, end in keypoints.skeleton]
 
 
 def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:

@@ -4,35 +4,48 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torchvision
+from detectors import tiny_detector
 
 from norton_det.analysis import parts as parts_module
 from norton_det.analysis.parts import seconds_by_part
 from norton_det.analysis.roofline import measure_roofline
 from norton_det.deploy.treatments import SHIPPED, count_regions, fix_workload, treated, usable_treatments
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from norton_det.models.settings import write_settings
+
+TWO_STAGES = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "faster_rcnn_v2", "mask_rcnn_v2")
+ONE_STAGE = ("retinanet", "retinanet_v2", "fcos")
+CANDIDATES = 30
+
+
+def few_candidates(kind):
+    """A detector of CANDIDATES proposals, or candidates of a level, with thresholds such as trained ones have."""
+    detector = tiny_detector(kind, "resnet18", classes=4, channels=64)
+    if kind in ONE_STAGE:
+        write_settings(detector, {"topk_candidates": CANDIDATES, "score_thresh": 0.05})
+    else:
+        limits = {"rpn_pre_nms_top_n_test": CANDIDATES, "rpn_post_nms_top_n_test": CANDIDATES}
+        write_settings(detector, {**limits, "box_score_thresh": 0.05})
+    return detector
 
 
 @pytest.fixture
-def detector():
-    torch.manual_seed(0)
-    settings = DetectorSettings(min_size=(64,), max_size=96, test_proposals=50)
-    spec = DetectorSpec("mask_rcnn", 4, ResNetSpec.dense(0.125), 16, 16, 8, settings=settings)
-    return build_from_spec(spec).eval()
+def images():
+    return [torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))]
 
 
-def test_the_parts_add_up_and_none_is_left_out(detector):
-    parts = seconds_by_part(detector, [torch.rand(3, 64, 96)], runs=1)
-    assert set(parts) == {
-        *("resize", "body", "neck", "rpn head", "proposals", "roi align", "heads", "post-processing", "rest")
-    }
+@pytest.mark.parametrize("kind", ["mask_rcnn", "faster_rcnn_v2", *ONE_STAGE])
+def test_the_parts_add_up_and_none_is_left_out(kind, images):
+    detector = few_candidates(kind)
+    parts = seconds_by_part(detector, images, runs=1)
+    behind = {"heads"} if kind in ONE_STAGE else {"rpn head", "proposals", "roi align", "heads"}
+    assert set(parts) == {"resize", "body", "neck", *behind, "post-processing", "rest"}
     assert min(parts.values()) > 0
-    assert not detector.backbone.body._forward_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
 
 
-def test_what_stands_inside_another_part_is_taken_out_of_it(detector, monkeypatch):
-    clock = {"whole": 100, "resize": 5, "body": 20, "neck": 10, "rpn head": 4, "rpn": 14}
-    clock |= {"roi heads": 40, "roi align": 6, "heads": 9}
+def with_clock(monkeypatch, clock):
+    """Let the parts take what a clock says; returns which modules are watched, by name."""
     watched = {}
 
     @contextmanager
@@ -42,7 +55,14 @@ def test_what_stands_inside_another_part_is_taken_out_of_it(detector, monkeypatc
         yield
 
     monkeypatch.setattr(parts_module, "_timed", timed)
-    parts = seconds_by_part(detector, [torch.rand(3, 64, 96)], runs=1)
+    return watched
+
+
+def test_what_stands_inside_another_part_is_taken_out_of_it(images, monkeypatch):
+    clock = {"whole": 100, "resize": 5, "body": 20, "neck": 10, "rpn head": 4, "rpn": 14}
+    watched = with_clock(monkeypatch, clock | {"roi heads": 40, "roi align": 6, "heads": 9})
+    detector = few_candidates("mask_rcnn")
+    parts = seconds_by_part(detector, images, runs=1)
     assert (parts["proposals"], parts["post-processing"], parts["rest"]) == (10, 25, 11)
     assert sum(parts.values()) == 100
     heads = detector.roi_heads
@@ -50,21 +70,61 @@ def test_what_stands_inside_another_part_is_taken_out_of_it(detector, monkeypatc
     assert watched["roi align"] == [heads.box_roi_pool, heads.mask_roi_pool]
 
 
-def test_the_workload_is_the_same_whatever_the_weights(detector):
-    images = [torch.rand(3, 64, 96)]
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        for parameter in detector.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        fix_workload(detector, detections=5)
-        regions = count_regions(detector, images)
-        assert 30 <= regions["box"] <= 50 and regions["mask"] == 5
-        assert len(detector(images)[0]["boxes"]) == 5
+def test_of_one_stage_what_no_module_takes_is_post_processing(images, monkeypatch):
+    watched = with_clock(monkeypatch, {"whole": 100, "resize": 5, "body": 20, "neck": 10, "heads": 40, "anchors": 2})
+    detector = few_candidates("fcos")
+    parts = seconds_by_part(detector, images, runs=1)
+    assert (parts["heads"], parts["post-processing"], parts["rest"]) == (40, 23, 2)
+    assert sum(parts.values()) == 100
+    assert (watched["heads"], watched["anchors"]) == ([detector.head], [detector.anchor_generator])
 
 
-def test_as_shipped_is_a_copy_in_the_contiguous_layout(detector):
+def with_other_weights(detector, seed):
+    torch.manual_seed(seed)
+    for parameter in detector.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return detector
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", TWO_STAGES)
+def test_the_workload_of_an_rcnn_is_the_same_whatever_the_weights(kind, seed, images):
+    detector = with_other_weights(few_candidates(kind), seed)
+    fix_workload(detector, detections=5)
+    seen = count_regions(detector, images)
+    assert 0.6 * CANDIDATES <= seen["box"] <= CANDIDATES
+    assert set(seen.values()) <= {seen["box"], 5}
+    assert detector(images)[0]["labels"].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ONE_STAGE)
+def test_the_workload_of_one_stage_is_the_same_whatever_the_weights(kind, seed, images, monkeypatch):
+    detector = with_other_weights(few_candidates(kind), seed)
+    fix_workload(detector, detections=5)
+    assert count_regions(detector, images) == {}
+    assert detector(images)[0]["labels"].tolist() == [1] * 5
+    met = []
+    real = torchvision.ops.boxes.batched_nms
+    monkeypatch.setattr(
+        torchvision.ops.boxes,
+        "batched_nms",
+        lambda boxes, scores, *rest: met.append(boxes) or real(boxes, scores, *rest),
+    )
+    detector(images)
+    places = (96, 24, 6, 2, 1)  # of the levels
+    anchors = 1 if kind == "fcos" else 9
+    assert [len(boxes) for boxes in met] == [sum(min(CANDIDATES, anchors * count) for count in places)]
+    levels = [torch.zeros(1, 1, *size) for size in ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))]
+    [known] = detector.anchor_generator(detector.transform(images)[0], levels)
+    known = torchvision.ops.clip_boxes_to_image(known, (64, 96))
+    assert torch.cdist(met[0], known).min(dim=1).values.max() < 1e-3
+
+
+def test_as_shipped_is_a_copy_in_the_contiguous_layout(images):
+    detector = few_candidates("faster_rcnn")
     detector.backbone.to(memory_format=torch.channels_last)
-    shipped = treated(detector, SHIPPED, [torch.rand(3, 64, 96)])
+    shipped = treated(detector, SHIPPED, images)
     assert shipped.backbone.body["layer1"][0].conv2.weight.is_contiguous()
     assert not detector.backbone.body["layer1"][0].conv2.weight.is_contiguous()
 

@@ -1,11 +1,21 @@
 """The benchmark command without its measuring: which models it takes, and what it says of their times."""
 
-import torch
+import json
+from pathlib import Path
 
+import pytest
+import torch
+from detectors import tiny_detector
+
+import norton_det
+from norton_det.analysis.complexity import count_detector
+from norton_det.analysis.roofline import Roofline
 from norton_det.cli import benchmark
-from norton_det.cli.benchmark import Measured, build_models, format_latencies
+from norton_det.cli.benchmark import build_models
 from norton_det.cli.main import main
 from norton_det.config import load_config
+from norton_det.deploy.benchmark import Measured, format_latencies, format_profiles, profile
+from norton_det.deploy.treatments import SHIPPED
 
 TINY = ["model.width=0.125", "model.fpn_channels=16", "model.box_channels=32"]
 
@@ -35,19 +45,61 @@ def test_models_are_the_dense_one_and_one_a_plan():
     assert sizes["dense"] > sizes["norton-43"] > sizes["norton-77"]
 
 
-def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(monkeypatch):
+@pytest.fixture
+def quick(monkeypatch):
+    """The machine's limits are not measured."""
+    monkeypatch.setattr(benchmark, "measure_roofline", lambda device: Roofline(1e9, 1e9))
+
+
+def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, monkeypatch):
     calls = []
-    monkeypatch.setattr(benchmark, "treated", lambda model, *_: lambda images: calls.append((model, images)))
-    monkeypatch.setattr(benchmark, "measure_roofline", lambda device: Roofline())
-    monkeypatch.setattr(benchmark, "describe", lambda *_: {})
-    monkeypatch.setattr(benchmark, "format_details", str)
+
+    def measured(models, treatment, images, runs):
+        calls.append((models, images))
+        return {name: Measured(1.0, 1.0, 1.0, runs, 0) for name in models}
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    monkeypatch.setattr(benchmark, "profile", lambda *_: {})
+    monkeypatch.setattr(benchmark, "format_profiles", str)
     words = ["benchmark", "--config", "quickstart.yaml", "model.plan=none", *TINY, "--treatments", "torch"]
     assert main([*words, "--batch", "3", "--runs", "1", "--detections", "4", "--input-size", "64", "96"]) == 0
-    for model, images in calls:
-        assert [image.shape for image in images] == [(3, 64, 96)] * 3
-        assert all(torch.equal(image, images[0]) for image in images)
-        assert model.roi_heads.detections_per_img == 4
+    [(models, images)] = calls
+    assert [image.shape for image in images] == [(3, 64, 96)] * 3
+    assert all(torch.equal(image, images[0]) for image in images)
+    assert [model.roi_heads.detections_per_img for model in models.values()] == [4]
 
 
-class Roofline:
-    macs = bytes = 1e9
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "mask_rcnn_v2"])
+def test_detectors_of_any_kind_are_measured(kind, quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plan = {"notation": "[0.25]*12", "parts": {"neck": 1, "classification_head": 1, "box_head": 4}}
+    for name, chosen in (("dense", None), ("small", plan)):
+        norton_det.save(tiny_detector(kind, "resnet18", chosen, channels=64), f"{name}.pth")
+    words = ["--weights", "dense.pth", "small.pth", "--treatments", SHIPPED, "--runs", "1", "--json", "out.json"]
+    assert main(["benchmark", "--config", "quickstart.yaml", *words, "--input-size", "64", "96"]) == 0
+    models = json.loads(Path("out.json").read_text())["models"]
+    assert models["dense"]["macs"] > models["small"]["macs"] and models["dense"]["parameters"] > 0
+    regions = {"box", "mask"} if kind == "mask_rcnn_v2" else set()
+    assert set(models["dense"]["regions"]) == regions
+    told = capsys.readouterr().out
+    assert ("regions:" in told) == bool(regions)
+    assert f"body, neck and {'RPN' if regions else 'heads'} reach" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "every_level"), [("faster_rcnn", ["rpn"]), ("fcos", ["classification_head", "regression_head"])]
+)
+def test_the_share_of_the_peak_is_that_of_what_looks_at_the_whole_image(kind, every_level, monkeypatch):
+    detector = tiny_detector(kind, "resnet18", channels=64)
+    seconds = {"body": 1.0, "neck": 2.0, "rpn head" if kind == "faster_rcnn" else "heads": 1.0, "rest": 9.0}
+    monkeypatch.setattr("norton_det.deploy.benchmark.seconds_by_part", lambda *_: seconds)
+    monkeypatch.setattr(
+        "norton_det.deploy.benchmark.treated", lambda model, *_: type("Fast", (), {"detector": model})
+    )
+    images = [torch.rand(3, 64, 96)] * 2
+    found = profile(detector, images, peak_macs=1e9)
+    counts = count_detector(detector, 64, 96)
+    macs = sum(counts[part].macs_as_run for part in ("body", "neck", *every_level))
+    assert found["share_of_peak"] == pytest.approx(2 * macs / 4.0 / 1e9)
+    assert found["milliseconds_by_part"]["rest"] == 9000
+    assert "9000.0" in format_profiles({"it": found})

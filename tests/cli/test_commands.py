@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 import norton_det
 from norton_det.builders import detector as building
@@ -17,9 +19,7 @@ from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import CATEGORIES, write_shapes
 from norton_det.deploy.treatments import usable_treatments
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 from norton_det.visualization.draw import draw_predictions
 
 SMALL = [

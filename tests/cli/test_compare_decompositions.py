@@ -2,13 +2,13 @@ import json
 
 import pytest
 import torch
+from norton_det.models.resnet import SPATIAL_LAYERS
 from torchvision.models import resnet50
 
 from norton_det.cli import compare_decompositions as command
 from norton_det.cli.compare_decompositions import format_results
 from norton_det.cli.main import main
 from norton_det.compression.comparison import METHODS, Measurement, input_side, resnet_convolutions
-from norton_det.models.resnet import SPATIAL_LAYERS
 
 QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size", "32"]
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 
 import norton_det
 from norton_det.cli.main import main
 from norton_det.data.catalog import Categories, find_dataset, read_categories
 from norton_det.data.shapes import write_shapes
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")

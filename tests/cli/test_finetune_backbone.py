@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 import norton_det
@@ -19,7 +20,6 @@ from norton_det.cli.main import main
 from norton_det.compression.plan import load_plan
 from norton_det.data.catalog import Categories
 from norton_det.data.imagefolder import LabelledImages
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 SCRIPT = Path(__file__).parents[2] / "tools/finetune_backbone.py"
 CLASSES = ["bars", "blob", "plain"]

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import tiny_classifier, tiny_detector
 from PIL import Image
 
-from norton_det.cli import gradcam as command
 from norton_det.cli.main import main
 from norton_det.data.images import write_png
-from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec, build_resnet50
-from norton_det.models.weights import model_from_weights, read_weights
+from norton_det.models.persistence import model_from_weights, save_weights
+from norton_det.models.weights import read_weights
+from norton_det.report import explanations
 
 NAMES = ["__background__", "dog", "cat"]
 
@@ -25,19 +24,18 @@ NAMES = ["__background__", "dog", "cat"]
 def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=4), categories=list("abcd"))
+    save_weights(Path("dense.pth"), tiny_classifier(classes=4), categories=list("abcd"))
     for place in ("images/1", "images/2", "images/3", "more/one"):
         Path(place).parent.mkdir(exist_ok=True)
         write_png(Path(f"{place}.png"), torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8))
 
 
-def save_detector(path, names=NAMES):
+def save_detector(path, names=NAMES, kind="faster_rcnn", body="resnet50"):
     """Its file has frozen BatchNorm, as torchvision's."""
-    settings = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20, score_threshold=0.0)
-    detector = build_from_spec(DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 32, settings=settings))
+    detector = tiny_detector(kind, body, channels=64)
     detector.categories, detector.category_ids = names, [0, 1, 2]
     frozen = copy.deepcopy(detector)
-    freeze_batch_norms(frozen)
+    freeze_batch_norms(frozen.backbone.body)
     save_weights(Path(path), frozen)
     return detector
 
@@ -89,15 +87,43 @@ def test_a_detection_of_a_detector():
     assert dense["parameters"] > compressed["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "plan"),
+    [
+        ("fcos", "resnet18", "[0.2]*12"),
+        ("retinanet", "resnet50", "norton-59-all"),
+        ("retinanet_v2", "resnet34", "[0.3]*20"),
+        ("mask_rcnn_v2", "resnet101", "[0.3]*37"),
+    ],
+)
+def test_a_detector_of_any_kind_and_body(kind, body, plan):
+    save_detector("detector.pth", kind=kind, body=body)
+    assert gradcam("--plans", plan, "--json", "1.json", weights="detector.pth", images=["images"]) == 0
+    content = json.loads(Path("1.json").read_text())
+    for image in content["images"]:
+        left, top, right, bottom = image["area"]
+        assert 0 <= left < right <= 48 and 0 <= top < bottom <= 40
+        assert image["name"] in NAMES
+    dense, compressed = content["models"]
+    assert dense["parameters"] > compressed["parameters"]
+    assert Path("out/grid.png").stat().st_size > 1000
+
+
+def test_a_classifier_of_another_depth():
+    save_weights(Path("deep.pth"), tiny_classifier("resnet101", classes=4))
+    assert gradcam("--plans", "[0.2]*37", "--json", "1.json", weights="deep.pth", images=["images"]) == 0
+    assert json.loads(Path("1.json").read_text())["models"][1]["removed"] > 0.3
+
+
 def test_plans_are_restored_on_images(monkeypatch):
     seen = []
-    real = command.compress_and_recover
+    real = explanations.compress_and_recover
 
     def recorded(model, plan, images, **options):
         seen.append(len(images))
         return real(model, plan, [], **options)
 
-    monkeypatch.setattr(command, "compress_and_recover", recorded)
+    monkeypatch.setattr(explanations, "compress_and_recover", recorded)
     assert gradcam("--plans", "norton-43", "norton-59", "--restore", "images", "--restore-count", "2") == 0
     assert gradcam("--plans", "norton-43") == 0
     assert seen == [2, 2, 0]
@@ -130,7 +156,7 @@ def test_weights_that_are_damaged_or_incomplete(capsys):
 def test_a_file_that_does_not_fit(capsys):
     save_detector("detector.pth")
     save_detector("other.pth", ["__background__", "dog", "bird"])
-    save_weights(Path("three.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=3))
+    save_weights(Path("three.pth"), tiny_classifier(classes=3))
     pairs = (("dense.pth", "detector.pth"), ("dense.pth", "three.pth"), ("detector.pth", "other.pth"))
     for weights, compressed in pairs:
         assert gradcam("--compressed", compressed, weights=weights) == 2
@@ -169,6 +195,6 @@ def test_compressed_weights_are_not_compressed_again(capsys):
 
 def test_captum_is_asked_for_before_anything_is_compressed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    monkeypatch.setattr(command, "compress_and_recover", lambda *_, **__: pytest.fail("compressed"))
+    monkeypatch.setattr(explanations, "compress_and_recover", lambda *_, **__: pytest.fail("compressed"))
     assert gradcam("--plans", "norton-43") == 2
     assert "pip install norton_det[gradcam]" in one_line(capsys)

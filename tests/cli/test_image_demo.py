@@ -5,36 +5,27 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectors import ALL_KINDS, tiny_detector
 from PIL import Image
 
-from norton_det.cli.image import picture_names
+import norton_det
 from norton_det.cli.main import main
-from norton_det.data.images import read_image
-from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from norton_det.data.images import picture_names, read_image
 
-SETTINGS = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20, score_threshold=0.0, detections=5)
+
+def saved(folder, kind, body="resnet18", plan=None):
+    """A file of a tiny detector with random weights, whose scores of two classes and the background are alike."""
+    detector = tiny_detector(kind, body, plan, channels=64)
+    detector.categories, detector.category_ids = ["__background__", "cat", "dog"], [0, 17, 18]
+    (detector.roi_heads if hasattr(detector, "roi_heads") else detector).detections_per_img = 5
+    path = folder / f"{kind}.pth"
+    norton_det.save(detector, path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A tiny Mask R-CNN with random weights, whose scores of two classes and the background are about a third."""
-    torch.manual_seed(0)
-    spec = DetectorSpec(
-        "mask_rcnn",
-        3,
-        ResNetSpec.dense(0.125),
-        fpn_channels=16,
-        box_channels=32,
-        mask_channels=8,
-        settings=SETTINGS,
-    )
-    detector = build_from_spec(spec)
-    detector.categories, detector.category_ids = ["__background__", "cat", "dog"], [0, 17, 18]
-    path = tmp_path_factory.mktemp("weights") / "detector.pth"
-    save_weights(path, detector)
-    return str(path)
+    return saved(tmp_path_factory.mktemp("weights"), "mask_rcnn")
 
 
 @pytest.fixture
@@ -66,6 +57,33 @@ def test_every_image_gets_a_picture_of_its_size_and_its_detections(given, weight
             assert {17: "cat", 18: "dog"}[detection["category_id"]] == detection["category"]
             assert detection["score"] >= 0.1
             assert detection["segmentation"]["size"] == [row["height"], row["width"]]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_detector_of_any_kind_draws(kind, photos):
+    weights = saved(photos, kind, plan={"notation": "[0.25]*12", "parts": {"classification_head": 1}})
+    words = ["--confidence", "0", "--input", "photos/a.png", "--output", "out", "--json", "found.json"]
+    assert main(["image", "--weights", weights, *words]) == 0
+    [row] = json.loads((photos / "found.json").read_text())
+    assert list(row) == ["file", "scale", "height", "width", "detections"]
+    beside = {"mask_rcnn": {"segmentation"}, "keypoint_rcnn": {"keypoints"}}.get(kind.removesuffix("_v2"), set())
+    for detection in row["detections"]:
+        assert set(detection) == {"bbox", "category", "category_id", "score"} | beside
+        assert {17: "cat", 18: "dog"}[detection["category_id"]] == detection["category"]
+    assert 0 < len(row["detections"]) <= 5
+    assert not torch.equal(read_image(photos / "out/a.png"), read_image(photos / "photos/a.png"))
+
+
+@pytest.mark.parametrize("kind", ["fcos", "mask_rcnn"])
+def test_an_exported_detector_draws(kind, photos):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    weights = saved(photos, kind)
+    assert main(["export-model", "--weights", weights, "--images", "photos", "--output", "exported.onnx"]) == 0
+    words = ["--confidence", "0", "--input", "photos/a.png", "--output", "out", "--json", "found.json"]
+    assert main(["image", "--weights", "exported.onnx", *words]) == 0
+    [row] = json.loads((photos / "found.json").read_text())
+    assert 0 < len(row["detections"]) <= 5
 
 
 def test_a_damaged_image_is_named_and_the_others_go_on(weights, photos, capsys, caplog):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 import norton_det
@@ -17,8 +19,6 @@ from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import SearchReport
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 
 class Asked(ValueError):

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 from pycocotools import mask as rle
 
 from norton_det.analysis.roofline import Roofline
@@ -19,8 +21,6 @@ from norton_det.config import load_config, save_config
 from norton_det.data.shapes import write_shapes
 from norton_det.engine.checkpoint import save_weights
 from norton_det.files import write_json
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "<script>alert('fish')</script>"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from norton_det.models.resnet import BLOCK_NAMES, ResNetSpec, build_resnet50
 
 import norton_det
 from norton_det.cli.main import main
@@ -13,7 +14,6 @@ from norton_det.compression.search import plan_search as search
 from norton_det.compression.search.body_sensitivities import OPTIONS, PRUNED_STAGES, RATES, Sensitivities
 from norton_det.data.images import write_png
 from norton_det.engine.checkpoint import save_weights
-from norton_det.models.resnet import BLOCK_NAMES, ResNetSpec, build_resnet50
 
 SENSITIVITIES = Sensitivities(
     {block: [0.1 / (rank or 9) + rate for rank, rate in OPTIONS] for block in BLOCK_NAMES},

@@ -6,37 +6,37 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import partial
 
 import cv2
 import pytest
 import torch
+from detectors import tiny_detector
 
-from norton_det.cli import demo_detectors, video
-from norton_det.cli.demo_detectors import Treatment, find_weights
+import norton_det
+from norton_det.cli import video
 from norton_det.cli.main import main
+from norton_det.cli.options import find_weights
+from norton_det.compression.recover import compress_and_recover
 from norton_det.data.clip import drawn_clip
-from norton_det.engine.checkpoint import save_weights
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from norton_det.deploy import demo
+from norton_det.deploy.demo import DemoDetector, Treatment
+from norton_det.models.settings import write_settings
 from norton_det.models.weights import read_weights
+from norton_det.visualization import comparison
 from norton_det.visualization.video import VideoSource
-
-SETTINGS = DetectorSettings(min_size=(96,), max_size=170, test_proposals=20)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """dense.pth, and compressed.pth that was made of it."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    spec = DetectorSpec(
-        "faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, settings=SETTINGS
-    )
-    dense = build_from_spec(spec)
+    return made_of(tiny_detector("faster_rcnn", "resnet50"), "norton-77", tmp_path_factory.mktemp("weights"))
+
+
+def made_of(dense, plan, folder):
+    write_settings(dense, {"min_size": (96,), "max_size": 170})
     dense.categories, dense.category_ids = ["__background__", "cat", "dog"], [0, 1, 2]
-    save_weights(folder / "dense.pth", dense)
-    words = ["compress", "--weights", folder / "dense.pth", "--plan", "norton-77", "--output", folder / "small.pth"]
+    norton_det.save(dense, folder / "dense.pth")
+    words = ["compress", "--weights", folder / "dense.pth", "--plan", plan, "--output", folder / "small.pth"]
     assert main([str(word) for word in words]) == 0
     return folder
 
@@ -70,14 +70,38 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
     assert next(iter(VideoSource(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
 
 
-def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_nothing(folder, tmp_path):
-    lonely = tmp_path / "lonely.pth"
+@pytest.mark.parametrize(
+    ("kind", "body", "plan"), [("fcos", "resnet18", "[0.2]*12"), ("retinanet_v2", "resnet101", "[0.2]*37")]
+)
+def test_a_detector_of_another_kind_and_body(kind, body, plan, empty_place, capsys):
+    made_of(tiny_detector(kind, body, channels=64), plan, empty_place)
+    assert play("--weights", "small.pth", "--compare", "--output", "clip.mp4", frames=2) == 0
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_an_exported_detector_beside_the_dense_one(empty_place, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    made_of(tiny_detector("fcos", "resnet18", channels=64), "[0.2]*12", empty_place)
+    assert main(["export-model", "--weights", "small.pth", "--output", "small.onnx"]) == 0
+    words = ["--weights", "small.onnx", "--compare", "dense.pth", "--output", "clip.mp4"]
+    assert main(["video", *words, "--max-frames", "2"]) == 0
+    told = capsys.readouterr().out
+    assert 0 < told.index("dense: median") < told.index("small: median")
+
+
+@pytest.fixture(scope="module")
+def lonely(folder, tmp_path_factory):
+    """The compressed detector, whose dense one is gone."""
+    path = tmp_path_factory.mktemp("lonely") / "lonely.pth"
     content = torch.load(folder / "small.pth", weights_only=True)
-    torch.save({**content, "dense_weights": str(tmp_path / "gone.pth")}, lonely)
+    torch.save({**content, "dense_weights": str(path.with_name("gone.pth"))}, path)
+    return path
+
+
+def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_nothing(folder, lonely):
     frame = next(drawn_clip(1))
-    dense, compressed = demo_detectors.demo_detectors(
-        lonely, "", frame, Treatment(torch.device("cpu"), "torch", None)
-    )
+    dense, compressed = demo.demo_detectors(lonely, "", frame, Treatment(torch.device("cpu"), "torch", None))
     assert (dense.is_trained, compressed.is_trained) == (False, True)
     assert "random weights" in dense.name
     parameters = [sum(p.numel() for p in model.detect.detector.parameters()) for model in (dense, compressed)]
@@ -85,11 +109,55 @@ def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_no
     folded = {key for key in original if ".bn" in key or "downsample.1" in key}  # optimising folds BatchNorm
     assert parameters[0] >= sum(value.numel() for key, value in original.items() if key not in folded)
     assert parameters[1] < parameters[0]
-    found = video.Found(frame, [{"boxes": torch.tensor([[0.0, 0, 50, 50]]), "labels": torch.tensor([1]),
-                                 "scores": torch.tensor([0.99])}] * 2, [2.0, 1.0])  # fmt: skip
-    left, right = video._picture([dense, compressed], found, [2.0, 1.0], 0.5).chunk(2, dim=2)
+    found = comparison.Found(frame, [{"boxes": torch.tensor([[0.0, 0, 50, 50]]), "labels": torch.tensor([1]),
+                                      "scores": torch.tensor([0.99])}] * 2, [2.0, 1.0])  # fmt: skip
+    left, right = comparison.draw_found([dense, compressed], found, [2.0, 1.0], 0.5).chunk(2, dim=2)
     assert torch.equal(left[:, -frame.shape[1] :], frame)
     assert not torch.equal(right[:, -frame.shape[1] :], frame)
+
+
+def test_a_dense_detector_that_is_gone_and_not_told_is_not_guessed(lonely, empty_place, capsys):
+    content = torch.load(lonely, weights_only=True)
+    del content["widths"]
+    torch.save(content, "untold.pth")
+    assert play("--weights", "untold.pth", "--compare", "--output", "clip.mp4") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "untold.pth: it is not known how wide the dense network was" in line
+    assert "--compare DENSE_WEIGHTS" in line
+
+
+def test_a_demos_size_keeps_the_ratio_of_its_detectors_sides(monkeypatch):
+    seen = []
+    monkeypatch.setattr(demo, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
+    detector = tiny_detector("fcos", "resnet18")
+    write_settings(detector, {"min_size": (96,), "max_size": 160})
+    frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
+    demo._optimized(detector, frame, Treatment("cpu", "torch", 48))
+    assert (detector.transform.min_size, detector.transform.max_size) == ((48,), 80)
+    torch.testing.assert_close(seen[0][0], torch.full((3, 4, 4), 0.2))
+
+
+def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
+    entered, shown = [], []
+
+    class Detector:
+        categories = ("__background__", "a")
+
+        def __call__(self, images):
+            entered.extend(images)
+            return [
+                {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+            ]
+
+    detectors = [DemoDetector("dense", Detector()), DemoDetector("small", Detector())]
+    frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
+    [found] = comparison.detect(detectors, [frame], torch.device("cpu"))
+    torch.testing.assert_close(entered, [torch.full((3, 4, 4), 0.2)] * 2)
+    monkeypatch.setattr(comparison, "side_by_side", lambda pictures, titles: shown.extend(titles))
+    comparison.draw_found(detectors, found, [50.0, 20.0], 0.5)
+    assert shown == ["dense  50 ms  20.0 frames/s", "small  20 ms  50.0 frames/s  2.50x"]
+    summary = comparison.summarise(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
+    assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "speed-up: 2.50x"
 
 
 def test_the_newest_trained_detector_is_taken(folder, empty_place):
@@ -116,14 +184,22 @@ def test_without_weights_and_network_one_line_tells_the_way(empty_place, monkeyp
 
 
 def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_place, monkeypatch, caplog, capsys):
-    monkeypatch.setattr(demo_detectors, "coco_weights", lambda: read_weights(folder / "dense.pth"))
+    seen = []
+
+    def quick(dense, plan, images, **options):
+        seen.extend(images)
+        return compress_and_recover(dense, plan, images, steps=1, **options)
+
+    monkeypatch.setattr(demo, "coco_weights", lambda: read_weights(folder / "dense.pth"))
     monkeypatch.setattr(video, "COCO_FRAMES", 2)
-    quick = partial(demo_detectors.compress_and_recover, steps=1)
-    monkeypatch.setattr(demo_detectors, "compress_and_recover", quick)
+    monkeypatch.setattr(demo, "compress_and_recover", quick)
     monkeypatch.setattr("norton_det.compression.recover.CROP", 64)
     assert play("--output", "clip.mp4", "--compare") == 0
     kept = empty_place / "output/coco_demo/model_final.pth"
     assert read_weights(kept).is_compressed
+    assert [image.shape for image in seen] == [next(drawn_clip(1)).shape] * 2
+    assert 0 <= min(image.min() for image in seen) < max(image.max() for image in seen) <= 1  # shares of white
+    assert not kept.with_name("recovery.pth").exists()
     written = kept.stat().st_mtime_ns
     assert play("--output", "again.mp4") == 0
     assert kept.stat().st_mtime_ns == written
@@ -131,7 +207,7 @@ def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_pla
 
 def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypatch, capsys):
     shown = []
-    picture = video._picture
+    picture = video.draw_found
 
     def interrupted(*arguments):
         shown.append(arguments)
@@ -139,7 +215,7 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
             raise KeyboardInterrupt
         return picture(*arguments)
 
-    monkeypatch.setattr(video, "_picture", interrupted)
+    monkeypatch.setattr(video, "draw_found", interrupted)
     assert play("--weights", folder / "small.pth", "--output", "clip.mp4", frames=100) == 0
     assert len(list(VideoSource(empty_place / "clip.mp4"))) == 2
     assert "3 frames" in capsys.readouterr().out

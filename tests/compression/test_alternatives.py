@@ -11,7 +11,7 @@ from norton_det.compression.alternatives import (
     layer_cp,
     layer_tucker2,
     matrix_svd,
-    reconstruct,
+    composed_weight,
     spatial_svd,
     tucker_ranks,
 )
@@ -49,13 +49,15 @@ def nmse(weight: Tensor, rebuilt: Tensor) -> float:
         {"stride": 1, "padding": 2, "dilation": 2, "filters": 5},
     ],
 )
-def test_the_layers_compute_the_convolution_with_the_reconstructed_weight(builder, options):
+def test_the_layers_compute_the_convolution_with_the_composed_weight(builder, options):
     conv = random_conv(**options)
     layers = BUILDERS[builder](conv)
     image = torch.randn(2, 6, 9, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = torch.nn.functional.conv2d(image, reconstruct(layers), None, conv.stride, conv.padding, conv.dilation)
+    expected = torch.nn.functional.conv2d(
+        image, composed_weight(layers), None, conv.stride, conv.padding, conv.dilation
+    )
     torch.testing.assert_close(layers(image), expected)
-    assert reconstruct(layers).shape == conv.weight.shape
+    assert composed_weight(layers).shape == conv.weight.shape
     assert not any(name.endswith("bias") for name, _ in layers.named_parameters())
 
 
@@ -64,7 +66,7 @@ def test_layer_cp_is_the_tensor_of_its_factors_and_no_worse_than_plain_als():
     channel, vertical, horizontal, output = (part.weight.detach().squeeze() for part in layer_cp(conv, 7))
     factors = [output.numpy(), channel.T.numpy(), vertical.T.numpy(), horizontal.T.numpy()]
     expected = torch.from_numpy(tensorly.cp_to_tensor((None, factors)))
-    torch.testing.assert_close(reconstruct(layer_cp(conv, 7)), expected)
+    torch.testing.assert_close(composed_weight(layer_cp(conv, 7)), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its start has fewer singular vectors than components
         theirs = parafac(conv.weight.detach().numpy(), 7, n_iter_max=50, random_state=0)
@@ -75,7 +77,7 @@ def test_layer_tucker2_is_tensorlys():
     conv = random_conv()
     theirs, _ = partial_tucker(conv.weight.detach().numpy(), rank=[5, 4], modes=[0, 1], tol=1e-4)
     expected = tensorly.tenalg.multi_mode_dot(theirs[0], theirs[1], modes=[0, 1])
-    torch.testing.assert_close(reconstruct(layer_tucker2(conv, (4, 5))), torch.from_numpy(expected))
+    torch.testing.assert_close(composed_weight(layer_tucker2(conv, (4, 5))), torch.from_numpy(expected))
 
 
 def test_an_svd_loses_the_singular_values_it_drops():
@@ -83,12 +85,12 @@ def test_an_svd_loses_the_singular_values_it_drops():
     total = conv.weight.square().sum()
     rows = torch.linalg.svdvals(conv.weight.reshape(8, 54))
     torch.testing.assert_close(
-        nmse(conv.weight, reconstruct(matrix_svd(conv, 3))), (rows[3:].square().sum() / total).item()
+        nmse(conv.weight, composed_weight(matrix_svd(conv, 3))), (rows[3:].square().sum() / total).item()
     )
     blocks = [[conv.weight[k, c] for k in range(8)] for c in range(6)]  # (C, K) blocks of (kh, kw)
     spatial = torch.linalg.svdvals(torch.cat([torch.cat(row, dim=1) for row in blocks]))
     torch.testing.assert_close(
-        nmse(conv.weight, reconstruct(spatial_svd(conv, 3))), (spatial[3:].square().sum() / total).item()
+        nmse(conv.weight, composed_weight(spatial_svd(conv, 3))), (spatial[3:].square().sum() / total).item()
     )
 
 
@@ -96,7 +98,7 @@ def test_an_svd_loses_the_singular_values_it_drops():
 def test_error_falls_with_rank(method):
     conv = random_conv()
     errors = torch.tensor(
-        [nmse(conv.weight, reconstruct(ALTERNATIVES[method].decompose(conv, rank))) for rank in (1, 2, 4, 6, 8)]
+        [nmse(conv.weight, composed_weight(ALTERNATIVES[method].decompose(conv, rank))) for rank in (1, 2, 4, 6, 8)]
     )
     assert (errors.diff() < 0).all()
     assert errors[0] < 1
@@ -107,7 +109,7 @@ def test_error_falls_with_rank(method):
 def test_the_highest_rank_is_exact(method, filters):
     conv = random_conv(filters=filters)
     layers = ALTERNATIVES[method].decompose(conv, ALTERNATIVES[method].highest(tuple(conv.weight.shape)))
-    torch.testing.assert_close(reconstruct(layers), conv.weight.detach())
+    torch.testing.assert_close(composed_weight(layers), conv.weight.detach())
 
 
 @pytest.mark.parametrize("method", ALTERNATIVES)

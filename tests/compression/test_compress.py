@@ -1,5 +1,7 @@
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from reference import perturb_batch_norms, silenced
 from torch import nn
 from torchvision.models import resnet50
@@ -9,8 +11,6 @@ from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from norton_det.models.resnet import SPATIAL_LAYERS, ResNetSpec
 
 from norton_det.compression.plan import PRESETS, CompressionPlan, kept_channels, load_plan, parse_notation
-from norton_det.models.resnet import SPATIAL_LAYERS, ResNetSpec
 
 PAPER = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 

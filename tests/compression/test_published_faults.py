@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from torch import nn
 
 from norton_det.compression.compress import compress
@@ -22,7 +23,6 @@ from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.engine.checkpoint import save_weights
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from norton_det.ops.cp import CPFactors, decompose_filters
 from norton_det.ops.similarity import greedy_selection, pabs_distances
 from norton_det.visualization.draw import draw_predictions

@@ -5,6 +5,8 @@ import weakref
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec, build_resnet50
 from torch import nn
 from torchvision.models.detection._utils import overwrite_eps
 
@@ -14,9 +16,7 @@ from norton_det.compression.compress import compress
 from norton_det.compression.distill import Distillation, distill, relative_error, settle_statistics
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 
 PLAN = load_plan({"notation": "[0.]+[0.2]*19", "rank": 1, "parts": {"neck": 1, "rpn": 1, "box_head": 8}})
 KINDS = {

@@ -5,15 +5,21 @@ from statistics import median_low
 import numpy as np
 import pytest
 import torch
+from detectors import tiny_classifier
 from torch import nn
+from torch.nn.functional import conv2d, relu
 
 from norton_det.compression.plan import kept_channels
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.compression.search import body_sensitivities, part_sensitivities
-from norton_det.compression.search.least_squares import least_squares, refit_pointwise
+from norton_det.compression.search.block_errors import block_errors, handed_on, take_apart
+from norton_det.compression.search.least_squares import energy_error, least_squares, refit
+from norton_det.compression.search.options import RATES, block_options
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.resnet import BLOCK_NAMES, GROUPS, LAST_BLOCKS, ResNetSpec, build_resnet50
+from norton_det.models.channels import read_body
+
+BODIES = ("resnet18", "resnet50")
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +29,25 @@ def no_gradients():
         yield
 
 
-@pytest.fixture
-def network():
-    return build_resnet50(ResNetSpec.dense(0.125), num_classes=4).eval()
+@pytest.fixture(params=BODIES)
+def network(request):
+    return tiny_classifier(request.param)
+
+
+def block_of(network, name):
+    """A block's place in the body, and the block taken apart."""
+    body = read_body(network)
+    block = next(block for block in body.blocks if block.name == name)
+    return body, block, take_apart(network, body, block)
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def maps_for(network, name, *shape):
+    """Random maps (N, C, H, W) that a block can read."""
+    return torch.rand(shape[0], network.get_submodule(name).conv1.in_channels, *shape[1:])
 
 
 @pytest.mark.parametrize(("rows", "ridge"), [(8, 0.5), (4000, 0.01)])
@@ -39,107 +61,193 @@ def test_the_fewer_rows_the_less_they_are_trusted(rows, ridge):
     torch.testing.assert_close(weight @ x.mean(0) + bias, y.mean(0))
 
 
-def test_a_refitted_convolution_gives_its_targets_with_their_mean():
-    conv, norm = nn.Conv2d(4, 3, 1, bias=False), nn.BatchNorm2d(3).eval()
-    x = torch.randn(5000, 4) + 1
-    wanted = x @ torch.randn(3, 4).T + 7
-    expected = norm(wanted[:, :, None, None])
-    refit_pointwise(conv, norm, x, wanted)
-    torch.testing.assert_close(norm(conv(x[:, :, None, None])), expected, rtol=0, atol=0.15)
+@pytest.mark.parametrize("side", [1, 3])
+def test_a_refitted_convolution_gives_its_targets_with_their_mean(side):
+    """What differs is a 1x1 convolution: the centre tap of a 3x3 makes up for it."""
+    conv, norm = nn.Conv2d(4, 3, side, padding=side // 2, bias=False), nn.BatchNorm2d(3).eval()
+    maps = torch.randn(4, 4, 40, 40) + 1
+    wanted = conv(maps) + conv2d(maps, torch.randn(3, 4, 1, 1)) + 7
+    expected, positions = norm(wanted), torch.arange(1600)
+    refit(conv, norm, maps, positions, wanted.permute(0, 2, 3, 1).flatten(0, 2))
+    torch.testing.assert_close(norm(conv(maps)), expected, rtol=0, atol=0.15)
+
+
+def test_a_refitted_cp_convolution_gets_back_its_scale_and_bias():
+    conv, norm = CPConv2d(4, 3, 3, 2, padding=1, bias=False), nn.BatchNorm2d(3).eval()
+    maps = torch.randn(4, 4, 20, 20)
+    wanted = conv(maps) * torch.tensor([0.5, -2, 3])[:, None, None] + 7
+    expected, factors = norm(wanted), conv.vertical.clone()
+    refit(conv, norm, maps, torch.arange(400), wanted.permute(0, 2, 3, 1).flatten(0, 2))
+    torch.testing.assert_close(norm(conv(maps)), expected, rtol=0, atol=1e-4)
+    assert torch.equal(conv.vertical, factors)
+
+
+@pytest.mark.parametrize("body", [*BODIES, "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["layer1.0", "layer2.0", "layer2.1"])
+def test_a_block_taken_apart_computes_what_the_block_does(body, name):
+    network = tiny_classifier(body)
+    x = maps_for(network, name, 2, 9, 9)
+    torch.testing.assert_close(block_of(network, name)[2](x), network.get_submodule(name)(x))
 
 
 def test_an_error_counts_for_what_is_handed_on_of_it_to_the_stages_ends(network, monkeypatch):
-    shares = dict(zip(BLOCK_NAMES[1:], np.linspace(0.4, 1.2, 15), strict=True))
+    body = read_body(network)
+    names = [block.name for block in body.blocks]
+    lasts = [body.last_block(stage).name for stage in body.stages]
+    shares = dict(zip(names[1:], np.linspace(0.4, 1.2, len(names) - 1), strict=True))
+    asked = iter(shares.values())
 
     def at_the_ends(block):
         energy, ends = 0.0, []
-        for name in BLOCK_NAMES:
+        for name in names:
             energy = shares.get(name, 0) * energy + (name == block)
-            ends += [energy] * (name in LAST_BLOCKS)
+            ends += [energy] * (name in lasts)
         return np.mean(ends)
-
-    blocks = {network.get_submodule(name): name for name in BLOCK_NAMES}
 
     def handed_on(block, x, distorted, _):
         assert torch.equal(distorted, x + 1)
-        return shares[blocks[block]]
+        return next(asked)
 
-    monkeypatch.setattr(body_sensitivities, "_block_errors", lambda block, x, *_: ([1.0, 2.0], block(x) + 1))
-    monkeypatch.setattr(body_sensitivities, "_handed_on", handed_on)
+    monkeypatch.setattr(body_sensitivities, "block_errors", lambda block, x, *_: ([1.0, 2.0], block(x) + 1))
+    monkeypatch.setattr(body_sensitivities, "handed_on", handed_on)
     monkeypatch.setattr(body_sensitivities, "_stage_errors", lambda *_: [3.0])
-    measured = body_sensitivities.measure_body(network, torch.rand(2, 3, 64, 64), "pabs", torch.Generator())
-    assert measured.blocks == {
-        name: pytest.approx([at_the_ends(name), 2 * at_the_ends(name)]) for name in BLOCK_NAMES
-    }
-    assert measured.stages == {last.split(".")[0]: pytest.approx([3 * at_the_ends(last)]) for last in LAST_BLOCKS[:3]}
+    images = torch.rand(2, 3, 64, 64)
+    measured = body_sensitivities.measure_body(network, body, images, "pabs", torch.Generator())
+    assert measured.blocks == {name: pytest.approx([at_the_ends(name), 2 * at_the_ends(name)]) for name in names}
+    assert measured.stages == {last.split(".")[0]: pytest.approx([3 * at_the_ends(last)]) for last in lasts[:3]}
 
 
 def test_a_block_hands_its_output_at_the_median_error_to_the_next(network):
-    x, generator = torch.rand(6, 64, 12, 12), torch.Generator().manual_seed(0)
-    block = network.layer2[1]
-    errors, middle = body_sensitivities._block_errors(block, x, "pabs", generator)
-    assert body_sensitivities.relative_error(middle[3:], block(x)[3:]) == pytest.approx(median_low(errors))
+    x = maps_for(network, "layer2.1", 6, 12, 12)
+    body, block, residual = block_of(network, "layer2.1")
+    errors, middle = block_errors(residual, x, block_options(body, block), "pabs", generator())
+    assert energy_error(middle[3:], residual(x)[3:]) == pytest.approx(median_low(errors))
     assert 0 < median_low(errors) < max(errors)
 
 
+def test_an_unchanged_rank_and_rate_lose_nothing_behind_the_refit(network):
+    """Decomposing exactly, which nine components do, is as good as not decomposing."""
+    _, _, residual = block_of(network, "layer2.1")
+    x = maps_for(network, "layer2.1", 6, 12, 12)
+    errors, _ = block_errors(residual, x, [(9, 0.0), (1, 0.0), (1, 0.5)], "pabs", generator())
+    assert errors[0] < 0.01 * errors[1] < 0.01 * errors[2]
+
+
 def test_what_the_refits_of_a_block_can_undo_is_not_handed_on(network):
-    block, generator = network.get_submodule("layer2.0"), torch.Generator().manual_seed(0)
-    x = torch.rand(8, 32, 16, 16)
+    """The first convolution of a BasicBlock mixes neighbours, which its refit, a 1x1 convolution, undoes in part."""
+    _, _, residual = block_of(network, "layer2.0")
+    x = maps_for(network, "layer2.0", 8, 16, 16)
     mixed, noisy = x + 0.5 * x.roll(1, dims=1), x + 0.5 * torch.rand_like(x)
-    undone, left = (body_sensitivities._handed_on(block, x, y, generator) for y in (mixed, noisy))
-    assert undone < 0.1 * left < 0.1
+    undone, left = (handed_on(residual, x, y, generator()) for y in (mixed, noisy))
+    assert undone < 0.5 * left < 0.5
 
 
 def test_what_a_block_passes_by_is_handed_on_whole(network):
-    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
-    for layer in (block.conv2, block.bn2):
-        nn.init.zeros_(layer.weight)
-    nn.init.zeros_(block.bn3.bias)
-    x = torch.rand(8, 64, 16, 16) + 1
+    _, _, residual = block_of(network, "layer2.1")
+    nn.init.zeros_(residual.pairs[-1][1].weight)
+    nn.init.zeros_(residual.pairs[-1][1].bias)
+    nn.init.zeros_(residual.pairs[-2][1].weight)
+    nn.init.zeros_(residual.pairs[-2][1].bias)
+    x = maps_for(network, "layer2.1", 8, 16, 16) + 1
     distorted = x + torch.rand_like(x) - 0.5
-    assert body_sensitivities._handed_on(block, x, distorted, generator) == pytest.approx(1, abs=0.01)
+    share = handed_on(residual, x, distorted, generator())
+    assert share == pytest.approx(1, abs=0.01)
 
 
 def test_the_last_convolution_makes_up_for_what_passes_the_block_by(network):
-    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
-    x = torch.rand(8, 64, 16, 16) + 1
-    maps = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
-    change = nn.functional.conv2d(maps, torch.randn(64, 16, 1, 1))
+    _, _, residual = block_of(network, "layer2.1")
+    x = maps_for(network, "layer2.1", 8, 16, 16) + 1
+    maps = x
+    for pair in residual.pairs[:-1]:
+        maps = relu(pair(maps))
+    change = conv2d(maps, torch.randn(x.shape[1], maps.shape[1], 1, 1))
     noise = torch.randn_like(x)
-    made_up, left = (
-        body_sensitivities._handed_on(block, x, x + 0.2 * d / d.std(), generator) for d in (change, noise)
-    )
+    made_up, left = (handed_on(residual, x, x + 0.2 * d / d.std(), generator()) for d in (change, noise))
     assert made_up < 0.5 * left
 
 
 def test_errors_are_measured_on_the_second_half(network):
-    block, generator = network.get_submodule("layer2.1"), torch.Generator().manual_seed(0)
-    x = torch.rand(8, 64, 16, 16)
+    body, _, residual = block_of(network, "layer2.1")
+    x = maps_for(network, "layer2.1", 8, 16, 16)
     distorted = x.clone()
     distorted[4:] += torch.rand_like(x[4:])
-    assert body_sensitivities._handed_on(block, x, distorted, generator) > 0.1
-    x = torch.rand(8, 8, 16, 16)
+    assert handed_on(residual, x, distorted, generator()) > 0.1
+    x = maps_for(network, "layer1.0", 8, 16, 16)
     x[:4] = 0
-    assert body_sensitivities._stage_errors(network, "layer1", x, generator)[-1] > 0.01
+    assert body_sensitivities._stage_errors(network, body, "layer1", x, generator())[-1] > 0.01
 
 
-def test_channels_that_are_gone_are_guessed_from_those_that_are_left(network):
-    x = torch.rand(8, 8, 16, 16)
-    producers = [[network.get_submodule(name) for name in pair] for pair in GROUPS["layer1"].producers]
-    kept = kept_filters(group_scores(producers), kept_channels(64, 0.75))
-    energy = network.layer1(x)[4:].square().sum(dim=(0, 2, 3))
+@pytest.mark.parametrize("stage", ["layer1", "layer2"])
+def test_channels_that_are_gone_are_guessed_from_those_that_are_left(network, stage):
+    body = read_body(network)
+    x = maps_for(network, f"{stage}.0", 8, 16, 16)
+    group = body.groups[stage]
+    scores = group_scores([tuple(network.get_submodule(name) for name in pair) for pair in group.producers])
+    kept = kept_filters(scores, kept_channels(group.width, 0.75))
+    energy = network.get_submodule(stage)(x)[4:].square().sum(dim=(0, 2, 3))
     unguessed = 1 - float(energy[kept].sum() / energy.sum())
-    errors = body_sensitivities._stage_errors(network, "layer1", x, torch.Generator().manual_seed(0))
-    assert 0 < errors[body_sensitivities.RATES.index(0.75)] < 0.9 * unguessed
+    errors = body_sensitivities._stage_errors(network, body, stage, x, generator())
+    assert 0 < errors[RATES.index(0.75)] < 0.9 * unguessed
+
+
+def test_where_the_stem_is_tied_to_the_stage_it_loses_the_same_channels():
+    """Here the first block reads nothing but what the stem has lost, and cannot be guessed from what is left."""
+    network = tiny_classifier("resnet18")
+    body = read_body(network)
+    network.layer1[0].bn2.weight.mul_(10)
+    members = [tuple(network.get_submodule(name) for name in pair) for pair in body.groups["layer1"].producers]
+    network.layer1[0].conv1.weight[:, kept_filters(group_scores(members), 2)] = 0
+    x = maps_for(network, "layer1.0", 8, 16, 16)
+    tied = body_sensitivities._stage_errors(network, body, "layer1", x, generator())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body_sensitivities, "input_group", lambda body, block: "stem")
+        free = body_sensitivities._stage_errors(network, body, "layer1", x, generator())
+    assert tied[0] == free[0] == 0
+    assert tied[RATES.index(0.75)] > 1.5 * free[RATES.index(0.75)]
 
 
 def test_a_layer_of_a_chain_reads_what_those_before_it_have_lost():
-    dense = [nn.Linear(6, 6), nn.Linear(6, 6)]
-    small = [LowRankLinear.from_linear(layer, rank) for layer, rank in zip(dense, (1, 6), strict=True)]
-    x = torch.randn(400, 6)
-    chained = part_sensitivities._chain_error(dense, small, x, nn.Identity())
-    first = part_sensitivities._chain_error(dense[:1], small[:1], x, nn.Identity())
-    assert chained > 0.3 * first > 0.05
+    torch.manual_seed(0)
+    chain, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(400, 6)
+    first, second, both = (
+        part_sensitivities.part_error(chain, names, [x], 1) for names in (["0"], ["1"], ["0", "1"])
+    )
+    assert both > 1.05 * max(first, second) > 0.05
+
+
+def test_norms_between_the_layers_of_a_part_are_kept():
+    """The error is measured at the end of the whole sequence: here it is what remains behind a norm and a ReLU."""
+    tower = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    nn.init.uniform_(tower[1].weight, 0.5, 2)
+    x = torch.randn(8, 4, 9, 9)
+    small = CPConv2d.from_conv(tower[0], 1)
+    small = part_sensitivities._refitted(small, x, tower[0](x)[:4])
+    found, wanted = tower[1:](small), tower(x)
+    expected = energy_error(found[4:], wanted[4:])
+    assert part_sensitivities.part_error(tower, ["0"], [x], 1) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_pyramids_layers_err_level_by_level():
+    """On inputs of their own: the first layer's map is the largest."""
+    pyramid = nn.ModuleDict({"0": nn.Conv2d(3, 4, 3), "1": nn.Conv2d(5, 4, 3)})
+
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = pyramid
+
+        def forward(self, maps):
+            levels = {name: self.blocks[name](x) for name, x in maps.items()}
+            return levels | {"pool": levels["1"]}
+
+    maps = {"0": torch.randn(4, 3, 12, 12), "1": torch.randn(4, 5, 6, 6)}
+    each = []
+    for name, x in maps.items():
+        target = pyramid[name](x)
+        found = part_sensitivities._refitted(CPConv2d.from_conv(pyramid[name], 1), x, target[:2])
+        each.append(energy_error(found[2:], target[2:]))
+    error = part_sensitivities.part_error(Pyramid(), ["blocks.0", "blocks.1"], [maps], 1)
+    assert error == pytest.approx(np.mean(each), rel=1e-4)
 
 
 def test_a_factorised_layer_is_refitted_by_scale_and_bias_or_by_its_second_matrix():

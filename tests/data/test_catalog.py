@@ -12,7 +12,9 @@ from norton_det.data.catalog import (
     find_dataset,
     read_annotations,
     read_categories,
+    read_keypoints,
 )
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 
 def write_annotations(path: Path, categories: list[dict[str, Any]]) -> Path:
@@ -101,6 +103,7 @@ def test_coco_has_torchvisions_labels(real_data: Path) -> None:
     people = DatasetFiles("coco", real_data, annotations / "person_keypoints_val2017.json", keeps_ids=True)
     keypoints = read_categories(people, "keypoints")
     assert (keypoints.names, keypoints.ids) == (("__background__", "person"), (0, 1))
+    assert keypoints.keypoints == COCO_KEYPOINTS and categories.keypoints is None
 
 
 def test_where_ids_are_kept_those_between_are_unused(tmp_path: Path) -> None:
@@ -128,6 +131,25 @@ def test_keypoints_count_only_categories_that_have_them(tmp_path: Path) -> None:
     assert (categories.names, categories.ids) == (("__background__", "person"), (0, 4))
 
 
+def test_keypoints_are_those_that_the_categories_declare(tmp_path: Path) -> None:
+    hand = {"keypoints": ["tip_l", "root", "tip_r"], "skeleton": [[1, 2], [2, 3]]}
+    found = [
+        {"id": 2, "name": "glove", **hand, "skeleton": []},
+        {"id": 1, "name": "car"},
+        {"id": 9, "name": "hand", **hand},
+    ]
+    path = write_annotations(tmp_path / "a.json", found)
+    files = DatasetFiles("own", tmp_path, path, keeps_ids=False)
+    expected = Keypoints(("tip_l", "root", "tip_r"), (2, 1, 0), ())  # the first category's
+    assert read_categories(files, "keypoints").keypoints == read_keypoints(path) == expected
+    assert read_categories(files, "keypoints").names == ("__background__", "glove", "hand")
+    assert read_categories(files, "bbox").keypoints is None
+
+
+def test_where_no_category_declares_keypoints_they_are_coco_s(tmp_path: Path) -> None:
+    assert read_keypoints(write_annotations(tmp_path / "a.json", [{"id": 1, "name": "person"}])) == COCO_KEYPOINTS
+
+
 @pytest.mark.parametrize(
     "info", [{}, {"about": 'the "categories": []'}, {"categories": [{"id": 3, "name": "wrong"}]}]
 )
@@ -144,8 +166,13 @@ def test_categories_are_those_of_the_whole_whatever_else_has_the_word(tmp_path: 
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "bbox", "id 1"),
         ([{"id": "1", "name": "a"}], "bbox", "integer id"),
         ([], "bbox", "no category"),
-        ([{"id": 1, "name": "hand", "keypoints": ["a"] * 21}], "keypoints", "'hand' has 21 keypoints"),
-        ([{"id": 1, "name": "hand", "keypoints": True}], "keypoints", "'hand' has no list of keypoints"),
+        ([{"id": 1, "name": "hand", "keypoints": ["a"] * 21}], "keypoints", "'hand': two keypoints are called 'a'"),
+        ([{"id": 1, "name": "hand", "keypoints": True}], "keypoints", "'hand': no list of keypoints"),
+        (
+            [{"id": 1, "name": "cat", "keypoints": ["ear"]}, {"id": 2, "name": "hen", "keypoints": ["beak"]}],
+            "keypoints",
+            "the categories 'cat' and 'hen' have different keypoints, expected the same: ear",
+        ),
         ([{"id": 1, "name": "a"}], "keypoints", "no category with keypoints"),
     ],
 )

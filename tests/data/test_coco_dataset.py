@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from norton_det.data.catalog import DatasetFiles, Task, read_categories
 from norton_det.data.coco import CocoDataset
+from norton_det.data.shapes import KEYPOINT_NAMES
 
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 TWO_PARTS = [[1, 1, 6.5, 1, 6.5, 6, 1, 6], [10, 8, 18, 8, 14, 14.2]]
@@ -155,7 +156,7 @@ def test_empty_images_are_kept_on_request(tmp_path: Path) -> None:
 def people() -> dict[str, Any]:
     content = copy.deepcopy(CONTENT)
     content["categories"] = [
-        {"id": 1, "name": "person", "keypoints": [str(number) for number in range(17)]},
+        {"id": 1, "name": "person", "keypoints": list(KEYPOINT_NAMES)},
         {"id": 2, "name": "car"},
     ]
     nine = [value if number < 9 * 3 else 0 for number, value in enumerate(POSE)]
@@ -189,6 +190,45 @@ def test_ten_visible_keypoints_are_enough(tmp_path: Path, visible: int, ids: lis
     content = people()
     content["annotations"][3]["keypoints"] = POSE[: visible * 3] + [0] * (17 - visible) * 3
     assert build(tmp_path, "keypoints", content).ids.tolist() == ids
+
+
+def plates() -> dict[str, Any]:
+    """Two categories with four keypoints; one image whose objects show a single one, one that shows none."""
+    content = copy.deepcopy(CONTENT)
+    corners = ["a", "b", "c", "d"]
+    content["categories"] = [
+        {"id": 9, "name": "plate", "keypoints": corners, "skeleton": []},
+        {"id": 3, "name": "tray", "keypoints": corners},
+    ]
+    content["annotations"] = [
+        annotation(1, 70, 3, [0, 0, 18, 14], keypoints=[0, 0, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0]),
+        annotation(2, 70, 9, [3, 3, 8, 8]),
+        annotation(3, 8, 9, [0, 0, 12, 20], keypoints=[0] * 12),
+    ]
+    return content
+
+
+def test_one_visible_keypoint_is_enough_where_they_are_not_coco_s(tmp_path: Path) -> None:
+    dataset = build(tmp_path, "keypoints", plates())
+    assert dataset.ids.tolist() == [70]
+    assert dataset.counts == {"images without objects": 2, "images without visible keypoints": 1}
+    target = dataset[0][1]
+    assert target["labels"].tolist() == [1, 2]
+    assert target["keypoints"].tolist() == [[[0, 0], [5, 6], [0, 0], [0, 0]], [[0, 0]] * 4]
+    assert target["visibility"].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_seventeen_other_keypoints_are_not_coco_s(tmp_path: Path) -> None:
+    content = people()
+    content["categories"][0]["keypoints"] = [str(number) for number in range(17)]
+    assert build(tmp_path, "keypoints", content).ids.tolist() == [8, 70]
+
+
+def test_as_many_keypoints_are_expected_as_the_category_declares(tmp_path: Path) -> None:
+    content = plates()
+    content["annotations"][0]["keypoints"] = POSE
+    with pytest.raises(ValueError, match=r"annotation 1: keypoints .* expected 4 times x, y, visibility"):
+        build(tmp_path, "keypoints", content)
 
 
 def changed(**first: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from norton_det.data.transforms import (
     to_model_targets,
     training_transforms,
 )
+from norton_det.keypoints import Keypoints
 
 HEIGHT, WIDTH = 40, 60
 LEFT_EYE, RIGHT_EYE, LEFT_ANKLE, RIGHT_ANKLE = 1, 2, 15, 16
@@ -57,6 +58,36 @@ def test_flip_by_hand() -> None:
     assert before[0, LEFT_EYE].tolist() == [1, 1] and after[0, RIGHT_EYE].tolist() == [58, 1]
     assert before[1, RIGHT_ANKLE].tolist() == [33, 33] and after[1, LEFT_ANKLE].tolist() == [26, 33]
     assert flipped["visibility"][0, [LEFT_EYE, RIGHT_EYE]].tolist() == [2, 1]
+
+
+def triangle() -> tuple[Tensor, dict[str, Any]]:
+    """An object with three keypoints, which are all that its category has."""
+    image, target = sample("bbox")
+    points = torch.tensor([[[10.0, 5], [20, 25], [30, 5]]])
+    target = {key: value[:1] if isinstance(value, Tensor) else value for key, value in target.items()}
+    target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(HEIGHT, WIDTH))
+    target["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=(HEIGHT, WIDTH))
+    target["visibility"] = torch.tensor([[1, 2, 2]])
+    return image, target
+
+
+@pytest.mark.parametrize("preset", ["flip", "lsj", "photometric"])
+def test_own_keypoints_change_places_as_they_are_paired(preset: str) -> None:
+    transforms = training_transforms(preset, "keypoints", Keypoints(("first", "tip", "second"), (2, 1, 0)))
+    seen = set()
+    for seed in range(24):
+        torch.manual_seed(seed)
+        _, target = transforms(*triangle())
+        if len(target["boxes"]) and (target["visibility"] > 0).all():
+            first, tip, second = target["keypoints"][0, :, 0].tolist()
+            assert first < tip < second  # mirrored or not: what lies left in the image is called first
+            seen.add(tuple(target["visibility"][0].tolist()))
+    assert seen == {(1, 2, 2), (2, 2, 1)}
+
+
+def test_keypoints_without_partners_keep_their_names_in_a_mirror() -> None:
+    _, flipped = flip(*triangle(), mirrored=(0, 1, 2))
+    assert flipped["keypoints"][0].tolist() == [[WIDTH - 11, 5], [WIDTH - 21, 25], [WIDTH - 31, 5]]
 
 
 def test_a_keypoint_stays_on_its_pixel() -> None:

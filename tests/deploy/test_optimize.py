@@ -7,6 +7,8 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 from torch import nn
 
 from norton_det.analysis.complexity import count, total
@@ -20,9 +22,7 @@ from norton_det.deploy.openvino import quantize, save_openvino, to_openvino
 from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import compile_openvino, load_exported
 from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec
 
 KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 SIZES = ((120, 160), (85, 128), (128, 85), (97, 131))

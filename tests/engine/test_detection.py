@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.engine.detection import detection_losses, pyramid_loss
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.norms import freeze_batch_norms
-from norton_det.models.resnet import ResNetSpec
 
 CPU = torch.device("cpu")
 SETTINGS = DetectorSettings(min_size=(64, 96), max_size=128, train_proposals=50, box_rois=16)

@@ -12,6 +12,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from norton_det.data import shapes
 from norton_det.data.catalog import DatasetFiles, Task, read_categories
 from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results, precision_recall
 from norton_det.evaluation.results import to_output, to_results
@@ -46,12 +47,11 @@ def truth(folder: Path, **changes: Any) -> Path:
             }
             | changes
         )
-    names = [str(number) for number in range(17)]
     content = {
         "info": {},
         "images": [{"id": id, "file_name": f"{id}.jpg", "height": HEIGHT, "width": WIDTH} for id in IMAGES],
         "annotations": annotations,
-        "categories": [{"id": id, "name": f"c{id}", "keypoints": names} for id in CATEGORY_IDS],
+        "categories": [{"id": id, "name": f"c{id}", "keypoints": list(shapes.KEYPOINT_NAMES)} for id in CATEGORY_IDS],
     }
     path = folder / "truth.json"
     path.write_text(json.dumps(content))

@@ -1,8 +1,6 @@
 import pytest
 import torch
 import torchvision
-
-from norton_det.compression.plan import load_plan
 from norton_det.models.detectors import (
     DetectorSettings,
     DetectorSpec,
@@ -11,8 +9,10 @@ from norton_det.models.detectors import (
     replace_predictors,
     settings_of,
 )
-from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.resnet import ResNetSpec
+
+from norton_det.compression.plan import load_plan
+from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 
 DENSE = ResNetSpec.dense()
 NORTON_77 = load_plan("norton-77").apply(DENSE)

@@ -4,12 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from norton_det.models.detectors import KINDS, DetectorSettings, DetectorSpec, build_from_spec
+from norton_det.models.resnet import ResNetSpec
 from torch import nn
 from torchvision.models.detection import roi_heads, rpn
 
-from norton_det.models.detectors import KINDS, DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.precision import lower_networks, networks, networks_in
-from norton_det.models.resnet import ResNetSpec
 
 SETTINGS = DetectorSettings(min_size=(96,), max_size=128, train_proposals=50, box_rois=16)
 

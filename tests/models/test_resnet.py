@@ -1,9 +1,9 @@
 import pytest
 import torch
+from norton_det.models.resnet import GROUPS, ResNetSpec, build_resnet50
 from torchvision.models import resnet50
 
 from norton_det.compression.plan import load_plan
-from norton_det.models.resnet import GROUPS, ResNetSpec, build_resnet50
 
 
 def test_dense_network_is_torchvisions():

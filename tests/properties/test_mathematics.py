@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from pycocotools import mask as rle
 from reference import perturb_batch_norms, separable, silenced
 
@@ -14,7 +15,6 @@ from norton_det.compression.plan import CompressionPlan
 from norton_det.data.catalog import Categories
 from norton_det.evaluation.results import to_results
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from norton_det.ops.cp import decompose_filters, reconstruct
 
 SEEDS = st.integers(0, 2**32)

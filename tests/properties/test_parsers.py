@@ -10,13 +10,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from norton_det.models.detectors import PARTS
+from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS
 
 from norton_det.compression.plan import CompressionPlan, load_plan, parse_notation
 from norton_det.config import load_config, save_config
 from norton_det.data.annotations import load_annotations
 from norton_det.data.catalog import DatasetFiles, read_categories
-from norton_det.models.detectors import PARTS
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS
 
 RATES = st.floats(0, 1, exclude_max=True)
 PLANS = st.builds(
@@ -186,8 +186,13 @@ ANNOTATION = st.fixed_dictionaries(
         "area": NUMBER | JSON,
     },
 )
+POINT_NAMES = st.just([f"point {number}" for number in range(17)]) | st.lists(st.text(), max_size=3)
 CATEGORY = st.fixed_dictionaries(
-    {"id": IDS, "name": st.text() | JSON}, optional={"keypoints": st.just(["point"] * 17) | JSON}
+    {"id": IDS, "name": st.text() | JSON},
+    optional={
+        "keypoints": POINT_NAMES | JSON,
+        "skeleton": st.lists(st.lists(st.integers(0, 18), min_size=2, max_size=2), max_size=3) | JSON,
+    },
 )
 COCO = st.fixed_dictionaries(
     {

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.visualization.draw import _overlap, _place_plate, draw_predictions
 
 NAMES = ["__background__", "dog", "cat"]
@@ -49,6 +50,45 @@ def test_limbs_of_left_and_right_differ_in_colour():
     left, right = picture[:, 70, 30], picture[:, 70, 130]
     assert not torch.equal(left, GREY[:, 0, 0]) and not torch.equal(right, GREY[:, 0, 0])
     assert not torch.equal(left, right)
+
+
+LEFT, MIDDLE, RIGHT = 30, 80, 130  # x of three upright limbs
+
+
+def limbs(keypoints=None):
+    """The colours of three limbs, 0-3, 1-4 and 2-5, on the left, in the middle and on the right; None: not drawn."""
+    points = torch.zeros(1, 6, 3)
+    for number, x in enumerate((LEFT, MIDDLE, RIGHT)):
+        points[0, number, :2], points[0, number + 3, :2] = torch.tensor([x, 40.0]), torch.tensor([x, 100.0])
+    found = prediction([[0, 0, 159, 119]], [0.9], keypoints=points)
+    picture = draw_predictions(GREY, found, NAMES, keypoints=keypoints)
+    assert picture[:, 40, LEFT].tolist() == [255, 255, 255]  # the points are drawn in any case
+    colours = [tuple(picture[:, 70, x].tolist()) for x in (LEFT, MIDDLE, RIGHT)]
+    return [None if colour == (128, 128, 128) else colour for colour in colours]
+
+
+def test_own_limbs_are_coloured_by_what_they_become_in_a_mirror():
+    names = ["top left", "top", "top right", "left", "bottom", "right"]
+    left, middle, right = limbs(Keypoints.named(names, [(0, 3), (1, 4), (2, 5)]))
+    assert len({left, middle, right, None}) == 4
+    assert limbs(Keypoints(tuple(names), (0, 1, 2, 3, 4, 5), ((0, 3), (2, 5)))) == [middle, None, middle]
+    swapped = Keypoints(tuple(names), (0, 4, 2, 5, 1, 3), ((0, 3), (1, 4), (2, 5)))
+    assert limbs(swapped) == [middle] * 3
+
+
+def test_without_a_skeleton_only_the_points_are_drawn():
+    assert limbs(Keypoints.named([*"abcdef"])) == [None] * 3
+    assert limbs() == [None] * 3
+
+
+def test_seventeen_keypoints_are_coco_s_where_nothing_else_is_told():
+    points = torch.rand(1, 17, 3, generator=torch.Generator().manual_seed(0)) * 100
+    found = prediction([[0, 0, 159, 119]], [0.9], keypoints=points)
+    untold, coco, other = (
+        draw_predictions(GREY, found, NAMES, keypoints=keypoints)
+        for keypoints in (None, COCO_KEYPOINTS, Keypoints.named([str(number) for number in range(17)]))
+    )
+    assert torch.equal(untold, coco) and not torch.equal(untold, other)
 
 
 def test_a_mask_lets_the_image_through():

@@ -1,5 +1,6 @@
 import torch
 
+from norton_det.keypoints import Keypoints
 from norton_det.visualization.draw import category_colour, draw_targets
 
 NAMES = ["__background__", "dog", "cat"]
@@ -38,3 +39,12 @@ def test_only_visible_keypoints_are_drawn():
     assert picture[:, 50, 40].tolist() == [255, 255, 255]
     assert not picture[:, 40:60, 90:110].any()
     assert not picture[:, :10, :10].any()
+
+
+def test_a_skeleton_joins_visible_keypoints_only():
+    keypoints = torch.tensor([[[30.0, 40, 2], [70, 40, 1], [50, 90, 0]]])
+    bones = Keypoints.named(["a", "b", "c"], [(0, 1), (1, 2)])
+    picture = draw_targets(BLACK, target(keypoints=keypoints), NAMES, bones)
+    assert picture[:, 40, 50].any()
+    assert not picture[:, 60:70, 55:60].any()
+    assert not draw_targets(BLACK, target(keypoints=keypoints), NAMES)[:, 40, 45:55].any()

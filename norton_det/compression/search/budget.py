@@ -1,16 +1,15 @@
 """What a compressed network may cost, and what a network of any plan does cost."""
 
+import copy
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from norton_det.analysis.complexity import Count, count, count_detector, total
-from norton_det.compression.compress import body_prefix
+from norton_det.analysis.complexity import count, count_detector, total
+from norton_det.compression.compress import apply_structure, check_dense
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.prices import (
     Price,
@@ -21,12 +20,13 @@ from norton_det.compression.search.prices import (
     static_milliseconds,
     timed,
 )
-from norton_det.models.detectors import BODY, LATERALS, PARTS, DetectorSpec, build_from_spec, part_layers, settings_of
-from norton_det.models.resnet import GROUPS, ResNetSpec, build_resnet50
+from norton_det.models.initial import initialise
+from norton_det.models.norms import unfreeze_batch_norms
+from norton_det.models.parts import PARTS, part_layers
 
 BudgetKind = Literal["macs", "parameters", "milliseconds"]
 LEAST_SIZE = 32
-"""Pixels a side below which a ResNet-50 has nothing left to look at."""
+"""Pixels a side below which a ResNet has nothing left to look at."""
 
 
 @dataclass(frozen=True)
@@ -77,63 +77,52 @@ class Budget:
 
 
 class Scope:
-    """What a budget covers: a ResNet-50 (a classifier or a detector's body), or a whole detector.
+    """What a budget covers: a ResNet (a classifier or a detector's body), or a whole detector.
 
     Raises ValueError for another model, or one that is compressed already.
     """
 
     def __init__(self, model: nn.Module, whole_detector: bool, size: tuple[int, int] | None) -> None:
-        prefix = body_prefix(model)
-        is_detector = isinstance(model, GeneralizedRCNN)
+        self.body = check_dense(model)
+        is_detector = bool(self.body.prefix)
         if whole_detector and not is_detector:
             raise ValueError("the whole detector is asked for, but the weights are a classifier's")
         self.whole_detector = whole_detector
         self.size = size or ((800, 800) if is_detector else (224, 224))
         self.device = next(model.parameters()).device
-        self.prefix = prefix if whole_detector else ""
-        state = model.state_dict()
-        self._detector: DetectorSpec | None = None
-        if is_detector:
-            self._detector = DetectorSpec.from_state_dict(state, settings_of(model))
-            if whole_detector and self._detector.part_ranks:
-                raise ValueError(f"already factorised: {', '.join(self._detector.part_ranks)}")
-            self.body = self._detector.body
-        else:
-            self.body = ResNetSpec.from_state_dict(state)
-            self._classes = len(state["fc.bias"])
+        self._dense = copy.deepcopy(model).eval()
+        unfreeze_batch_norms(self._dense)
+        self._dense.to("meta")
 
-    def network(self, plan: CompressionPlan) -> Any:
-        """The network of this scope under a plan, with random weights and trainable BatchNorm."""
-        if self._detector is None:
-            return build_resnet50(plan.apply(self.body), self._classes)
-        spec = replace(
-            self._detector, body=plan.apply(self.body), part_ranks=plan.parts if self.whole_detector else {}
-        )
-        detector = build_from_spec(spec)
-        return detector if self.whole_detector else detector.backbone.body
+    def network(self, plan: CompressionPlan) -> nn.Module:
+        """Build the model's network under a plan, with random weights and trainable BatchNorm."""
+        return initialise(apply_structure(copy.deepcopy(self._dense), plan)).eval()
 
     def cost(self, plan: CompressionPlan, kind: BudgetKind) -> float:
-        """MACs or parameters as `analysis.complexity` counts them, or measured milliseconds."""
+        """Count MACs or parameters as `analysis.complexity` does, or measure milliseconds."""
         network = self.network(plan)
         if kind == "milliseconds":
-            return static_milliseconds(StaticPart(network, self.whole_detector), self.size, self.device)
-        counts: Count = (
-            total(count_detector(network, *self.size))
-            if self.whole_detector
-            else count(network, torch.zeros(1, 3, *self.size))[""]
-        )
+            return static_milliseconds(self._static(network), self.size, self.device)
+        if self.whole_detector:
+            counts = total(count_detector(network, *self.size))
+        else:
+            resnet = network.get_submodule(self.body.prefix.removesuffix("."))
+            counts = count(resnet, torch.zeros(1, 3, *self.size))[""]
         return counts.macs if kind == "macs" else counts.parameters
 
     def price(self, kind: BudgetKind) -> Price:
-        """What a single layer costs, in the same unit."""
+        """Return what tells the cost of a single layer, in the same unit."""
         return timed(self.device) if kind == "milliseconds" else counted(kind)
 
     def sites(self) -> dict[str, Site]:
-        """Every layer that a plan changes, by its name in a model of this scope without the body's prefix."""
-        network = self.network(CompressionPlan())
-        normed = [self.prefix + conv for group in GROUPS.values() for conv, _ in group.producers]
-        others: Iterable[str] = ()
-        if self.whole_detector:
-            others = [*LATERALS, *(layer for part in PARTS for layer in part_layers(network, part))]
-        found = find_sites(StaticPart(network, self.whole_detector), [*normed, *others], normed, self.size)
-        return {name.removeprefix(BODY): site for name, site in found.items()}
+        """Find every layer in this scope that a plan may change, by its name in the model."""
+        normed = {conv for group in self.body.groups.values() for conv, _ in group.producers}
+        return find_sites(self._static(self._dense), normed, self.size)
+
+    def layers_of_parts(self) -> dict[str, list[str]]:
+        """Name the layers of each part in this scope that a plan may factorise."""
+        found = {part: part_layers(self._dense, part) for part in PARTS if self.whole_detector}
+        return {part: layers for part, layers in found.items() if layers}
+
+    def _static(self, network: nn.Module) -> StaticPart:
+        return StaticPart(network, self.body.prefix, self.whole_detector)

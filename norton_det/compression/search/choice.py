@@ -1,7 +1,7 @@
 """The best combination of options under a budget: a multiple-choice knapsack whose prices depend on tied widths.
 
-A *group* (channels tied by a residual sum) takes one of its levels. An *item* (a bottleneck, or a part of a detector)
-takes one of its options; what the option costs depends on the levels of up to two groups, because a 1x1 convolution
+A *group* (channels tied by a residual sum) takes one of its levels. An *item* (a block, or a part of a detector)
+takes one of its options; what the option costs depends on the levels of up to two groups, because a convolution
 costs its inputs times its outputs. All errors add up, all costs add up.
 
 It is solved as one mixed-integer linear programme, by branch and bound (HiGHS, through `scipy.optimize.milp`). Given

@@ -3,26 +3,35 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from norton_det.layers.cp_conv import CPConv2d
 
 RIDGE = 1e-2
 """The least ridge, as a share of the mean diagonal entry of the normal equations."""
+ROWS = 8192
+"""Positions that a refit is fitted on, over all images."""
+
+
+def energy_error(output: Tensor, target: Tensor) -> float:
+    """Return the share of energy |output - target|^2 / |target|^2; 0 where both are zero."""
+    return float((output - target).square().sum() / target.square().sum().clamp_min(1e-30))
 
 
 def sample(maps: Tensor, positions: Tensor) -> Tensor:
-    """Rows (N*P, K) of feature maps (N, K, H, W) at P flat positions (P,), the same of every image."""
+    """Return rows (N*P, K) of feature maps (N, K, H, W) at P flat positions (P,), the same of every image."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)[:, positions].flatten(0, 1)
 
 
-def random_positions(maps: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """Flat positions (P,) of maps (N, K, H, W) such that `sample` gives about `rows` rows, or all there are."""
+def random_positions(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw flat positions (P,) of maps (N, K, H, W) such that `sample` gives about ROWS rows, or all there are."""
     places = maps.shape[2] * maps.shape[3]
-    wanted = min(places, max(1, rows // len(maps)))
+    wanted = min(places, max(1, ROWS // len(maps)))
     return torch.randperm(places, generator=generator)[:wanted].sort().values.to(maps.device)
 
 
 def least_squares(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The ridge regression from rows (n, C) to rows (n, K): weight (K, C), in the inputs' dtype, and bias (K,).
+    """Solve the ridge regression from rows (n, C) to rows (n, K): weight (K, C), in the inputs' dtype, and bias (K,).
 
     The ridge is C / n of the mean diagonal entry, at least RIDGE: the fewer rows, the less they are trusted.
     """
@@ -36,12 +45,34 @@ def least_squares(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return weight, target_mean - weight @ mean
 
 
-def refit_pointwise(conv: Any, norm: Any, inputs: Tensor, targets: Tensor) -> None:
-    """Change a 1x1 convolution's weight (K, C), in place, to give targets (n, K) from inputs (n, C).
+def scale_and_bias(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit scale (K,) and bias (K,) that take each column of rows (n, K) nearest to that of the targets (n, K)."""
+    centred = outputs - outputs.mean(dim=0)
+    variance, covariance = ((centred * other).mean(dim=0) for other in (centred, targets))
+    scale = covariance / variance.clamp_min(1e-30)
+    return scale, (targets - scale * outputs).mean(dim=0)
 
-    The ridge draws towards the weight that it has. The constant goes into the mean of the BatchNorm behind.
+
+def best_linear(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Apply to maps (N, C, H, W) the 1x1 convolution that gives the targets (n, K, H, W) of the first n best."""
+    positions = random_positions(targets, generator)
+    weight, bias = least_squares(sample(inputs[: len(targets)], positions), sample(targets, positions))
+    return nn.functional.conv2d(inputs, weight[:, :, None, None], bias)
+
+
+def refit(conv: Any, norm: Any, maps: Tensor, positions: Tensor, targets: Tensor) -> None:
+    """Change a convolution of stride 1, in place, to give the targets (n, K) at flat positions of maps (N, C, H, W).
+
+    A dense one gets the least-squares change of its centre tap, which of a 1x1 is all of it: the ridge draws towards
+    the weight that it has. A CP one gets a scale of each filter. The constant goes into the mean of the BatchNorm
+    behind.
     """
-    weight = conv.weight.flatten(1)
-    change, bias = least_squares(inputs, targets - inputs @ weight.T)
-    conv.weight.add_(change[:, :, None, None])
+    rows = sample(conv(maps), positions)
+    if isinstance(conv, CPConv2d):
+        scale, bias = scale_and_bias(rows, targets)
+        conv.channel.mul_(scale[:, None])
+    else:
+        change, bias = least_squares(sample(maps, positions), targets - rows)
+        row, column = (side // 2 for side in conv.kernel_size)
+        conv.weight[:, :, row, column].add_(change)
     norm.running_mean.sub_(bias)

@@ -1,10 +1,11 @@
-"""What factorising a detector's neck, RPN and heads would cost, measured on images: a table of errors by rank.
+"""What factorising a detector's neck and heads would cost, measured on images: a table of errors by rank.
 
 An error is |y' - y|^2 / |y|^2 of a part's own output, on the dense detector's inputs, behind the closed-form refits
 that its form allows: every filter's scale and bias, and the second matrix of a linear layer. Fitted on one half of
-the images, measured on the other. The heads read the regions that the dense detector proposes first.
+the images, measured on the other. The heads on regions read those that the dense detector proposes first.
 """
 
+import copy
 from collections.abc import Callable
 from statistics import mean
 from typing import Any
@@ -13,77 +14,83 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from norton_det.analysis.watch import watch_inputs
-from norton_det.compression.search.body_sensitivities import RANKS, relative_error
-from norton_det.compression.search.least_squares import least_squares
+from norton_det.compression.search.least_squares import energy_error, least_squares, scale_and_bias
+from norton_det.compression.search.options import PART_RANKS
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
-from norton_det.models.detectors import PARTS, part_layers
+from norton_det.models.parts import PARTS, part_layers, regions
 
-PART_RANKS: dict[str, tuple[int | None, ...]] = {
-    part: (None, 64, 128, 256, 512) if part == "box_head" else RANKS for part in PARTS
-}
-"""What the layers of each part may become; None: they stay dense."""
-REGIONS = {"box_head": 64, "mask_head": 4, "keypoint_head": 4}
-"""Proposals of each image that a head is measured on."""
+NUMBERS = {"box": 64, "mask": 4, "keypoint": 4}
+"""Proposals of each image that a head is measured on, by kind of region."""
+_NECK = "backbone.fpn"
 
 
 @torch.no_grad()
 def measure_parts(
     detector: Any, images: Tensor, progress: Callable[[str], object] = lambda name: None
 ) -> dict[str, list[float]]:
-    """Errors by part, one for each of its PART_RANKS, on normalised images (N, 3, H, W), N at least 2.
+    """Measure errors by part, one for each of its PART_RANKS, on normalised images (N, 3, H, W), N at least 2.
 
     `progress` is told each part that is done.
     """
+    stages = detector.eval().backbone.body(images)
+    levels = detector.backbone.fpn(stages)
+    pooled = _pool(detector, levels, images)
     errors = {}
-    for part, inputs in _part_inputs(detector.eval(), images).items():
-        layers: list[Any] = [detector.get_submodule(name) for name in part_layers(detector, part)]
-        errors[part] = [_part_error(part, layers, inputs, rank) for rank in PART_RANKS[part]]
+    for part in PARTS:
+        layers = part_layers(detector, part)
+        if not layers:
+            continue
+        place, inputs = _reads(part, stages, levels, pooled)
+        module = detector.get_submodule(place)
+        names = [layer.removeprefix(f"{place}.") for layer in layers]
+        errors[part] = [part_error(module, names, inputs, rank) for rank in PART_RANKS[part]]
         progress(part)
     return errors
 
 
-def _part_inputs(detector: Any, images: Tensor) -> dict[str, list[Tensor]]:
-    """What each part reads: the neck and the RPN a map a level, the heads their regions."""
-    neck: list[Tensor] = []
-    layers = {name: detector.get_submodule(name) for name in part_layers(detector, "neck")}
-    with watch_inputs(layers, lambda _, x: neck.append(x)):
-        features = detector.backbone(images)
-    shapes = [(images.shape[2], images.shape[3])] * len(images)
-    proposals, _ = detector.rpn(ImageList(images, shapes), features)
-    found = {"neck": neck, "rpn": list(features.values())}
-    for part, number in REGIONS.items():
-        if part_layers(detector, part):
-            pool = getattr(detector.roi_heads, part.replace("head", "roi_pool"))
-            regions = pool(features, [boxes[:number] for boxes in proposals], shapes)
-            found[part] = [regions.flatten(1) if part == "box_head" else regions]
-    return found
+def part_error(module: nn.Module, layers: list[str], inputs: list[Any], rank: int | None) -> float:
+    """Measure the error of a module's output where the layers of those names are factorised, mean over the inputs.
 
-
-def _part_error(part: str, layers: list[Any], inputs: list[Tensor], rank: int | None) -> float:
-    """The error of a part at a rank, mean over what it reads. The neck has a layer a level, others are chains."""
+    An input is what the module takes, a tensor (N, ...) or such by name; so is its output.
+    """
     if rank is None:
         return 0.0
-    factorised = [_factorised(layer, rank) for layer in layers]
-    if part == "neck":
-        chains = zip(layers, factorised, inputs, strict=True)
-        return mean(_chain_error([dense], [small], x, nn.Identity()) for dense, small, x in chains)
-    return mean(_chain_error(layers, factorised, x, nn.ReLU()) for x in inputs)
+    both = copy.deepcopy(module)
+    for name in layers:
+        both.set_submodule(name, _SideBySide(module.get_submodule(name), rank))
+    return mean(error for x in inputs for error in _errors(both(_twice(x))))
 
 
-def _factorised(layer: Any, rank: int) -> CPConv2d | LowRankLinear:
-    return (LowRankLinear.from_linear if isinstance(layer, nn.Linear) else CPConv2d.from_conv)(layer, rank)
+class _SideBySide(nn.Module):
+    """A layer that is dense for the first half of a batch, and factorised and refitted for the second.
+
+    Two batches of the same images run through a module at once: whatever is not replaced treats them alike.
+    """
+
+    def __init__(self, dense: Any, rank: int) -> None:
+        super().__init__()
+        self.dense = dense
+        factorise: Any = LowRankLinear.from_linear if isinstance(dense, nn.Linear) else CPConv2d.from_conv
+        self.small = factorise(dense, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        target = self.dense(first)
+        return torch.cat([target, _refitted(self.small, second, target[: len(target) // 2])])
 
 
-def _chain_error(layers: list[Any], factorised: list[Any], x: Tensor, activation: nn.Module) -> float:
-    """The error behind the last of several layers, each with its activation, refitted one after the other."""
-    half = len(x) // 2
-    y = x
-    for dense, small in zip(layers, factorised, strict=True):
-        target = dense(x)
-        x, y = activation(target), activation(_refitted(small, y, target[:half]))
-    return relative_error(y[half:], x[half:])
+def _twice(x: Any) -> Any:
+    return {name: _twice(value) for name, value in x.items()} if isinstance(x, dict) else torch.cat([x, x])
+
+
+def _errors(output: Any) -> list[float]:
+    """The errors of what came out side by side; a pooled level of the pyramid only repeats another one's."""
+    if isinstance(output, dict):
+        return [error for name, level in output.items() if name != "pool" for error in _errors(level)]
+    wanted, found = output.chunk(2)
+    half = len(wanted) // 2
+    return [energy_error(found[half:], wanted[half:])]
 
 
 def _refitted(layer: CPConv2d | LowRankLinear, x: Tensor, target: Tensor) -> Tensor:
@@ -95,8 +102,30 @@ def _refitted(layer: CPConv2d | LowRankLinear, x: Tensor, target: Tensor) -> Ten
         weight, bias = least_squares(inner[fit], target - y[fit])
         y += inner @ weight.T + bias
         return y
-    centred = y[fit] - y[fit].mean(dim=(0, 2, 3), keepdim=True)
-    variance, covariance = ((centred * z).mean(dim=(0, 2, 3), keepdim=True) for z in (centred, target))
-    scale = covariance / variance.clamp_min(1e-30)
-    refitted: Tensor = scale * y + (target - scale * y[fit]).mean(dim=(0, 2, 3), keepdim=True)
-    return refitted
+    rows = (maps.transpose(0, 1).flatten(1).T for maps in (y[fit], target))  # from (n, K, H, W) to (n*H*W, K)
+    scale, bias = scale_and_bias(*rows)
+    return scale[:, None, None] * y + bias[:, None, None]
+
+
+def _pool(detector: Any, levels: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """The regions that each head reads, by kind: the dense detector's first proposals."""
+    heads = regions(detector)
+    if not heads:
+        return {}
+    shapes = [(images.shape[2], images.shape[3])] * len(images)
+    proposals, _ = detector.rpn(ImageList(images, shapes), levels)
+    return {
+        kind: region.pooler(levels, [boxes[: NUMBERS[kind]] for boxes in proposals], shapes)
+        for kind, region in heads.items()
+    }
+
+
+def _reads(
+    part: str, stages: dict[str, Tensor], levels: dict[str, Tensor], pooled: dict[str, Tensor]
+) -> tuple[str, list[Any]]:
+    """The module that holds a part's layers, and what it reads: the stages' outputs, each level, or regions."""
+    place = PARTS[part][0]
+    if place.startswith(_NECK):
+        return _NECK, [stages]
+    kind = part.split("_")[0]
+    return place, [pooled[kind]] if kind in pooled else list(levels.values())

@@ -10,24 +10,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from norton_det.compression.compress import body_prefix
+from norton_det.compression.compress import check_dense
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
-from norton_det.compression.search.body_sensitivities import (
-    OPTIONS,
-    PRUNED_STAGES,
-    RATES,
-    Sensitivities,
-    measure_body,
-    prepare,
-)
+from norton_det.compression.search.body_sensitivities import Sensitivities, centre_crops, measure_body
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.choice import Choice, Item, Solution, solve
 from norton_det.compression.search.cost_table import CostTable, cost_table
-from norton_det.compression.search.part_sensitivities import PART_RANKS, measure_parts
-from norton_det.models.detectors import PARTS, part_layers
+from norton_det.compression.search.options import PART_RANKS, RATES, block_options, pruned_stages
+from norton_det.compression.search.part_sensitivities import measure_parts
+from norton_det.models.channels import Body
 from norton_det.models.norms import unfreeze_batch_norms
-from norton_det.models.resnet import BLOCK_NAMES
+from norton_det.models.parts import PARTS, part_layers
 
 log = logging.getLogger(__name__)
 IMAGE_SIZE = 224
@@ -42,7 +36,7 @@ TIMED_ROUNDS = 3
 class SearchReport:
     """What a plan is expected to do.
 
-    `predicted_error`: the share of energy that the features differ by after recovery, mean of the four stages'
+    `predicted_error`: the share of energy that the features differ by after recovery, mean of the stages'
     outputs (of a whole detector with the neck's error and the heads' mean beside). `cost`, `dense_cost`: MACs,
     parameters or milliseconds, as counted or measured on the planned and the dense network.
     """
@@ -55,21 +49,23 @@ class SearchReport:
 def search_plan(
     model: nn.Module,
     images: Sequence[Tensor],
-    budget: Budget,
+    budget: Budget | str,
     *,
     whole_detector: bool = False,
     criterion: Criterion = "pabs",
     seed: int = 0,
 ) -> tuple[CompressionPlan, SearchReport]:
-    """The plan of least predicted error for a trained, dense ResNet-50 or R-CNN, and what it is expected to do.
+    """Find the plan of least predicted error for a trained, dense ResNet or detector, and what it is expected to do.
 
-    `images` are float RGB (3, H, W) in 0 to 1, at least two; the first MOST_IMAGES are used. The budget covers the
-    body (of a classifier: all of it), or with `whole_detector` all parts. `criterion` is what `compress` will prune
-    by. The same seed gives the same plan, except for milliseconds, which are measured. Raises ValueError without
-    images, for a model that does not fit, and for a budget below the smallest possible, which is named.
+    `images` are float RGB (3, H, W) in 0 to 1, at least two; the first MOST_IMAGES are used. The budget, such as
+    `macs=0.5`, covers the body (of a classifier: all of it), or with `whole_detector` all parts. `criterion` is what
+    `compress` will prune by. The same seed gives the same plan, except for milliseconds, which are measured. Raises
+    ValueError without images, for a model that does not fit, and for a budget below the smallest possible, which is
+    named.
 
     To try several budgets, call `measure_sensitivities` once and `best_plan` for each.
     """
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
     scope = Scope(model, whole_detector, budget.size)
     affordable = _affordable(scope, budget)  # first: a budget that is too small is refused before minutes of work
     sensitivities = measure_sensitivities(
@@ -86,25 +82,24 @@ def measure_sensitivities(
     criterion: Criterion = "pabs",
     seed: int = 0,
 ) -> Sensitivities:
-    """The errors of all options on the images; arguments and errors as in `search_plan`."""
+    """Measure the errors of all options on the images; arguments and errors as in `search_plan`."""
     if len(images) < 2:
         raise ValueError(f"sensitivities are measured on at least 2 images, got {len(images)}")
-    Scope(model, whole_detector, None)
+    body = check_dense(model)
     dense = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     unfreeze_batch_norms(dense)
-    body = dense.get_submodule(body_prefix(model).removesuffix("."))
-    batch = prepare(images[:MOST_IMAGES], IMAGE_SIZE, next(model.parameters()).device)
+    batch = centre_crops(model, images[:MOST_IMAGES], IMAGE_SIZE)
     parts = [part for part in PARTS if part_layers(model, part)] if whole_detector else []
-    with tqdm(total=len(BLOCK_NAMES) + len(PRUNED_STAGES) + len(parts), desc="sensitivities") as bar:
+    with tqdm(total=len(body.blocks) + len(pruned_stages(body)) + len(parts), desc="sensitivities") as bar:
         generator = torch.Generator().manual_seed(seed)
-        measured = measure_body(body, batch, criterion, generator, lambda name: bar.update())
+        measured = measure_body(dense, body, batch, criterion, generator, lambda name: bar.update())
         if whole_detector:
             measured = replace(measured, parts=measure_parts(dense, batch, lambda name: bar.update()))
     return measured
 
 
 def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) -> tuple[CompressionPlan, SearchReport]:
-    """The plan for a budget from measured sensitivities, of the whole detector if its parts were measured.
+    """Find the plan for a budget from measured sensitivities, of the whole detector if its parts were measured.
 
     Raises ValueError for a budget below the smallest possible, which is named.
     """
@@ -120,7 +115,7 @@ def _best_plan(
     found: list[tuple[CompressionPlan, SearchReport]] = []
     for _ in range(1 if budget.is_share else TIMED_ROUNDS):
         solution = solve(groups, items, target - table.fixed)
-        plan = _as_plan(solution)
+        plan = _as_plan(scope.body, solution)
         cost = scope.cost(plan, budget.kind)
         found.append((plan, SearchReport(solution.error, cost, dense_cost)))
         target = max(table.least, target * limit / cost)
@@ -157,17 +152,15 @@ def _with_errors(table: CostTable, sensitivities: Sensitivities) -> tuple[dict[s
     return groups, {name: replace(item, errors=errors[name]) for name, item in table.items.items()}
 
 
-def _as_plan(solution: Solution) -> CompressionPlan:
+def _as_plan(body: Body, solution: Solution) -> CompressionPlan:
     """What stays as it is, is not named."""
     ranks: dict[str, int | None] = {}
-    parts: dict[str, int | None] = {}
     rates = {stage: RATES[level] for stage, level in solution.levels.items()}
-    for name, chosen in solution.options.items():
-        if name in PARTS:
-            parts[name] = PART_RANKS[name][chosen]
-            continue
-        ranks[f"{name}.conv2"], rate = OPTIONS[chosen]
-        rates |= {f"{name}.conv1": rate, f"{name}.conv2": rate}
+    for block in body.blocks:
+        rank, rate = block_options(body, block)[solution.options[block.name]]
+        ranks |= dict.fromkeys(block.spatial, rank)
+        rates |= dict.fromkeys(block.inner, rate)
+    parts = {part: PART_RANKS[part][chosen] for part, chosen in solution.options.items() if part in PARTS}
     return CompressionPlan(
         {layer: rank for layer, rank in ranks.items() if rank},
         {group: rate for group, rate in rates.items() if rate},

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from norton_det.analysis.complexity import PROPOSALS, count
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.parts import dense_head, regions
 
 GRID = 4
 """Times are measured at multiples of a quarter of a layer's widths, and interpolated between."""
@@ -21,9 +22,9 @@ GRID = 4
 
 @dataclass(frozen=True)
 class Site:
-    """A dense layer where it stands: its widths, and the sizes (H, W) of the maps that it reads.
+    """A dense layer where it stands, not grouped: its widths, and the sizes (N, H, W) of the maps that it reads.
 
-    A linear layer is a 1x1 convolution of a map of (rows, 1). `norm`: BatchNorm stands behind.
+    A linear layer is a 1x1 convolution of a map of (1, rows, 1). `norm`: BatchNorm stands behind.
     """
 
     inputs: int
@@ -31,15 +32,17 @@ class Site:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int]
     bias: bool
     norm: bool
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int, int], ...]
 
     def layer(self, inputs: int, outputs: int, rank: int | None) -> nn.Conv2d | CPConv2d:
         """The layer at other widths, dense or of a CP rank, with random weights."""
+        geometry = (self.stride, self.padding, self.dilation)
         if rank is None:
-            return nn.Conv2d(inputs, outputs, self.kernel, self.stride, self.padding, bias=self.bias)
-        return CPConv2d(inputs, outputs, self.kernel, rank, self.stride, self.padding, bias=self.bias)
+            return nn.Conv2d(inputs, outputs, self.kernel, *geometry, bias=self.bias)
+        return CPConv2d(inputs, outputs, self.kernel, rank, *geometry, self.bias)
 
 
 Price = Callable[[Site, int, int, int | None], float]
@@ -50,49 +53,49 @@ class StaticPart(nn.Module):
     """What of a network does not depend on what is detected: a body, or all convolutions and linear layers of a
     detector, its heads on as many regions as `analysis.complexity` counts them with."""
 
-    def __init__(self, network: nn.Module, whole_detector: bool) -> None:
+    def __init__(self, network: nn.Module, prefix: str, whole_detector: bool) -> None:
         super().__init__()
         self.network = network
         self.whole_detector = whole_detector
+        self._body = prefix.removesuffix(".")
 
     def forward(self, image: Tensor) -> None:
         """Run on an image (1, 3, H, W)."""
         network: Any = self.network
         if not self.whole_detector:
-            network(image)
+            network.get_submodule(self._body)(image)
             return
-        pyramid = list(network.backbone(image).values())
-        network.rpn.head(pyramid)
-        heads, channels = network.roi_heads, pyramid[0].shape[1]
-        for name, regions, side in (("box", PROPOSALS, 7), ("mask", 1, 14), ("keypoint", 1, 14)):
-            head = getattr(heads, f"{name}_head", None)
-            if head is not None:
-                head(image.new_zeros(regions, channels, side, side))
+        levels = list(network.backbone(image).values())
+        dense_head(network)(levels)
+        for kind, region in regions(network).items():
+            number = PROPOSALS if kind == "box" else 1
+            region.head(image.new_zeros(number, network.backbone.out_channels, *region.pooler.output_size))
 
 
 @torch.no_grad()
-def find_sites(
-    part: StaticPart, layers: Iterable[str], normed: Iterable[str], size: tuple[int, int]
-) -> dict[str, Site]:
-    """The sites of a network's dense layers on an image of `size` (H, W); `normed`: those with BatchNorm behind."""
-    shadow = copy.deepcopy(part).to("meta").eval()
-    modules = {name: shadow.network.get_submodule(name) for name in layers}
-    read: dict[str, list[Tensor]] = {name: [] for name in modules}
-    with watch_inputs(modules, lambda name, x: read[name].append(x)):
-        shadow(torch.empty(1, 3, *size, device="meta"))
-    return {name: _site(modules[name], read[name], name in set(normed)) for name in modules}
+def find_sites(part: StaticPart, normed: Collection[str], size: tuple[int, int]) -> dict[str, Site]:
+    """Return the sites of the layers that run on an image of `size` (H, W), by their names in the network.
+
+    `part` lies on the meta device; `normed` names the layers with BatchNorm behind. Grouped convolutions, whose
+    channels are fixed, are left out.
+    """
+    kinds = (nn.Conv2d, nn.Linear)
+    layers = {name: layer for name, layer in part.network.named_modules() if isinstance(layer, kinds)}
+    read: dict[str, list[Tensor]] = {}
+    with watch_inputs(layers, lambda name, x: read.setdefault(name, []).append(x)):
+        part(torch.empty(1, 3, *size, device="meta"))
+    ungrouped = [name for name in read if getattr(layers[name], "groups", 1) == 1]
+    return {name: _site(layers[name], read[name], name in normed) for name in ungrouped}
 
 
-def _site(layer: nn.Module, read: list[Tensor], norm: bool) -> Site:
+def _site(layer: Any, read: list[Tensor], norm: bool) -> Site:
+    bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        sizes = tuple((len(x), 1) for x in read)
-        return Site(
-            layer.in_features, layer.out_features, (1, 1), (1, 1), (0, 0), layer.bias is not None, norm, sizes
-        )
-    assert isinstance(layer, nn.Conv2d)
-    kernel, stride, padding = (tuple(pair) for pair in (layer.kernel_size, layer.stride, layer.padding))
-    sizes = tuple((x.shape[2], x.shape[3]) for x in read)
-    return Site(layer.in_channels, layer.out_channels, kernel, stride, padding, layer.bias is not None, norm, sizes)  # type: ignore[arg-type]
+        rows = tuple((1, len(x), 1) for x in read)
+        return Site(layer.in_features, layer.out_features, (1, 1), (1, 1), (0, 0), (1, 1), bias, norm, rows)
+    sizes = tuple((len(x), x.shape[2], x.shape[3]) for x in read)
+    kernel, stride, padding, dilation = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return Site(layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, bias, norm, sizes)
 
 
 def counted(kind: Literal["macs", "parameters"]) -> Price:
@@ -111,7 +114,7 @@ def _counts(site: Site, inputs: int, rank: int | None) -> tuple[int, int]:
     layers: list[nn.Module] = [site.layer(inputs, 1, rank)]
     if site.norm:
         layers.append(nn.BatchNorm2d(1))
-    counts = [count(nn.Sequential(*layers), torch.zeros(1, inputs, *size))[""] for size in site.sizes]
+    counts = [count(nn.Sequential(*layers), torch.zeros(number, inputs, *size))[""] for number, *size in site.sizes]
     return sum(c.macs for c in counts), counts[0].parameters
 
 
@@ -141,7 +144,7 @@ def _grid_milliseconds(
     site: Site, inputs: int, outputs: int, *, rank: int | None, device: torch.device, threads: int
 ) -> float:
     inputs, outputs = max(1, site.inputs * inputs // GRID), max(1, site.outputs * outputs // GRID)
-    images = [torch.zeros(1, inputs, *size) for size in site.sizes]
+    images = [torch.zeros(number, inputs, *size) for number, *size in site.sizes]
     return fastest(site.layer(inputs, outputs, rank).to(device), images)[1]
 
 

@@ -1,0 +1,159 @@
+"""What compression would cost a residual block, measured on its own inputs: the block taken apart, changed, refitted.
+
+Refits are fitted on the first half of the maps, errors are measured on the second.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from norton_det.compression.plan import kept_channels
+from norton_det.compression.saliency import Criterion, group_scores, kept_filters
+from norton_det.compression.search.least_squares import best_linear, energy_error, random_positions, refit, sample
+from norton_det.compression.search.options import UNCHANGED, Option
+from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.channels import Block, Body
+from norton_det.models.slicing import slice_channels
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A residual block taken apart: relu(branch(x) + shortcut(x)), with a ReLU between the branch's pairs.
+
+    Attributes:
+        pairs: the branch's convolutions, each with its BatchNorm, in the order of the data.
+        shortcut: an Identity where the block adds its input itself.
+        spatial: the places in `pairs` of the convolutions that may be decomposed.
+    """
+
+    pairs: Any
+    shortcut: Any
+    spatial: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute what the block does, from (N, C, H, W) to (N, K, H', W')."""
+        *first, last = self.pairs
+        return relu(last(chained(first, x)) + self.shortcut(x))
+
+
+def take_apart(model: nn.Module, body: Body, block: Block) -> Residual:
+    """Take a block of a model's body apart; the modules stay the model's own."""
+    names = [body.prefix + conv for conv in block.convs]
+    norms = dict(pair for group in body.groups.values() for pair in group.producers)
+    pairs = [nn.Sequential(*(model.get_submodule(layer) for layer in (name, norms[name]))) for name in names]
+    module: Any = model.get_submodule(body.prefix + block.name)
+    shortcut = nn.Identity() if module.downsample is None else module.downsample
+    return Residual(nn.ModuleList(pairs), shortcut, tuple(block.convs.index(conv) for conv in block.spatial))
+
+
+def chained(pairs: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Pass maps through convolutions with their BatchNorm, a ReLU behind each."""
+    for pair in pairs:
+        x = relu(pair(x))
+    return x
+
+
+def block_errors(
+    block: Residual, x: Tensor, options: Sequence[Option], criterion: Criterion, generator: torch.Generator
+) -> tuple[list[float], Tensor]:
+    """Measure the error of a block's output under each option, and return the output at the median of them too.
+
+    `x` is the block's input (N, C, H, W). Behind the convolution before the last, the BatchNorm gets the moments
+    that the dense one had; the last convolution is refitted.
+    """
+    half = len(x) // 2
+    output, identity = block(x), block.shortcut(x)
+    *first, middle, last = block.pairs
+    inside = chained(first, x)
+    dense = middle[0](inside[:half])
+    moments = _moments(dense)
+    target = last[0](relu(middle[1](dense)))
+    positions = random_positions(target, generator)
+    target = sample(target, positions)
+    decomposed = {rank: _decomposed(block, rank, criterion) for rank in dict.fromkeys(rank for rank, _ in options)}
+
+    def changed(option: Option, part: slice) -> Tensor:
+        rank, rate = option
+        pairs, (*before, own) = decomposed[rank].pruned(rate)
+        read = inside[:, before[0]] if before else inside
+        (conv, norm), (last_conv, last_norm) = pairs[-2:]
+        y = conv(read[:half])
+        _match_moments(norm, y, *(moment[own] for moment in moments))
+        refit(last_conv, last_norm, relu(norm(y)), positions, target)
+        return relu(pairs[-1](chained([pairs[-2]], read[part])) + identity[part])
+
+    measured = slice(half, None)
+    errors = [
+        0.0 if option == UNCHANGED else energy_error(changed(option, measured), output[measured])
+        for option in options
+    ]
+    return errors, changed(options[errors.index(median_low(errors))], slice(None))
+
+
+def handed_on(block: Residual, x: Tensor, distorted: Tensor, generator: torch.Generator) -> float:
+    """Measure the error of a block's output over that of its distorted input (N, C, H, W).
+
+    The shortcut, the first and the last convolution are refitted: each by a 1x1 convolution that is added to it.
+    """
+    half = len(x) // 2
+    first, *between, last = block.pairs
+
+    def refitted(y: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
+        return y + best_linear(inputs, (wanted - y)[:half], generator)
+
+    def strided(conv: Any) -> Tensor:
+        return distorted[:, :, :: conv.stride[0], :: conv.stride[1]]
+
+    wanted, identity = block.shortcut(x), block.shortcut(distorted)
+    if not isinstance(block.shortcut, nn.Identity):
+        identity = refitted(identity, strided(block.shortcut[0]), wanted)
+    dense_inner = first(x)
+    maps = chained(between, relu(refitted(first(distorted), strided(first[0]), dense_inner)))
+    dense = last(chained(between, relu(dense_inner))) + wanted
+    output = refitted(last(maps), maps, dense - identity) + identity
+    error = energy_error(relu(output)[half:], relu(dense)[half:])
+    return error / max(energy_error(distorted[half:], x[half:]), 1e-30)
+
+
+@dataclass(frozen=True)
+class _Decomposed:
+    """The pairs of a block whose spatial convolutions have been decomposed, and the scores of its inner channels."""
+
+    pairs: nn.ModuleList
+    scores: tuple[Tensor, ...]
+
+    def pruned(self, rate: float) -> tuple[Any, list[Tensor]]:
+        """Return a pruned copy, and which outputs of each convolution but the last were kept."""
+        pairs = copy.deepcopy(self.pairs)
+        kept = [kept_filters(scores, kept_channels(len(scores), rate)) for scores in self.scores]
+        for place, indices in enumerate(kept):
+            slice_channels(pairs, [(f"{place}.0", f"{place}.1")], [f"{place + 1}.0"], indices)
+        return pairs, kept
+
+
+def _decomposed(block: Residual, rank: int | None, criterion: Criterion) -> _Decomposed:
+    pairs: Any = copy.deepcopy(block.pairs)
+    if rank is not None:
+        for place in block.spatial:
+            pairs[place][0] = CPConv2d.from_conv(pairs[place][0], rank)
+    return _Decomposed(pairs, tuple(group_scores([(conv, norm)], criterion) for conv, norm in pairs[:-1]))
+
+
+def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (K,) of the channels of maps (N, K, H, W)."""
+    variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
+    return mean, variance.sqrt()
+
+
+def _match_moments(norm: Any, y: Tensor, dense_mean: Tensor, dense_deviation: Tensor) -> None:
+    """Change a BatchNorm's statistics, in place, so that its output on y has the moments that the dense one's had."""
+    mean, deviation = _moments(y)
+    ratio = (deviation / dense_deviation.clamp_min(1e-12)).clamp(1e-3, 1e3)
+    norm.running_mean = mean - ratio * (dense_mean - norm.running_mean)
+    norm.running_var = ratio.square() * (norm.running_var + norm.eps) - norm.eps

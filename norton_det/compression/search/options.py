@@ -1,0 +1,36 @@
+"""What a plan search may choose from: ranks and pruning rates, by block, stage and part."""
+
+from itertools import product
+
+from norton_det.models.channels import Block, Body
+from norton_det.models.parts import LINEAR_PART, PARTS
+
+RANKS = (None, 1, 2, 3, 4)
+"""CP ranks of a convolution of more than a pixel; None: it stays dense."""
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
+"""Pruning rates that are tried."""
+PART_RANKS: dict[str, tuple[int | None, ...]] = {
+    part: (None, 64, 128, 256, 512) if part == LINEAR_PART else RANKS for part in PARTS
+}
+"""What the layers of each part may become; None: they stay dense."""
+
+Option = tuple[int | None, float]
+"""The rank of a block's spatial convolutions, and the pruning rate of its inner channels."""
+UNCHANGED: Option = (None, 0.0)
+
+
+def block_options(body: Body, block: Block) -> tuple[Option, ...]:
+    """List what a block may become, UNCHANGED first: nothing else where its convolutions are grouped."""
+    is_fixed = any(body.groups[group].fixed for group in block.inner)
+    return tuple(product(RANKS if block.spatial else (None,), (0.0,) if is_fixed else RATES))
+
+
+def pruned_stages(body: Body) -> tuple[str, ...]:
+    """Name the stages whose outputs may be pruned: all but the last, which stays whole as in the paper's plans."""
+    return tuple(stage for stage in body.stages[:-1] if not body.groups[stage].fixed)
+
+
+def input_group(body: Body, block: Block) -> str:
+    """Name the group that a block reads; of a BasicBlock behind the stem it is the group that the block gives too."""
+    name = body.prefix + block.convs[0]
+    return next(group.name for group in body.groups.values() if name in group.readers)

@@ -1,0 +1,104 @@
+"""Detectors measured side by side: latency and memory in each treatment, and what their time and size consist of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norton_det.analysis.complexity import count_detector, total
+from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.memory import peak_memory
+from norton_det.analysis.parts import seconds_by_part
+from norton_det.deploy.treatments import count_regions, treated
+from norton_det.models.parts import REGION_KINDS
+
+PARTS_RUNS = 5
+"""Runs from which the time by part is taken."""
+
+
+@dataclass(frozen=True)
+class Measured(Latency):
+    """Holds a latency, and the bytes that a call takes at its peak beside the model."""
+
+    peak_memory: int
+
+
+def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
+    """Measure what a call of every model takes in one treatment; timed in turn."""
+    prepared = {name: treated(model, treatment, images) for name, model in models.items()}
+    latencies = detector_latency(prepared, images, runs=runs)
+    with torch.inference_mode():
+        return {
+            name: Measured(
+                **asdict(latencies[name]), peak_memory=peak_memory(partial(model, list(images)), images[0].device)
+            )
+            for name, model in prepared.items()
+        }
+
+
+def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str, Any]:
+    """Measure what a detector consists of, plain types.
+
+    Parameters, MACs, bytes, time by part in optimised torch, regions, and the share of the machine's
+    rate (`peak_macs` a second) that body, neck and what looks at every level reach.
+    """
+    counts = count_detector(model, *model.transform(list(images))[0].tensors.shape[2:])
+    whole = total(counts)
+    parts = seconds_by_part(treated(model, "torch", images).detector, images, PARTS_RUNS)
+    static = [count for part, count in counts.items() if part.removesuffix("_head") not in REGION_KINDS]
+    seconds = parts["body"] + parts["neck"] + parts[_every_level(parts)]
+    return {
+        "parameters": whole.parameters,
+        "macs": whole.macs,
+        "bytes": sum(value.nbytes for value in model.state_dict().values()),
+        "regions": count_regions(model, images),
+        "milliseconds_by_part": {part: 1000 * taken for part, taken in parts.items()},
+        "share_of_peak": len(images) * sum(count.macs_as_run for count in static) / seconds / peak_macs,
+    }
+
+
+def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:
+    """Lay out a row a treatment and model.
+
+    Milliseconds, frames a second, the speed beside the first model in the same treatment and beside the very first
+    row, and the memory that a call takes.
+    """
+    first = next(iter(next(iter(measured.values())).values())).median
+    rows = [
+        f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}{'in all':>8}"
+        f"{'peak MiB':>10}"
+    ]
+    for treatment, models in measured.items():
+        dense = next(iter(models.values())).median
+        for name, row in models.items():
+            rows.append(
+                f"{treatment:20}{name:18}{row.median:>11.1f}{row.p5:>9.1f}{row.p95:>9.1f}"
+                f"{1000 / row.median:>10.2f}{dense / row.median:>7.2f}x{first / row.median:>7.2f}x"
+                f"{row.peak_memory / 2**20:>10.0f}"
+            )
+    return "\n".join(rows)
+
+
+def format_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out a row a model: size, work, regions, milliseconds by part."""
+    rows = []
+    for name, values in profiles.items():
+        milliseconds = values["milliseconds_by_part"]
+        parts = ", ".join(f"{part} {ms:.1f}" for part, ms in milliseconds.items())
+        regions = ", ".join(f"{count} for the {kind} head" for kind, count in values["regions"].items())
+        every_level = {"rpn head": "RPN", "heads": "heads"}[_every_level(milliseconds)]
+        rows.append(
+            f"{name}: {values['parameters']:,} parameters, {values['macs'] / 1e9:.1f} GMACs, "
+            f"{values['bytes'] / 2**20:.0f} MiB{f'; regions: {regions}' if regions else ''}\n"
+            f"  optimised torch, ms: {parts}; body, neck and {every_level} reach {values['share_of_peak']:.0%} of the"
+            " peak rate"
+        )
+    return "\n".join(rows)
+
+
+def _every_level(parts: Mapping[str, float]) -> str:
+    """The part that looks at every level: the RPN's head, or the only heads."""
+    return "rpn head" if "rpn head" in parts else "heads"

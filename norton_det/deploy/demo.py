@@ -1,0 +1,132 @@
+"""The detectors that a demo runs: a file's, the dense one to compare it with, and COCO's where no file is named."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_det.compression.building import uncompressed
+from norton_det.compression.plan import load_plan
+from norton_det.compression.recover import compress_and_recover
+from norton_det.deploy.optimize import Runtime, optimize
+from norton_det.deploy.runtimes import EXPORTED, load_exported
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import detector_from_weights, origin_of, save_weights, with_origin
+from norton_det.models.weights import coco_weights, read_weights
+
+log = logging.getLogger(__name__)
+COCO_PLAN = "norton-43"
+"""The mildest preset, for a detector that nobody trains after it was compressed."""
+COCO_FILE = Path("output/coco_demo/model_final.pth")
+COCO_FRAMES = 32
+"""On which it is restored."""
+
+
+@dataclass(frozen=True)
+class DemoDetector:
+    """Holds a detector ready to run, called like torchvision's, with `.categories`.
+
+    Attributes:
+        name: what a picture calls it.
+        detect: the detector.
+        is_trained: whether its findings mean anything.
+    """
+
+    name: str
+    detect: Any
+    is_trained: bool = True
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """Says how a demo's detectors run, all alike: where, in which runtime, and the shorter side that they see in
+    pixels (None: their own)."""
+
+    device: torch.device
+    runtime: Runtime
+    size: int | None
+
+
+def compressed_coco(frames: Sequence[Tensor]) -> Path:
+    """Compress torchvision's COCO Faster R-CNN, downloaded once, and restore it on uint8 frames (3, H, W).
+
+    Returns its file below output/, where it is kept for the next time. Raises ValueError where the weights are not
+    there and cannot be downloaded.
+    """
+    weights = coco_weights()
+    log.info(
+        "COCO's Faster R-CNN is compressed by %s and restored on %d frames: minutes, once", COCO_PLAN, len(frames)
+    )
+    dense = detector_from_weights(weights)
+    compressed, _ = compress_and_recover(
+        dense,
+        load_plan(COCO_PLAN, read_body(dense)),
+        [frame / 255 for frame in frames],
+        checkpoint=COCO_FILE.with_name("recovery.pth"),
+    )
+    save_weights(COCO_FILE, with_origin(compressed, replace(origin_of(compressed), dense_weights=weights.source)))
+    COCO_FILE.with_name("recovery.pth").unlink(missing_ok=True)
+    return COCO_FILE
+
+
+def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Treatment) -> list[DemoDetector]:
+    """Load the detector of a file, and before it the dense one that it is compared with, where one is asked for.
+
+    Args:
+        path: weights or an exported file.
+        dense: None: no comparison; a dense detector's file; or "": the one that the file says it came from, and
+            where that is not there, the same one with random weights.
+        frame: uint8 (3, H, W), of the size to be fast at.
+        treatment: how they run.
+
+    Raises:
+        ValueError: a file that cannot be read, or nothing to compare with.
+    """
+    if path.suffix in EXPORTED:
+        if treatment.runtime != "auto" or treatment.size:
+            raise ValueError(f"{path}: an exported detector brings its own runtime and size")
+        if dense == "":
+            raise ValueError(f"{path}: an exported detector does not tell what it came from: --compare DENSE_WEIGHTS")
+        detectors = [DemoDetector(path.stem, load_exported(path))]
+        return [_dense(dense, frame, treatment), *detectors] if dense else detectors
+    weights = read_weights(path)
+    detector = detector_from_weights(weights)
+    ours = DemoDetector("compressed" if weights.is_compressed else "dense", _optimized(detector, frame, treatment))
+    if dense is None:
+        return [ours]
+    if not weights.is_compressed:
+        raise ValueError(f"{path} is dense: --compare takes a compressed detector")
+    source = dense or origin_of(detector).dense_weights
+    if dense or (source and Path(source).exists()):
+        return [_dense(str(source), frame, treatment), ours]
+    return [_random(path, detector, frame, treatment), ours]
+
+
+def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
+    weights = read_weights(path)
+    if weights.is_compressed:
+        raise ValueError(f"{path} is compressed: --compare takes a dense detector")
+    return DemoDetector("dense", _optimized(detector_from_weights(weights), frame, treatment))
+
+
+def _random(path: Path, compressed: nn.Module, frame: Tensor, treatment: Treatment) -> DemoDetector:
+    """What a compressed detector was before, as far as its file tells."""
+    torch.manual_seed(0)
+    try:
+        dense = uncompressed(compressed)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; name it: --compare DENSE_WEIGHTS") from None
+    log.warning("the dense detector that %s came from is not there: random weights show its speed alone", path)
+    return DemoDetector("dense, random weights", _optimized(dense, frame, treatment), is_trained=False)
+
+
+def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:
+    if treatment.size:
+        ratio = detector.transform.max_size / detector.transform.min_size[-1]
+        detector.transform.min_size = (treatment.size,)
+        detector.transform.max_size = round(treatment.size * ratio)
+    return optimize(detector.to(treatment.device).eval(), [frame / 255], treatment.runtime)

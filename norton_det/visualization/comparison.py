@@ -1,0 +1,62 @@
+"""Detectors beside each other on the frames of a video: what each finds, how fast, and both in one picture."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from norton_det.analysis.latency import Latency
+from norton_det.deploy.demo import DemoDetector
+from norton_det.visualization.draw import draw_predictions, side_by_side
+
+
+@dataclass(frozen=True)
+class Found:
+    """Holds a frame, uint8 RGB (3, H, W), and what each detector found on it, in so many milliseconds."""
+
+    frame: Tensor
+    predictions: list[dict[str, Tensor]]
+    milliseconds: list[float]
+
+
+def detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: torch.device) -> Iterator[Found]:
+    """Run each detector on each frame, uint8 RGB (3, H, W)."""
+    for frame in frames:
+        predictions, milliseconds = [], []
+        for detector in detectors:
+            started = time.perf_counter()
+            [prediction] = detector.detect([frame.to(device) / 255])
+            predictions.append({key: value.cpu() for key, value in prediction.items()})
+            milliseconds.append(1000 * (time.perf_counter() - started))
+        yield Found(frame, predictions, milliseconds)
+
+
+def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence[float], confidence: float) -> Tensor:
+    """Draw the frame once a detector, next to each other, under its name, latency, frame rate and ratio to the first.
+
+    `recent` are the milliseconds that are shown, one a detector.
+    """
+    pictures, titles = [], []
+    for detector, prediction, milliseconds in zip(detectors, found.predictions, recent, strict=True):
+        categories, keypoints = detector.detect.categories, getattr(detector.detect, "keypoints", None)
+        shown = draw_predictions(found.frame, prediction, categories, confidence, keypoints)
+        pictures.append(shown if detector.is_trained else found.frame)
+        titles.append(f"{detector.name}  {milliseconds:.0f} ms  {1000 / milliseconds:.1f} frames/s")
+    if len(detectors) > 1:
+        titles[-1] += f"  {recent[0] / recent[-1]:.2f}x"
+    return side_by_side(pictures, titles)
+
+
+def summarise(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[float]], seconds: float) -> str:
+    """Tell in lines how fast all went in so many seconds, and each detector in its milliseconds on each frame."""
+    count = len(latencies[0])
+    lines = [f"{count} frames, {count / seconds:.1f} frames/s from end to end"]
+    if count:
+        found = [Latency.of(measured) for measured in latencies]
+        for detector, latency in zip(detectors, found, strict=True):
+            lines.append(f"{detector.name}: median {latency.median:.1f} ms, p95 {latency.p95:.1f} ms")
+        if len(found) > 1:
+            lines.append(f"speed-up: {found[0].median / found[-1].median:.2f}x")
+    return "\n".join(lines)
