@@ -190,6 +190,10 @@ def test_statistics_are_averaged_and_counts_copied():
     assert average.model.num_batches_tracked == 1
 
 
+def test_without_a_checkpoint_a_run_begins_at_its_beginning(tmp_path):
+    assert resume(make_run(tmp_path), None) == 0
+
+
 def test_averaging_can_begin_at_a_resume(tmp_path):
     first = make_run(tmp_path)
     run_to_end(first, tmp_path)
@@ -247,11 +251,11 @@ def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
     run_to_end(make_run(tmp_path), tmp_path)
-    other = nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 1))
+    run = replace(make_run(tmp_path), model=nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 1)))
     with pytest.raises(
         ValueError, match=r"^--resume: .*checkpoints: weights do not fit: 0\.weight \(8, 3\) for \(9, 3\)"
     ):
-        resume(replace(make_run(tmp_path), model=other), CheckpointFolder(tmp_path / "checkpoints").load_newest())
+        resume(run, run.checkpoints.load_newest())
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
