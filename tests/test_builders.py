@@ -57,7 +57,11 @@ def test_every_kind_on_every_body_is_built_from_random_weights(kind, body):
     assert kind_name(structure) == kind
     assert (structure.body.block, structure.body.blocks) == (BODIES[body].block, BODIES[body].blocks)
     assert detector.backbone.body.conv1.out_channels == 8 and detector.backbone.out_channels == SIZES["channels"]
-    assert (class_count(detector), detector.categories, detector.category_ids) == (3, ["__background__", "a", "b"], [0, 4, 9])
+    assert (class_count(detector), detector.categories, detector.category_ids) == (
+        3,
+        ["__background__", "a", "b"],
+        [0, 4, 9],
+    )
     assert all(value.isfinite().all() for value in detector.state_dict().values())
 
 
@@ -91,7 +95,9 @@ def test_a_real_half_width_body_with_an_ordinary_stem_is_dense_and_is_taken_whol
     network = norton_det.load_resnet(path)
     detector = built("retinanet", backbone_weights=str(path))
     assert_same_bits(detector.backbone.body.state_dict(), body_of(network))
-    assert detector.backbone.body.conv1.out_channels == 64 and detector.backbone.body.layer1[0].conv2.out_channels == 32
+    assert (
+        detector.backbone.body.conv1.out_channels == 64 and detector.backbone.body.layer1[0].conv2.out_channels == 32
+    )
     compressed = built("retinanet", backbone_weights=str(path), plan="norton-59").backbone.body
     assert compressed.layer1[0].conv2.rank == 1 and compressed.layer1[0].conv2.out_channels == int(32 * 0.72)
 
@@ -109,7 +115,9 @@ def test_a_detectors_file_is_taken_to_the_bit_with_the_body_that_it_has(kind, bo
 
 def test_a_detectors_file_of_another_kind_is_one_line(tmp_path):
     save_weights(tmp_path / "trained.pth", tiny_detector("fcos", "resnet18"))
-    with pytest.raises(ValueError, match=r"^model\.weights: .*trained\.pth is a fcos, but model\.detector is retinanet$"):
+    with pytest.raises(
+        ValueError, match=r"^model\.weights: .*trained\.pth is a fcos, but model\.detector is retinanet$"
+    ):
         built("retinanet", weights=str(tmp_path / "trained.pth"))
 
 
@@ -132,7 +140,11 @@ def test_a_configuration_changes_the_settings_that_it_names_and_no_other(kind, k
     value, meant = NAMED_SETTINGS[key]
     detector = tiny_detector(kind, "resnet18")
     before = read_settings(detector)
-    config = configuration(kind, test={key: value}) if key in TestConfig.model_fields else configuration(kind, **{key: value})
+    config = (
+        configuration(kind, test={key: value})
+        if key in TestConfig.model_fields
+        else configuration(kind, **{key: value})
+    )
     configure(detector, config)
     assert read_settings(detector) == before | {name: new for name, new in meant.items() if name in before}
 
@@ -194,7 +206,9 @@ def test_anchors_that_do_not_fit_are_one_line(anchors, told):
         configure(tiny_detector("faster_rcnn", "resnet18"), configuration(**anchors))
 
 
-@pytest.mark.parametrize(("kind", "task"), [("mask_rcnn_v2", "segm"), ("keypoint_rcnn", "keypoints"), ("fcos", "bbox")])
+@pytest.mark.parametrize(
+    ("kind", "task"), [("mask_rcnn_v2", "segm"), ("keypoint_rcnn", "keypoints"), ("fcos", "bbox")]
+)
 def test_a_kind_has_its_task(kind, task):
     assert resolve_task(configuration(kind)) == task
 

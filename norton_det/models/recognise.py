@@ -79,10 +79,12 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
 
 def _read_kind(state: State) -> Kind | None:
     if has_layer(state, "roi_heads.box_predictor.cls_score"):
-        found = [kind for kind in ("mask", "keypoint") if any(f"roi_heads.{kind}_head." in name for name in state)]
-        if len(found) > 1:
+        has_mask, has_keypoints = (
+            any(name.startswith(f"roi_heads.{head}.") for name in state) for head in ("mask_head", "keypoint_head")
+        )
+        if has_mask and has_keypoints:
             raise ValueError(f"a detector with both masks and keypoints is not supported; supported are {SUPPORTED}")
-        return {(): "faster_rcnn", ("mask",): "mask_rcnn", ("keypoint",): "keypoint_rcnn"}[tuple(found)]
+        return "mask_rcnn" if has_mask else "keypoint_rcnn" if has_keypoints else "faster_rcnn"
     if has_layer(state, "head.regression_head.bbox_ctrness"):
         return "fcos"
     if has_layer(state, "head.regression_head.bbox_reg"):
