@@ -156,7 +156,8 @@ def test_presets_are_for_bodies_of_the_blocks_of_a_resnet50(name):
         "a grouped convolution fixes"
         if name == "resnext50_32x4d"
         else (
-            rf"'norton-59' is made for a ResNet-50's blocks, not for a ResNet-{body.depth}: give the paper's notation with"
+            rf"'norton-59' is made for a ResNet-50's blocks, not for a ResNet-{body.depth}: give the paper's notation"
+            " with"
             rf" {4 + len(body.blocks)} entries, or let search-plan find a plan"
         )
     )

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
 from pycocotools import mask as rle
 from reference import separable
 
