@@ -151,7 +151,8 @@ def test_a_configuration_changes_the_settings_that_it_names_and_no_other(kind, k
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [("faster_rcnn", [[8], [16], [24], [48], [96]]), ("fcos", [[8], [16], [24], [48], [96]]),
-     ("retinanet", [[8, 10, 12.5], [16, 20, 25.25], [24, 30.1875, 37.875], [48, 60.375, 76], [96, 120.9375, 152.25]])],
+     ("retinanet",
+      [[8, 10, 12.5], [16, 20, 25.25], [24, 30.1875, 37.875], [48, 60.375, 76], [96, 120.9375, 152.25]])],
 )  # fmt: skip
 def test_a_levels_other_anchors_keep_their_proportion_to_the_configured_one(kind, sizes):
     """RetinaNet's are 32, 40 and 50 pixels on the first level, 512, 645 and 812 on the last."""
