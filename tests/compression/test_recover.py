@@ -266,13 +266,7 @@ def changed_weights(dense, images):
 SHAPED_ALIKE = {"notation": "[0.005]+[0.2]*19", "parts": PLAN["parts"]}
 OTHERS = {
     "another model of its shapes": changed_weights,
-<<<<<<< HEAD
-    "another plan of its shapes": lambda dense, images: (
-        dense, PLAN | {"rank": 2, "notation": "[0.]+[0.2]*19"}, images, {},
-    ),
-=======
     "another plan of its shapes": lambda dense, images: (dense, SHAPED_ALIKE, images, {}),
->>>>>>> tests
     "another image": lambda dense, images: (dense, PLAN, [*images[:-1], images[-1].flip(2)], {}),
     "another order": lambda dense, images: (dense, PLAN, images[::-1], {}),
     "fewer images": lambda dense, images: (dense, PLAN, images[:-1], {}),

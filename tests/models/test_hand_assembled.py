@@ -132,14 +132,7 @@ ASSEMBLED = {
     "retinanet with a pooled level": lambda: retinanet((2, 3, 4), LastLevelMaxPool(), SIZES[:4]),
     "retinanet of smooth l1": lambda: with_loss(retinanet((1, 2), P6P7_OF_P5(), SIZES[:4])),
     "fcos on all stages": lambda: FCOS(
-<<<<<<< HEAD
-        backbone((1, 2, 3, 4), P6P7_OF_P5()),
-        3,
-        anchor_generator=anchors(4, 8, 16, 32, 64, 128, ratios=(1,)),
-        **LITTLE,
-=======
         backbone((1, 2, 3, 4), P6P7_OF_P5()), 3, anchor_generator=anchors(4, 8, 16, 32, 64, 99, ratios=(1,)), **LITTLE
->>>>>>> tests
     ),
 }  # fmt: skip
 

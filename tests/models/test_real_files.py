@@ -254,16 +254,9 @@ STRANGERS = {
     "MobileNet v2": (lambda: small("mobilenet_v2"), "MobileNet"),
     "MobileNet v3": (lambda: small("mobilenet_v3_small"), "MobileNet"),
     "VGG": (lambda: small("vgg11"), "unknown network|like it"),
-<<<<<<< HEAD
-    "ViT": (
-        lambda: fake(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"]),
-        "unknown network.*class_token",
-    ),
-=======
     "ViT": (lambda: fake(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"]), "unknown network.*class_"),
     "Detectron2's": (lambda: fake(["backbone.bottom_up.stem.conv1.weight", "backbone.bottom_up.res2.0.conv1.weight"]),
                      "a Detectron2 model"),
->>>>>>> tests
     "DETR": (
         lambda: fake(["transformer.encoder.layers.0.linear1.weight", "class_embed.weight", "query_embed.weight",
                       "backbone.0.body.conv1.weight", "backbone.0.body.layer1.0.conv1.weight"]), "a DETR"

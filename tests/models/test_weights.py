@@ -5,18 +5,6 @@ from urllib.error import URLError
 
 import pytest
 import torch
-<<<<<<< HEAD
-import torchvision
-from norton_det.models.detectors import DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
-from torchvision.models import resnet50
-
-import norton_det
-from norton_det.compression.compress import compress
-from norton_det.compression.plan import load_plan
-from norton_det.engine.checkpoint import save_weights
-from norton_det.models.weights import imagenet_weights, read_weights
-=======
 from detectors import tiny_classifier, tiny_detector
 
 import norton_det
@@ -25,7 +13,6 @@ from norton_det.models.foreign import todays_description
 from norton_det.models.parts import PARTS
 from norton_det.models.settings import read_settings
 from norton_det.models.weights import coco_weights, imagenet_weights, read_weights
->>>>>>> tests
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
