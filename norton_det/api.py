@@ -70,8 +70,8 @@ def build_detector(
     """Build a detector with random weights; without a plan, dense.
 
     `kind` is `faster_rcnn`, `mask_rcnn`, `keypoint_rcnn`, `faster_rcnn_v2`, `mask_rcnn_v2`, `retinanet`,
-    `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background, `width`
-    multiplies the channels of the body. Raises ValueError for an unknown kind, body or plan.
+    `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background, and
+    `width` multiplies the channels of the body. Raises ValueError for an unknown kind, body or plan.
 
     Examples:
         >>> sum(p.numel() for p in build_detector("faster_rcnn", plan="norton-77").parameters())
@@ -90,7 +90,7 @@ def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
 
 
 def load_detector(path: str | Path, norm_eps: float | None = None) -> Any:
-    """Load a detector from a weights file, ours, torchvision's or a published NORTON checkpoint, or an exported one.
+    """Load a detector from a weights file, ours, torchvision's or a published checkpoint, or from an exported file.
 
     Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
     the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for

@@ -126,11 +126,12 @@ def describe_export(detector: nn.Module) -> Description:
     """What the file of this detector says."""
     settings, found = read_settings(detector), regions(detector)
     categories, category_ids = categories_of(detector)
+    fixed = settings["fixed_size"]
     without = {name for name, kind in _OF_REGIONS.items() if kind not in found}
     return Description(
         min_size=settings["min_size"][-1],
         max_size=settings["max_size"],
-        fixed_size=settings["fixed_size"],
+        fixed_size=(fixed[0], fixed[1]) if fixed else None,
         outputs=tuple(name for name in OUTPUTS if name not in without),
         categories=tuple(categories),
         category_ids=tuple(category_ids),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def detection_losses(
     *,
     device: torch.device,
     precision: torch.dtype = torch.float32,
-    teacher: nn.Module | None = None,
+    teacher: Any = None,
     distill_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """torchvision's losses of a batch of images and targets; networks run in `precision`, all else in float32.
@@ -44,7 +45,7 @@ def detection_losses(
 
 
 @contextmanager
-def backbone_passes(detector: nn.Module) -> Iterator[list[tuple[Tensor, Pyramid]]]:
+def backbone_passes(detector: Any) -> Iterator[list[tuple[Tensor, Pyramid]]]:
     """While it lasts, the list gets what enters the detector's backbone, (N, 3, H, W), and its pyramid."""
     passes: list[tuple[Tensor, Pyramid]] = []
     hook = detector.backbone.register_forward_hook(lambda _, inputs, output: passes.append((inputs[0], output)))

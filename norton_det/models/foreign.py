@@ -33,12 +33,17 @@ def find_weights(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[st
     if len(held) > 1:
         log.info("the file holds %s: %s is taken", " and ".join(held), held[0])
     metadata = {str(key): value for key, value in content.items() if key not in held} if held else {}
-    state = {str(name).replace("_orig_mod.", ""): t for name, t in tensors.items() if isinstance(t, Tensor)}
+    state = {_unwrapped(str(name)): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     return _without_prefix(state), metadata
 
 
+def _unwrapped(name: str) -> str:
+    """Take off what torch's own wrappers put before a name; published NORTON checkpoints have it before some."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefix of a wrapper (`module.`, `model.`), which is what stands before the first layer."""
+    """Take off the prefix of another wrapper, such as `model.`, which is what stands before the first layer."""
     for anchor in _ANCHORS:
         prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
         prefixes = [p for p in prefixes if not re.search(r"layer\d+\.\d+\.$", p)]

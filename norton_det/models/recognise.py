@@ -79,10 +79,12 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
 
 def _read_kind(state: State) -> Kind | None:
     if has_layer(state, "roi_heads.box_predictor.cls_score"):
-        if any(name.startswith("roi_heads.mask_head.") for name in state):
-            return "mask_rcnn"
-        has_keypoints = any(name.startswith("roi_heads.keypoint_head.") for name in state)
-        return "keypoint_rcnn" if has_keypoints else "faster_rcnn"
+        has_mask, has_keypoints = (
+            any(name.startswith(f"roi_heads.{head}.") for name in state) for head in ("mask_head", "keypoint_head")
+        )
+        if has_mask and has_keypoints:
+            raise ValueError(f"a detector with both masks and keypoints is not supported; supported are {SUPPORTED}")
+        return "mask_rcnn" if has_mask else "keypoint_rcnn" if has_keypoints else "faster_rcnn"
     if has_layer(state, "head.regression_head.bbox_ctrness"):
         return "fcos"
     if has_layer(state, "head.regression_head.bbox_reg"):

@@ -284,8 +284,14 @@ def test_a_teacher_that_does_not_fit_is_one_line(tmp_path, capsys):
     torch.save(tiny_detector("fcos", channels=16).state_dict(), "fcos.pth")
     torch.save(tiny_classifier().state_dict(), "resnet.pth")
     for teacher, expected in (
-        ("wide.pth", "model.teacher: the pyramid of wide.pth has 24 channels on P2 to P6, expected 16 channels on P2 to P6"),
-        ("fcos.pth", "model.teacher: the pyramid of fcos.pth has 16 channels on P3 to P7, expected 16 channels on P2 to P6"),
+        (
+            "wide.pth",
+            "model.teacher: the pyramid of wide.pth has 24 channels on P2 to P6, expected 16 channels on P2 to P6",
+        ),
+        (
+            "fcos.pth",
+            "model.teacher: the pyramid of fcos.pth has 16 channels on P3 to P7, expected 16 channels on P2 to P6",
+        ),
         ("resnet.pth", "model.teacher: resnet.pth is a backbone, expected a detector"),
     ):
         assert train("faster_rcnn_norton.yaml", f"model.teacher={teacher}", "output_dir=run") == 2
@@ -313,7 +319,12 @@ OWN_IDS = [0, 1, 3, 8, 11, 15]
 
 @pytest.mark.parametrize(
     ("kind", "count", "shape"),
-    [("faster_rcnn", 4, (6, 32)), ("mask_rcnn", 8, (6, 32)), ("retinanet", 2, (54, 16, 3, 3)), ("fcos", 2, (6, 16, 3, 3))],
+    [
+        ("faster_rcnn", 4, (6, 32)),
+        ("mask_rcnn", 8, (6, 32)),
+        ("retinanet", 2, (54, 16, 3, 3)),
+        ("fcos", 2, (6, 16, 3, 3)),
+    ],
 )
 def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, count, shape, own_classes, caplog):
     trained = tiny_detector(kind, classes=7, **SIZES)
@@ -329,13 +340,17 @@ def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, count, shape
     assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
 
     old, new = trained.state_dict(), detector.state_dict()
-    predictors = {name for name in new if "_predictor." in name or name.startswith("head.classification_head.cls_logits")}
+    predictors = {
+        name for name in new if "_predictor." in name or name.startswith("head.classification_head.cls_logits")
+    }
     assert len(predictors) == count
     for name in new.keys() - predictors:
         assert torch.equal(new[name], old[name]), name
     for name in predictors:
         assert not torch.equal(new[name], old[name]), name
-    scores = "roi_heads.box_predictor.cls_score.weight" if "rcnn" in kind else "head.classification_head.cls_logits.weight"
+    scores = (
+        "roi_heads.box_predictor.cls_score.weight" if "rcnn" in kind else "head.classification_head.cls_logits.weight"
+    )
     assert new[scores].shape == shape
     if "rcnn" in kind:
         assert new["roi_heads.box_predictor.bbox_pred.weight"].shape == (24, 32)

@@ -2,22 +2,25 @@ import json
 
 import pytest
 import torch
-from norton_det.models.resnet import SPATIAL_LAYERS
+from detectors import tiny_classifier, tiny_detector
 from torchvision.models import resnet50
 
 from norton_det.cli import compare_decompositions as command
 from norton_det.cli.compare_decompositions import format_results
 from norton_det.cli.main import main
-from norton_det.compression.comparison import METHODS, Measurement, input_side, resnet_convolutions
+from norton_det.compression.comparison import METHODS, Measurement, resnet_convolutions
+from norton_det.models.channels import read_body
+from norton_det.models.weights import read_weights
 
 QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size", "32"]
 
 
 @pytest.fixture
 def small_weights(tmp_path):
-    """A file of one layer, 8 filters of 8 channels, in float16."""
-    weight = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0)).half()
-    torch.save({"layer1.1.conv2.weight": weight}, tmp_path / "small.pth")
+    """A file in float16 of a narrow ResNet-50 that has the 3x3 convolution of one block only, 8 filters of 8."""
+    state = tiny_classifier("resnet50").half().state_dict()
+    lacking = [name for name in state if "conv2" in name and not name.startswith("layer1.1")]
+    torch.save({name: tensor for name, tensor in state.items() if name not in lacking}, tmp_path / "small.pth")
     return tmp_path / "small.pth"
 
 
@@ -87,22 +90,35 @@ def test_random_weights_are_seeded(capsys):
 
 def test_random_weights_have_the_scale_of_torchvisions():
     name = "layer3.1.conv2"
-    ours = resnet_convolutions([name], None, torch.Generator().manual_seed(0))[name].weight
-    torch.testing.assert_close(ours.std(), resnet50().get_submodule(name).weight.std(), rtol=0.02, atol=0)
+    ours, _ = resnet_convolutions([name], None, 64)[name]
+    torch.testing.assert_close(ours.weight.std(), resnet50().get_submodule(name).weight.std(), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("size", [224, 225, 97])
-def test_geometry_is_torchvisions(size):
-    network, sides = resnet50().eval().to("meta"), {}
-    for name in SPATIAL_LAYERS:
-        layer = network.get_submodule(name)
-        layer.register_forward_pre_hook(lambda _, x, name=name: sides.update({name: x[0].shape[-1]}))
-    network(torch.empty(1, 3, size, size, device="meta"))
-    assert {name: input_side(name, size) for name in SPATIAL_LAYERS} == sides
-    ours = resnet_convolutions(SPATIAL_LAYERS[::3], None, torch.Generator())
-    for name, conv in ours.items():
-        theirs = network.get_submodule(name)
-        assert (conv.weight.shape, conv.stride, conv.padding) == (theirs.weight.shape, theirs.stride, theirs.padding)
+@pytest.mark.parametrize("kind", [None, "retinanet"])
+@pytest.mark.parametrize("body", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("size", [224, 97])
+def test_layers_and_what_they_read_are_the_networks(kind, body, size, tmp_path):
+    network = tiny_classifier(body) if kind is None else tiny_detector(kind, body)
+    torch.save(network.state_dict(), tmp_path / "dense.pth")
+    names, shapes = read_body(network).spatial, {}
+    resnet = network if kind is None else network.backbone.body
+    for name in names:
+        layer = resnet.get_submodule(name)
+        layer.register_forward_pre_hook(lambda _, x, name=name: shapes.update({name: x[0].shape}))
+    resnet(torch.zeros(1, 3, size, size))
+    found = resnet_convolutions(names, read_weights(tmp_path / "dense.pth"), size)
+    assert {name: shape for name, (_, shape) in found.items()} == shapes
+    for name, (conv, _) in found.items():
+        theirs = resnet.get_submodule(name)
+        assert torch.equal(conv.weight, theirs.weight)
+        assert (conv.stride, conv.padding) == (theirs.stride, theirs.padding)
+
+
+def test_filters_of_a_partial_file_are_the_files(real_filters, real_data):
+    weights = read_weights(real_data / "weights" / "resnet50_imagenet_partial.pth")
+    names = [f"{name}" for name in ("layer1.1.conv2", "layer3.1.conv2")]
+    for name, (conv, _) in resnet_convolutions(names, weights, 64).items():
+        assert torch.equal(conv.weight, real_filters[f"{name}.weight"])
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from norton_det.cli.demo_detectors import DemoDetector, Treatment
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 import norton_det
 from norton_det.cli import analyze, demo_detectors, export_model, finetune_backbone, search_plan, video
-from norton_det.cli.demo_detectors import DemoDetector, Treatment
 from norton_det.cli.main import main
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.budget import Budget

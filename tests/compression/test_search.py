@@ -17,6 +17,7 @@ from norton_det.compression import recover as recovery
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
+from norton_det.compression.search import options as search_options
 from norton_det.compression.search import plan_search as search
 from norton_det.compression.search import prices
 from norton_det.compression.search.body_sensitivities import centre_crops, measure_body
@@ -24,7 +25,8 @@ from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.choice import Choice, Item, cheapest, solve
 from norton_det.compression.search.cost_table import cost_table
 from norton_det.compression.search.least_squares import least_squares
-from norton_det.compression.search.options import RANKS, RATES, UNCHANGED, block_options, pruned_stages
+from norton_det.compression.search.options import RATES, UNCHANGED, block_options, pruned_stages
+from norton_det.compression.search.part_sensitivities import measure_parts
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, search_plan
 from norton_det.data.images import find_images, read_image
 from norton_det.layers.cp_conv import CPConv2d
@@ -33,18 +35,19 @@ from norton_det.models.persistence import resnet_from_weights
 from norton_det.models.weights import read_weights
 
 RANK_ONE = "layer3.2.conv2"
-OPTIONS = tuple(itertools.product(RANKS, RATES))
+FEW_RANKS = (None, 1, 3)
+OPTIONS = tuple(itertools.product(FEW_RANKS, RATES))
 CLASSIFIERS = ("resnet18", "resnet50", "resnext50_32x4d")
-DETECTORS = ("mask_rcnn", "faster_rcnn_v2", "retinanet")
+DETECTORS = ("mask_rcnn", "retinanet")
 MODELS = (*CLASSIFIERS, *DETECTORS)
 
 
 @cache
 def model_of(name):
     """Classifiers by their body's name, detectors by their kind, on a ResNet-18; box heads worth factorising."""
-    if name in DETECTORS:
-        return tiny_detector(name, "resnet18", classes=5, box=256, mask=8)
-    return tiny_classifier(name)
+    if name in CLASSIFIERS:
+        return tiny_classifier(name)
+    return tiny_detector(name, "resnet18", classes=5, box=256, mask=8)
 
 
 @cache
@@ -74,9 +77,10 @@ def network():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_crops():
+def small_crops_and_few_ranks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "IMAGE_SIZE", 64)
+        patch.setattr(search_options, "RANKS", FEW_RANKS)
         yield
 
 
@@ -136,17 +140,17 @@ def random_solution(table, seed):
     return search.Solution(levels, options, 0.0, cost)
 
 
-@pytest.mark.parametrize("kind", ["macs", "parameters"])
-@pytest.mark.parametrize("name", [*MODELS, "mask_rcnn's body"])
-def test_the_table_costs_what_the_project_counts(name, kind):
+@pytest.mark.parametrize("name", [*MODELS, "faster_rcnn_v2", "mask_rcnn's body"])
+def test_the_table_costs_what_the_project_counts(name):
     """Also on maps of odd sizes, where a stride's rounding shows."""
-    model, whole, size = model_of(name.removesuffix("'s body")), name in DETECTORS, (75, 107)
+    model, size = model_of(name.removesuffix("'s body")), (75, 107)
+    whole = name in (*DETECTORS, "faster_rcnn_v2")
     scope = Scope(model, whole, size)
-    table = cost_table(scope, kind, scope.cost(CompressionPlan(), kind))
-    for seed in range(2):
-        solution = random_solution(table, seed)
-        compressed, _ = compress(model, search._as_plan(scope.body, solution))
-        assert table.fixed + solution.cost == getattr(counted(compressed, size, whole), kind)
+    tables = {kind: cost_table(scope, kind, scope.cost(CompressionPlan(), kind)) for kind in ("macs", "parameters")}
+    solutions = {kind: random_solution(table, 0) for kind, table in tables.items()}
+    compressed, _ = compress(model, search._as_plan(scope.body, solutions["macs"]))
+    for kind, table in tables.items():
+        assert table.fixed + solutions[kind].cost == getattr(counted(compressed, size, whole), kind)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,14 +159,13 @@ def test_a_plan_keeps_its_budget_and_the_smallest_is_named(name):
     model, whole, size = model_of(name), name in DETECTORS, (64, 96)
     least = smallest(model, measured(name), "macs", size)
     errors = []
-    for share in (least, (1 + least) / 2, 1.0):
+    for share in (least, (1 + least) / 2):
         plan, report = best_plan(model, measured(name), Budget("macs", share, size))
         compressed, _ = compress(model, plan)
-        assert counted(compressed, size, whole).macs == report.cost
+        assert counted(compressed, size, whole).macs == report.cost <= share * report.dense_cost
         assert report.dense_cost == counted(model, size, whole).macs
-        assert report.cost <= share * report.dense_cost
         errors.append(report.predicted_error)
-    assert errors[0] > errors[1] > errors[2] == 0
+    assert errors[0] > errors[1] > 0
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -256,7 +259,6 @@ def smallest(model, sensitivities, kind, size=None):
     ("name", "parts"),
     [
         ("mask_rcnn", {"neck", "rpn", "box_head", "mask_head"}),
-        ("faster_rcnn_v2", {"neck", "rpn", "box_convs", "box_head"}),
         ("retinanet", {"neck", "classification_head", "regression_head"}),
     ],
 )
@@ -268,12 +270,23 @@ def test_a_whole_detector_is_planned_part_by_part(name, parts):
         assert set(plan.parts) == planned  # the mask head's MACs stand beside the total
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_errors_of_parts_fall_with_rank(name):
-    for errors in measured(name).parts.values():
-        unchanged, *by_rank = errors
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("keypoint_rcnn", ["neck", "rpn", "box_head", "keypoint_head"]),
+        ("mask_rcnn_v2", ["neck", "rpn", "box_convs", "box_head", "mask_head"]),
+        ("retinanet_v2", ["neck", "classification_head", "regression_head"]),
+        ("fcos", ["neck", "classification_head", "regression_head"]),
+    ],
+)
+def test_errors_of_parts_fall_with_rank(kind, parts):
+    detector = tiny_detector(kind, "resnet18", box=256, mask=8)
+    found = measure_parts(detector, centre_crops(detector, frames(4), 64))
+    assert list(found) == parts
+    for unchanged, *by_rank in found.values():
         assert unchanged == 0
-        assert all(more >= less - 1e-6 for more, less in itertools.pairwise(by_rank))
+        assert 0 < by_rank[-1] < by_rank[0] < 2
+        assert all(more > 0.9 * less for more, less in itertools.pairwise(by_rank))
 
 
 def test_a_detectors_body_alone_leaves_its_parts():

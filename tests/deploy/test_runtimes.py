@@ -96,7 +96,12 @@ def test_a_detectors_own_settings_are_kept(tmp_path):
     pytest.importorskip("onnxruntime")
     detector = clear_detector("faster_rcnn", body="resnet18")
     pooling = {"featmap_names": ["0", "1", "2"], "output_size": [7, 7], "sampling_ratio": 0}
-    own = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.5, 0.6, 0.7), "size_divisible": 64, "fixed_size": (200, 150)}
+    own = {
+        "image_mean": (0.1, 0.2, 0.3),
+        "image_std": (0.5, 0.6, 0.7),
+        "size_divisible": 64,
+        "fixed_size": (200, 150),
+    }
     write_settings(detector, own | {"box_roi_pool": pooling | {"canonical_scale": 60, "canonical_level": 3}})
     expected = detect(detector, pictures())
     export_onnx(detector, tmp_path / "model.onnx", pictures()[0])
