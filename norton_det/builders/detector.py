@@ -125,7 +125,8 @@ def _configured(detector: Any, config: Config) -> Any:
     configure(detector, config)
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
-    detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
+    detector.to(memory_format=torch.contiguous_format)  # the heads' losses want contiguous outputs
+    detector.backbone.to(memory_format=torch.channels_last)  # faster
     return detector
 
 
