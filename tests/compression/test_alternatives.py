@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from norton_det.compression.alternatives import (
     ALTERNATIVES,
+    composed_weight,
     layer_cp,
     layer_tucker2,
     matrix_svd,
-    composed_weight,
     spatial_svd,
     tucker_ranks,
 )
