@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from norton_det.cli.demo_detectors import DemoDetector, Treatment
 from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
 from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 import norton_det
-from norton_det.cli import analyze, demo_detectors, export_model, finetune_backbone, search_plan, video
+from norton_det.cli import analyze, export_model, finetune_backbone, search_plan, video
 from norton_det.cli.main import main
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import SearchReport
+from norton_det.deploy import demo
+from norton_det.deploy.demo import DemoDetector, Treatment
 from norton_det.engine.checkpoint import save_weights
 
 
@@ -141,21 +142,21 @@ def test_classes_of_other_names_are_other_classes(capsys):
 
 def test_a_demos_size_keeps_the_ratio_of_its_detectors_sides(monkeypatch):
     seen = []
-    monkeypatch.setattr(demo_detectors, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
+    monkeypatch.setattr(demo, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
     settings = DetectorSettings(min_size=(96,), max_size=160)
     detector = build_from_spec(DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 32, settings=settings))
     frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    demo_detectors._optimized(detector, frame, Treatment("cpu", "torch", 48))
+    demo._optimized(detector, frame, Treatment("cpu", "torch", 48))
     assert (detector.transform.min_size, detector.transform.max_size) == ((48,), 80)
     torch.testing.assert_close(seen[0][0], torch.full((3, 4, 4), 0.2))
 
 
 def test_cocos_detector_is_restored_on_shares_of_white(recorded, monkeypatch):
-    monkeypatch.setattr(demo_detectors, "coco_weights", lambda: None)
-    monkeypatch.setattr(demo_detectors, "detector_from_weights", lambda weights: weights)
-    calls = recorded(demo_detectors, "compress_and_recover")
+    monkeypatch.setattr(demo, "coco_weights", lambda: None)
+    monkeypatch.setattr(demo, "detector_from_weights", lambda weights: weights)
+    calls = recorded(demo, "compress_and_recover")
     with pytest.raises(Asked):
-        demo_detectors.compressed_coco([torch.full((3, 4, 4), 51, dtype=torch.uint8)])
+        demo.compressed_coco([torch.full((3, 4, 4), 51, dtype=torch.uint8)])
     [((_, plan, images), _)] = calls
     assert isinstance(plan, CompressionPlan)
     torch.testing.assert_close(images[0], torch.full((3, 4, 4), 0.2))
