@@ -24,7 +24,7 @@ _PRESET_BLOCKS = (3, 4, 6, 3)
 WHOLE_DETECTOR = {part: 128 if part == LINEAR_PART else 1 for part in PARTS}
 """What a preset whose name ends in `-all` does to the other parts of a detector."""
 
-_TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d{1,4})\s*)?")
+_TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d{1,4000})\s*)?")
 _MOST_ENTRIES = 10_000
 
 

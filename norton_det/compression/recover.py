@@ -113,7 +113,8 @@ def recover(
     held = range(0, len(images), HELD_BACK)
     order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
     with tempfile.TemporaryDirectory() as folder:
-        run = _Run(student, teacher, steps, seed, Path(folder), checkpoint, _key(compressed, dense, images, kept))
+        key = "" if checkpoint is None else _key(compressed, dense, images, kept)
+        run = _Run(student, teacher, steps, seed, Path(folder), checkpoint, key)
         pixels = run.new_file()
         for index in tqdm(order, desc="read images"):
             pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
@@ -148,17 +149,19 @@ def _key(
 ) -> str:
     """A digest of all that decides what a recovery gives: both networks' tensors, the channels, and the images."""
     digest = hashlib.sha256(json.dumps({k: list(v) for k, v in (kept or {}).items()}, sort_keys=True).encode())
+
+    def add(name: str, tensor: Tensor) -> None:
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
     for model in (compressed, dense):
         for name, tensor in model.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().numpy().tobytes())
-    paths: Any = getattr(images, "paths", None)
-    things: Sequence[Any] = images if paths is None else paths
-    for image in things:
-        if paths is None:
-            digest.update(image.cpu().contiguous().numpy().data)
-        else:
-            digest.update(f"{image} {image.stat().st_size}".encode())
+            add(name, tensor)
+    paths: Sequence[Path] | None = getattr(images, "paths", None)
+    for path in paths or ():
+        digest.update(f"{path} {path.stat().st_size}".encode())
+    for index in range(len(images) if paths is None else 0):
+        add(str(index), images[index])
     return digest.hexdigest()
 
 

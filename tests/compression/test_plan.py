@@ -44,7 +44,7 @@ def test_other_text_is_refused(text):
 
 
 def test_huge_repeats_are_refused_quickly():
-    with pytest.raises(ValueError, match="far more"):
+    with pytest.raises(ValueError, match="more than 10000 entries"):
         parse_notation("[0.1]*999999999999")
 
 
@@ -61,7 +61,7 @@ def test_entries_go_where_the_paper_puts_them():
 
 def test_widths_are_rounded_down():
     widths = {name: read.width for name, read in RESNET50.groups.items()}
-    rates = load_plan("norton-77", RESNET50, RESNET50).rates
+    rates = load_plan("norton-77", RESNET50).rates
     kept = {name: kept_channels(width, rates.get(name, 0.0)) for name, width in widths.items()}
     assert kept_channels(64, 0.3) == 44  # of 44.8
     assert kept["stem"] == 64
