@@ -82,10 +82,11 @@ def write_page(rows: dict[str, dict[str, dict[str, float]]]) -> None:
     lines = [
         "# Every kind of detector, compressed",
         "",
-        "Each is trained at the quickstart's size on the drawn dataset, compressed by the shares of `norton-59` at rank"
-        " 1 (on a ResNet-50 the body, on the other bodies every part), restored on 200 images without labels, and then"
-        " fine-tuned with labels for a part of the schedule. AP / AP50 of masks and keypoints where a detector has"
-        " them, else of boxes; sizes are those of the dense and of the compressed detector. All from one command:",
+        "Each is trained at the quickstart's size on the drawn dataset, compressed by the shares of `norton-59` at"
+        " rank 1 (on a ResNet-50 the body, on the other bodies every part), restored on 200 images without labels,"
+        " and then fine-tuned with labels for a part of the schedule. AP / AP50 of masks and keypoints where a"
+        " detector has them, else of boxes; sizes are those of the dense and of the compressed detector. All from one"
+        " command:",
         "",
         "    python benchmarks/kinds.py",
         "",

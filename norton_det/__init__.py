@@ -2,19 +2,40 @@
 
 from importlib.metadata import version
 
-from norton_det.api import build_detector, compress, load_detector, load_resnet, save
-from norton_det.compression.search.plan_search import search_plan
+from norton_det.api import (
+    agreement,
+    build_detector,
+    compress,
+    count_detector,
+    detector_latency,
+    export,
+    load_detector,
+    load_resnet,
+    optimize,
+    recover,
+    save,
+    search_plan,
+)
 from norton_det.config import load_config
+from norton_det.data.catalog import drawn_images, open_images
 from norton_det.ops.cp import decompose_filters
 
 __version__ = version("norton_det")
 __all__ = [
+    "agreement",
     "build_detector",
     "compress",
+    "count_detector",
     "decompose_filters",
+    "detector_latency",
+    "drawn_images",
+    "export",
     "load_config",
     "load_detector",
     "load_resnet",
+    "open_images",
+    "optimize",
+    "recover",
     "save",
     "search_plan",
 ]

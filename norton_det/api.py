@@ -7,15 +7,36 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from norton_det.analysis.complexity import count_detector
+from norton_det.analysis.latency import detector_latency
 from norton_det.compression.building import build_network
 from norton_det.compression.compress import CompressionReport, check_dense
 from norton_det.compression.plan import PlanLike, load_plan
-from norton_det.compression.recover import compress_and_recover
+from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.compression.saliency import Criterion
+from norton_det.compression.search.plan_search import search_plan
+from norton_det.deploy.agreement import Agreement, agreement
+from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import EXPORTED, load_exported
+from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
 from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
+
+__all__ = [
+    "agreement",
+    "build_detector",
+    "compress",
+    "count_detector",
+    "detector_latency",
+    "export",
+    "load_detector",
+    "load_resnet",
+    "optimize",
+    "recover",
+    "save",
+    "search_plan",
+]
 
 
 def compress(
@@ -43,18 +64,20 @@ def compress(
     return compress_and_recover(model, load_plan(plan, check_dense(model), rank), images, criterion)
 
 
-def build_detector(kind: str, body: str = "resnet50", plan: PlanLike | None = None, num_classes: int = 91) -> Any:
+def build_detector(
+    kind: str, body: str = "resnet50", plan: PlanLike | None = None, num_classes: int = 91, width: float = 1.0
+) -> Any:
     """Build a detector with random weights; without a plan, dense.
 
     `kind` is `faster_rcnn`, `mask_rcnn`, `keypoint_rcnn`, `faster_rcnn_v2`, `mask_rcnn_v2`, `retinanet`,
-    `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background. Raises
-    ValueError for an unknown kind, body or plan.
+    `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background, and
+    `width` multiplies the channels of the body. Raises ValueError for an unknown kind, body or plan.
 
     Examples:
         >>> sum(p.numel() for p in build_detector("faster_rcnn", plan="norton-77").parameters())
         22012182
     """
-    return build_network(named_structure(kind, body, num_classes), plan)
+    return build_network(named_structure(kind, body, num_classes), plan, width)
 
 
 def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
@@ -67,7 +90,7 @@ def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
 
 
 def load_detector(path: str | Path, norm_eps: float | None = None) -> Any:
-    """Load a detector from a weights file, ours, torchvision's or a published NORTON checkpoint, or an exported one.
+    """Load a detector from a weights file, ours, torchvision's or a published checkpoint, or from an exported file.
 
     Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
     the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for
@@ -84,3 +107,15 @@ def save(model: nn.Module, path: str | Path) -> None:
     The file is written whole or not at all. Raises ValueError naming a module that a file cannot hold.
     """
     save_weights(Path(path), model)
+
+
+def export(
+    detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
+) -> Agreement:
+    """Write a detector to an .onnx or .xml (OpenVINO) file, which `load_detector` gives back for inference.
+
+    `images` are float RGB (3, H, W) in 0 to 1, at least one: the file is fast at the size of the first one and must
+    detect what torch does on the first eight, or is not written; int8, for .xml, takes its ranges from all of them.
+    Returns how far its detections lie from torch's. Raises ValueError for what cannot be written.
+    """
+    return export_file(detector, path, images, precision)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -261,7 +262,9 @@ def _describe(error: ValidationError) -> str:
     key = ".".join(str(part) for part in worst["loc"] if part not in ("str", "CustomDataset", "dict[str,any]"))
     if worst["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(key)}"
-    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}"
+    names = re.findall("'(.*?)'", worst["ctx"]["expected"]) if worst["type"] == "literal_error" else []
+    hint = _nearest(str(worst["input"]), names)
+    return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}{hint}"
 
 
 def _nearest_key(key: str) -> str:

@@ -2,16 +2,25 @@
 
 import torch
 from reference import perturb_batch_norms
+from torch import nn
 
 from norton_det.compression.building import build_network
-from norton_det.models.settings import write_settings
+from norton_det.models.parts import dense_head
+from norton_det.models.settings import read_settings, write_settings
 from norton_det.models.structure import KINDS, named_structure
 
-SIZES = {"channels": 32, "box": 32, "mask": 16, "keypoint": 16}
-"""Of pyramid and heads: GroupNorm wants a multiple of 32 channels."""
+SIZES = {"channels": 64, "box": 32, "mask": 16, "keypoint": 16}
+"""Of pyramid and heads: GroupNorm wants 32 groups of more than one channel."""
 BODIES = ("resnet18", "resnet50", "resnet101", "resnext50_32x4d")
 ALL_KINDS = tuple(KINDS)
 LITTLE = {"min_size": (64,), "max_size": 96}
+"""Images, in pixels."""
+FEW = {
+    **{f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")},
+    **{"box_batch_size_per_image": 32, "box_detections_per_img": 20, "topk_candidates": 50, "detections_per_img": 20},
+    **{"box_score_thresh": 0.0, "score_thresh": 0.0},
+}
+"""Proposals and detections, of whatever score; a kind of detector has some of these settings."""
 
 
 def tiny_detector(kind="faster_rcnn", body="resnet50", plan=None, *, classes=3, width=0.125, seed=0, **sizes):
@@ -19,11 +28,11 @@ def tiny_detector(kind="faster_rcnn", body="resnet50", plan=None, *, classes=3, 
     torch.manual_seed(seed)
     width = 1.0 if body.startswith("resnext") else width
     detector = build_network(named_structure(kind, body, classes, **SIZES | sizes), plan, width)
-    write_settings(detector, LITTLE)
-    if hasattr(detector, "score_thresh"):
-        detector.score_thresh = 0.0
-    else:
-        detector.roi_heads.score_thresh = 0.0
+    own = read_settings(detector)
+    write_settings(detector, {name: value for name, value in (LITTLE | FEW).items() if name in own})
+    for layer in dense_head(detector).modules():
+        if isinstance(layer, nn.Conv2d):  # torchvision draws them so small that all places look alike
+            nn.init.kaiming_normal_(layer.weight)
     return perturb_batch_norms(detector).eval()
 
 

@@ -1,6 +1,7 @@
 """Slow, literal versions of what norton_det computes in another way, and networks that look trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +24,23 @@ def separable(layer: CPConv2d, x: Tensor) -> Tensor:
     return x if layer.bias is None else x + layer.bias[:, None, None]
 
 
-@torch.no_grad()
-def silenced(network: nn.Module, kept: Mapping[str, Sequence[int]], image: Tensor) -> Tensor:
-    """Pruning without slicing: the whole network with every dropped channel silenced behind its BatchNorm."""
+@contextmanager
+def silenced(network: nn.Module, kept: Mapping[str, Sequence[int]]) -> Iterator[nn.Module]:
+    """Pruning without slicing: while it lasts, every dropped channel is silenced behind its BatchNorm."""
     handles = []
     for group in read_body(network).groups.values():
-        mask = torch.zeros(len(network.get_submodule(group.producers[0][1]).weight))
-        mask[kept[group.name]] = 1
+        mask = torch.zeros(group.width)
+        mask[list(kept[group.name])] = 1
         for _, norm in group.producers:
             hook = network.get_submodule(norm).register_forward_hook(
                 lambda module, inputs, output, mask=mask: output * mask[:, None, None]
             )
             handles.append(hook)
-    output: Tensor = network(image)
-    for handle in handles:
-        handle.remove()
-    return output
+    try:
+        yield network
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def perturb_batch_norms(model: nn.Module) -> nn.Module:

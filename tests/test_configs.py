@@ -1,28 +1,54 @@
-"""Every YAML in configs/ is loaded and built."""
+"""Every YAML in configs/ is loaded, and what it describes fits together; nothing is built of real numbers."""
 
 import pytest
 
-from norton_det.builders.detector import build_detector
-from norton_det.config import configs_folder, load_config
-from norton_det.data.catalog import Categories
+from norton_det.builders.resolve import configure, resolve_plan, resolve_structure
+from norton_det.compression.compress import apply_structure
+from norton_det.config import Config, ModelConfig, configs_folder, load_config
+from norton_det.models.channels import read_body
+from norton_det.models.parts import PARTS, part_layers
+from norton_det.models.persistence import describe, structure_of
+from norton_det.models.slicing import scale_body
+from norton_det.models.structure import BODIES, KINDS, kind_name, template
 
 FILES = sorted(path for path in configs_folder().rglob("*.yaml"))
-CATEGORIES = Categories(("__background__", "person"), (0, 1))
 RUNNABLE = [path for path in FILES if path.parent.name != "base"]
 
 
 def test_there_are_configs_for_every_detector():
     names = {path.name for path in FILES}
     forms = ("dense", "norton", "norton_all")
-    assert {f"{kind}_rcnn_{form}.yaml" for kind in ("faster", "mask", "keypoint") for form in forms} <= names
+    whole = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos")
+    assert {f"{kind}_{form}.yaml" for kind in whole for form in forms} <= names
+    assert {f"{kind}_v2_{form}.yaml" for kind in ("faster_rcnn", "mask_rcnn") for form in forms[:2]} <= names
+    bodies = {load_config(path).model.body for path in RUNNABLE}
+    assert {"resnet18", "resnet50", "resnet101"} <= bodies
+
+
+def test_a_configuration_takes_every_kind_and_body_that_there_is():
+    for kind in KINDS:
+        assert Config(model=ModelConfig(detector=kind)).model.detector == kind
+    for body in BODIES:
+        assert Config(model=ModelConfig(body=body)).model.body == body
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_config_loads_and_builds(path):
-    config = load_config(path, ["model.backbone_weights=none"])
-    built = build_detector(config, CATEGORIES, None)
-    compressed_layers = [name for name, _ in built.model.named_parameters() if name.endswith(".channel")]
-    assert bool(compressed_layers) == (config.model.plan != "none")
+def test_config_loads_and_its_plan_fits_its_detector(path):
+    config = load_config(path)
+    classes = 2 if config.model.detector == "keypoint_rcnn" else 91
+    detector = scale_body(template(resolve_structure(config, classes)), config.model.width)
+    configure(detector, config)
+    layers = {part: part_layers(detector, part) for part in PARTS}
+    plan = resolve_plan(config, read_body(detector))
+    if plan:
+        apply_structure(detector, plan)
+    factorised = {name.rpartition(".")[0] for name, _ in detector.named_parameters() if name.endswith(".channel")}
+    body = {name for name in factorised if name.startswith("backbone.body.")}
+    assert bool(body) == (config.model.plan != "none")
+    convs = {name for part, names in layers.items() for name in names if part != "box_head"}
+    assert factorised - body == (convs if path.stem.endswith("_all") else set())
+    assert kind_name(structure_of(detector)) == config.model.detector
+    describe(detector)
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.name)

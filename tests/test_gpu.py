@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from detectors import ALL_KINDS, tiny_classifier, tiny_detector
 from torch import nn
 
 import norton_det
@@ -21,16 +20,16 @@ from norton_det.data.shapes import write_shapes
 from norton_det.deploy import graphs
 from norton_det.deploy.agreement import agreement
 from norton_det.deploy.treatments import usable_treatments
-from norton_det.engine.checkpoint import save_weights
 from norton_det.layers.cp_conv import FORMS, CPConv2d
+from norton_det.models.channels import read_body
+from norton_det.models.parts import dense_head
+from norton_det.models.persistence import save_weights
+from norton_det.models.settings import write_settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda", 0)
-PLAN = load_plan({"notation": "[0.]+[0.2]*19", "rank": 2, "parts": {"neck": 1, "rpn": 1, "box_head": 8}})
-KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
-SETTINGS = DetectorSettings(
-    min_size=(96,), max_size=160, anchor_sizes=(8, 16, 32, 64, 128), test_proposals=30, score_threshold=0.0
-)
+PLAN = {"notation": "[0.]+[0.2]*19", "rank": 2, "parts": {"neck": 1, "rpn": 1, "box_head": 8}}
+SPREADS = {"bbox_pred": 0.004, "cls_logits": 0.004, "cls_score": 0.1, "bbox_reg": 0.004}
 WORDS = [
     *("--config", "quickstart.yaml", "model.width=0.125", "model.min_size=[64, 96]", "model.max_size=128"),
     *("model.fpn_channels=16", "model.box_channels=32", "model.train_proposals=50", "model.test_proposals=50"),
@@ -66,17 +65,20 @@ def in_a_folder(datasets, tmp_path, monkeypatch):
 
 
 def detector(kind):
-    """Random weights, small regressions and scores that lie apart, so that rounding does not choose detections."""
-    torch.manual_seed(0)
-    spec = DetectorSpec(
-        kind, 4, ResNetSpec.dense(0.125), 16, 32, mask_channels=8, keypoint_channels=8, settings=SETTINGS
-    )
-    built = build_from_spec(spec).eval()
+    """Small regressions and scores that lie apart, so that rounding does not choose detections."""
+    built = tiny_detector(kind, classes=4, channels=64)
+    few = {"min_size": (96,), "max_size": 160}
+    if hasattr(built, "rpn"):
+        anchors = {"sizes": [[8], [16], [32], [64], [128]], "aspect_ratios": [[0.5, 1.0, 2.0]] * 5}
+        few |= {"rpn_post_nms_top_n_test": 30, "rpn_anchor_generator": anchors}
+    else:
+        few |= {"topk_candidates": 40, "detections_per_img": 30}
+    write_settings(built, few)
     for name, module in built.named_modules():
-        if name.endswith(("bbox_pred", "cls_logits")):
-            nn.init.normal_(module.weight, std=0.004)
-        if name.endswith("cls_score"):
-            nn.init.normal_(module.weight, std=0.1)
+        if name.split(".")[-1] in SPREADS and hasattr(module, "weight"):
+            nn.init.normal_(module.weight, std=SPREADS[name.split(".")[-1]])
+    if kind == "fcos":
+        nn.init.ones_(built.head.regression_head.bbox_reg.bias)
     built.categories, built.category_ids = ["__background__", "a", "b", "c"], [0, 1, 2, 4]
     return built
 
@@ -104,7 +106,7 @@ def test_a_layer_and_its_gradients_are_the_cpus(form):
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_an_optimised_detector_finds_what_it_found(kind, images):
     compressed, _ = norton_det.compress(detector(kind), PLAN)
     expected = compressed(images)
@@ -115,20 +117,21 @@ def test_an_optimised_detector_finds_what_it_found(kind, images):
             torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-3, atol=2e-2)
 
 
-def test_what_is_replayed_is_what_ran(monkeypatch):
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+def test_what_is_replayed_is_what_ran(kind, monkeypatch):
     """Shapes in turn: each runs by itself, is recorded, is replayed; a third one stays as it is."""
     monkeypatch.setattr(graphs, "MOST", 2)
     generator = torch.Generator().manual_seed(2)
     sizes = ((96, 96), (96, 150), (150, 96))
     pictures = [torch.rand(2, 3, *size, generator=generator).to(GPU) for size in sizes]
-    fast = norton_det.optimize(detector("mask_rcnn").to(GPU), [pictures[0][0]])
+    fast = norton_det.optimize(detector(kind).to(GPU), [pictures[0][0]])
     expected = [fast(list(pair)) for pair in pictures]
     assert not fast.detector.backbone.body.forward._recordings
     for pair, found in [*zip(pictures, expected, strict=True)] * 3:
         for ours, theirs in zip(fast(list(pair.flip(0))), reversed(found), strict=True):
             for name, value in theirs.items():
                 torch.testing.assert_close(ours[name], value)
-    for network in (fast.detector.backbone.body, fast.detector.backbone.fpn, fast.detector.rpn.head):
+    for network in (fast.detector.backbone.body, fast.detector.backbone.fpn, dense_head(fast.detector)):
         assert len(network.forward._recordings) == 2
 
 
@@ -143,8 +146,8 @@ def test_lower_precision_finds_almost_the_same(precision, images):
 
 
 def test_recovery_restores_as_on_a_cpu(images):
-    dense = build_resnet50(ResNetSpec.dense(0.125), num_classes=4).eval()
-    compressed, report = compress(dense, PLAN)
+    dense = tiny_classifier(classes=4)
+    compressed, report = compress(dense, load_plan(PLAN, read_body(dense)))
     ours, theirs = (
         recover(copy.to(device), dense, images, report.kept, steps=10)
         for copy, device in ((compressed, "cpu"), (compressed, GPU))
@@ -155,12 +158,15 @@ def test_recovery_restores_as_on_a_cpu(images):
         assert there.after == pytest.approx(here.after, rel=0.2, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_detector_is_restored_on_the_gpu_and_comes_back(kind, images):
     dense = detector(kind)
-    restored, report = compress_and_recover(dense, PLAN, images, steps=3, device=GPU)
+    plan = load_plan(PLAN, read_body(dense))
+    restored, report = compress_and_recover(dense, plan, images, steps=3, device=GPU)
     assert not next(restored.parameters()).is_cuda and not next(dense.parameters()).is_cuda
-    assert {"neck", "rpn", "box head"} <= {part.name for part in report.recovery}
+    heads = {"rpn", "box head"} if hasattr(dense, "rpn") else {"classification head", "regression head"}
+    expected = {"neck", *heads}
+    assert expected <= {part.name for part in report.recovery}
     assert all(part.after <= part.before for part in report.recovery)
 
 
@@ -177,7 +183,7 @@ def test_milliseconds_are_measured_on_the_gpu(images, monkeypatch):
     timed = []
     measure = budgets.static_milliseconds
     monkeypatch.setattr(budgets, "static_milliseconds", lambda *args: timed.append(args[2]) or measure(*args))
-    network = build_resnet50(ResNetSpec.dense(0.125), num_classes=4).eval().to(GPU)
+    network = tiny_classifier(classes=4).to(GPU)
     plan, report = search_plan(network, images, Budget("milliseconds", 1000.0))
     assert set(timed) == {GPU}
     assert 0 < report.cost <= 1000 and not plan.ranks

@@ -33,7 +33,7 @@ from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.parts import keypoint_count, regions
 from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
 from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor, replace_predictors
-from norton_det.models.structure import KINDS
+from norton_det.models.settings import read_settings
 from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ def _configured(detector: Any, config: Config) -> Any:
     configure(detector, config)
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
-    detector.backbone.to(memory_format=torch.channels_last)  # faster; the heads' losses want contiguous outputs
+    detector.to(memory_format=torch.contiguous_format)  # the heads' losses want contiguous outputs
+    detector.backbone.to(memory_format=torch.channels_last)  # faster
     return detector
 
 
@@ -148,7 +149,7 @@ def build_evaluated(config: Config, categories: Categories) -> Any:
 def build_teacher(config: Config, student: Any) -> Any:
     """The detector of `model.teacher`; None where none is named.
 
-    Raises ValueError where the file holds none, or one whose pyramid has other channels than the student's.
+    Raises ValueError where the file holds none, or one whose pyramid has other levels or channels than the student's.
     """
     if config.model.teacher == "none":
         return None
@@ -156,11 +157,18 @@ def build_teacher(config: Config, student: Any) -> Any:
     if not weights.is_detector:
         raise ValueError(f"model.teacher: {weights.source} is a backbone, expected a detector")
     teacher = detector_from_weights(weights, norm_eps=config.model.norm_eps)
-    found, expected = teacher.backbone.out_channels, student.backbone.out_channels
+    found, expected = _describe_pyramid(teacher), _describe_pyramid(student)
     if found != expected:
-        raise ValueError(f"model.teacher: the pyramid of {weights.source} has {found} channels, expected {expected}")
+        raise ValueError(f"model.teacher: the pyramid of {weights.source} has {found}, expected {expected}")
     teacher.backbone.to(memory_format=torch.channels_last)
     return teacher
+
+
+def _describe_pyramid(detector: Any) -> str:
+    settings = read_settings(detector)
+    anchors = next(value for name, value in settings.items() if name.endswith("anchor_generator"))
+    first = 1 + int(next(iter(detector.backbone.body.return_layers)).removeprefix("layer"))
+    return f"{detector.backbone.out_channels} channels on P{first} to P{first + len(anchors['sizes']) - 1}"
 
 
 def backbone_from_weights(
@@ -200,11 +208,6 @@ def random_pair(config: Config) -> dict[str, Any]:
 
 def _from_detector(config: Config, weights: Weights, recovery: Recovery) -> BuiltModel:
     detector = detector_from_weights(weights, norm_eps=config.model.norm_eps)
-    kind = weights.structure.kind
-    if kind != KINDS[config.model.detector]["kind"]:
-        raise ValueError(
-            f"model.weights: {weights.source} is a {kind}, but model.detector is {config.model.detector}"
-        )
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltModel(detector)

@@ -10,10 +10,10 @@ from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
-from norton_det.models.channels import Body
+from norton_det.models.channels import Body, read_body
 from norton_det.models.persistence import check_anchors
 from norton_det.models.settings import read_settings, write_settings
-from norton_det.models.structure import KINDS, BodyKind, Structure, default_anchors, named_structure
+from norton_det.models.structure import KINDS, BodyKind, Structure, default_anchors, named_structure, template
 from norton_det.models.weights import Weights, imagenet_weights, read_weights
 
 _TASKS: dict[str, Task] = {"mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
@@ -120,16 +120,26 @@ def resolve_plan(config: Config, body: Body) -> CompressionPlan | None:
     return None if config.model.plan == "none" else load_plan(config.model.plan, body)
 
 
+def check_plan(config: Config, weights: Weights | None) -> None:
+    """Raise ValueError for a plan that the body of `weights` (None: the configured one) cannot have."""
+    if weights is None or not weights.is_compressed:
+        structure = weights.structure if weights else resolve_structure(config, num_classes=2)
+        resolve_plan(config, read_body(template(structure)))
+
+
 def starting_weights(config: Config) -> Weights | None:
     """The detector's or backbone's weights that a run starts from; None is random ones.
 
-    Raises ValueError where a file is missing, or holds the other kind.
+    Raises ValueError where a file is missing, or holds something else than what it is named as.
     """
     model = config.model
     if model.weights != "none":
         weights = read_weights(model.weights)
         if not weights.is_detector:
             raise ValueError(f"model.weights: {model.weights} is a backbone; give it as model.backbone_weights")
+        if weights.structure.kind != KINDS[model.detector]["kind"]:
+            found = f"{model.weights} is a {weights.structure.kind}"
+            raise ValueError(f"model.weights: {found}, but model.detector is {model.detector}")
         return weights
     if model.backbone_weights == "none":
         return None

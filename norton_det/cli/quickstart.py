@@ -112,7 +112,9 @@ def compare(
 
 def image_size(config: Config) -> tuple[int, int]:
     """(height, width) in pixels of what is counted and timed."""
-    return config.model.min_size[-1], config.model.max_size
+    model = config.model
+    assert model.min_size and model.max_size
+    return model.min_size[-1], model.max_size
 
 
 def benchmarks(

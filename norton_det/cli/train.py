@@ -8,17 +8,22 @@ from typing import Any
 from torch import nn
 
 from norton_det.builders.detector import (
-    BuiltModel,
     build_detector,
     build_evaluated,
     recovery_images,
     resumed_detector,
     unfinished_recovery,
 )
-from norton_det.builders.resolve import resolve_categories, resolve_dataset, resolve_device, starting_weights
+from norton_det.builders.resolve import (
+    check_plan,
+    resolve_categories,
+    resolve_dataset,
+    resolve_device,
+    starting_weights,
+)
 from norton_det.builders.training import build_batches, build_evaluation_loader, build_evaluator, build_training
 from norton_det.config import Config, load_config, save_config
-from norton_det.data.catalog import Categories, DatasetFiles
+from norton_det.data.catalog import DatasetFiles
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
@@ -68,11 +73,17 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     """What the command does, after its words have become a configuration."""
     device = resolve_device(config)
     test_files, files = (resolve_dataset(config, split) for split in ("test", "train"))
-    categories = resolve_categories(config, files)
-    evaluator = build_evaluator(config, test_files, categories)
     output = Path(config.output_dir)
     checkpoint = CheckpointFolder(output / "checkpoints").load_newest() if from_checkpoint else None
-    built = resumed_detector(config, checkpoint) if checkpoint else start_detector(config, categories, files)
+    weights = None if checkpoint else starting_weights(config)
+    if not checkpoint:
+        check_plan(config, weights)
+    categories = resolve_categories(config, files)
+    evaluator = build_evaluator(config, test_files, categories)
+    if checkpoint:
+        built = resumed_detector(config, checkpoint)
+    else:
+        built = build_detector(config, categories, weights, images=recovery_images(config, files))
     run, dataset = build_training(config, built, files, categories, device)
     output.mkdir(parents=True, exist_ok=True)
     start = resume(run, checkpoint)
@@ -90,11 +101,6 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         unfinished_recovery(config).unlink(missing_ok=True)
         log.info("weights: %s", output / "model_final.pth")
     evaluate(config, run.result, test_files, evaluator, output / "evaluation")
-
-
-def start_detector(config: Config, categories: Categories, files: DatasetFiles) -> BuiltModel:
-    """The detector that a run starts with, compressed and restored where that is configured."""
-    return build_detector(config, categories, starting_weights(config), images=recovery_images(config, files))
 
 
 def save_backbone(path: Path, detector: Any) -> None:

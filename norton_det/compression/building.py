@@ -1,6 +1,7 @@
 """Networks of any structure and plan with random weights."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def build_around(network: nn.Module, structure: Structure, plan: PlanLike | None
     initialise(detector)
     body.load_state_dict(state)
     detector.categories, detector.category_ids = categories_of(detector)
-    return with_origin(detector, origin_of(network))
+    return with_origin(detector, replace(origin_of(network), dense_weights=None))
 
 
 def uncompressed(model: nn.Module) -> Any:

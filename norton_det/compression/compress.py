@@ -88,7 +88,8 @@ def compress(
         progress(name)
     kept = {name: _choose(compressed, group, plan, criterion) for name, group in body.groups.items()}
     for name, group in body.groups.items():
-        slice_channels(compressed, group.producers, group.readers, kept[name])
+        if not group.fixed:
+            slice_channels(compressed, group.producers, group.readers, kept[name])
     rows = [
         _layer_report(name.removeprefix(body.prefix), shape, compressed.get_submodule(name), errors.get(name))
         for name, shape in dense_shapes.items()
@@ -108,8 +109,9 @@ def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
     for name, rank in planned_ranks(model, body, plan).items():
         model.set_submodule(name, factorise_empty(model.get_submodule(name), rank))
     for name, group in body.groups.items():
-        count = kept_channels(group.width, plan.rates.get(name, 0.0))
-        slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
+        if not group.fixed:
+            count = kept_channels(group.width, plan.rates.get(name, 0.0))
+            slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
     return with_origin(model, Origin(plan.to_dict(), widths=_widths(body)))
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from norton_det.data.images import ImageFiles, find_images
-from norton_det.data.shapes import write_shapes
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints, parse_keypoints
 
 Task = Literal["bbox", "segm", "keypoints"]
@@ -89,6 +92,8 @@ def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:
     )
     missing = _missing(files)
     if missing and folder == "shapes":
+        from norton_det.data.shapes import write_shapes  # which needs OpenCV, as nothing else here does
+
         write_shapes(root)
         missing = _missing(files)
         if missing:
@@ -215,6 +220,14 @@ def open_images(where: str, count: int) -> ImageFiles:
     Raises as `image_folder` and `find_images` do.
     """
     return ImageFiles(find_images(image_folder(where), count))
+
+
+def drawn_images(count: int, seed: int = 0) -> list[Tensor]:
+    """Draw `count` images of the embedded dataset's kind, float RGB (3, H, W) in 0 to 1, of several sizes."""
+    from norton_det.data.shapes import draw_scene
+
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(draw_scene(rng).image).permute(2, 0, 1).float() / 255 for _ in range(count)]
 
 
 def image_folder(where: str) -> Path:

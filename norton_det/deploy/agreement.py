@@ -40,7 +40,8 @@ class Agreement:
 def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> Agreement:
     """Compare the detections of the same images, torchvision's dictionaries.
 
-    A detection counts as found again where one of the same label overlaps it by at least a half; the best is taken.
+    A detection counts as found again where one of the same label overlaps it by at least a half, or, as a box without
+    an area cannot overlap, lies where it does within the tolerance; the nearest is taken.
     """
     boxes, scores, count = [], [], 0
     for ours, theirs in zip(found, expected, strict=True):
@@ -48,7 +49,7 @@ def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, T
         for box, label, score in zip(theirs["boxes"], theirs["labels"], theirs["scores"], strict=True):
             same = ours["labels"] == label
             distances = (ours["boxes"][same] - box).abs().amax(dim=1)
-            if len(distances) and _overlap(ours["boxes"][same][distances.argmin()], box) >= 0.5:
+            if len(distances) and _is_found(ours["boxes"][same][distances.argmin()], box):
                 boxes.append(distances.min())
                 scores.append((ours["scores"][same][distances.argmin()] - score).abs())
     if not boxes:
@@ -62,6 +63,10 @@ def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, T
         box_max=pixels.max().item(),
         score_max=torch.stack(scores).max().item(),
     )
+
+
+def _is_found(found: Tensor, box: Tensor) -> bool:
+    return (found - box).abs().max().item() <= BOX_TOLERANCE or _overlap(found, box) >= 0.5
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:

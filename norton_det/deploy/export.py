@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torchvision.models.detection import roi_heads
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 
+from norton_det.deploy.nms import traced_batched_nms
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path
+from norton_det.models.categories import categories_of
+from norton_det.models.parts import regions
+from norton_det.models.settings import read_settings
 
 OPSET = 17
 METADATA_KEY = "norton_det"
@@ -33,6 +36,8 @@ OUTPUTS: dict[Output, str] = {
     "heatmaps": "keypoints",
 }
 """A file's tensors, and which of torchvision's detections they become."""
+_OF_REGIONS: dict[Output, str] = {"masks": "mask", "heatmaps": "keypoint"}
+"""Those that only a detector with such regions gives."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Description:
 
     min_size: int
     max_size: int
+    fixed_size: tuple[int, int] | None
     outputs: tuple[Output, ...]
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -86,15 +92,26 @@ class ResizedInput(GeneralizedRCNNTransform):  # type: ignore[misc]
         return result
 
 
+def resize(detector: nn.Module, image: Tensor) -> Tensor:
+    """The image (3, H, W) in the size at which the detector, in evaluation mode, looks at it: what a graph takes."""
+    transform: Any = detector.transform
+    resized: Tensor = transform.resize(image, None)[0].contiguous()
+    return resized
+
+
 class ExportedGraph(nn.Module):
     """What is exported: a resized image (3, H, W), RGB in 0 to 1, to the tensors of its detections."""
 
-    def __init__(self, detector: GeneralizedRCNN) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         super().__init__()
-        self.detector = copy.deepcopy(detector).eval()
-        transform = detector.transform
+        self.detector: Any = copy.deepcopy(detector).eval()
+        transform: Any = self.detector.transform
         self.detector.transform = ResizedInput(
-            transform.min_size, transform.max_size, transform.image_mean, transform.image_std
+            transform.min_size,
+            transform.max_size,
+            transform.image_mean,
+            transform.image_std,
+            transform.size_divisible,
         )
         replace_poolers(self.detector, GatheredRoIAlign)
 
@@ -105,31 +122,31 @@ class ExportedGraph(nn.Module):
         return tuple(found[name] for name in OUTPUTS.values() if name in found)
 
 
-def describe_export(detector: GeneralizedRCNN) -> Description:
+def describe_export(detector: nn.Module) -> Description:
     """What the file of this detector says."""
-    settings, heads = settings_of(detector), detector.roi_heads
+    settings, found = read_settings(detector), regions(detector)
+    categories, category_ids = categories_of(detector)
+    fixed = settings["fixed_size"]
+    without = {name for name, kind in _OF_REGIONS.items() if kind not in found}
     return Description(
-        min_size=settings.min_size[-1],
-        max_size=settings.max_size,
-        outputs=tuple(
-            name
-            for name in OUTPUTS
-            if (name != "masks" or heads.has_mask()) and (name != "heatmaps" or heads.has_keypoint())
-        ),
-        categories=tuple(detector.categories),
-        category_ids=tuple(detector.category_ids),
+        min_size=settings["min_size"][-1],
+        max_size=settings["max_size"],
+        fixed_size=(fixed[0], fixed[1]) if fixed else None,
+        outputs=tuple(name for name in OUTPUTS if name not in without),
+        categories=tuple(categories),
+        category_ids=tuple(category_ids),
     )
 
 
 @torch.inference_mode()
-def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Description:
+def export_onnx(detector: nn.Module, path: Path, example: Tensor) -> Description:
     """Write an ONNX file of the detector for images of any size, one at a time; float32.
 
     `example` is an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced with it.
     """
     description = describe_export(detector)
     graph = ExportedGraph(detector)
-    resized, _ = detector.eval().transform.resize(example, None)
+    resized = resize(detector, example)
     outputs: list[str] = [*description.outputs]
     with atomic_path(path) as temporary, _traceable_torchvision(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
@@ -151,18 +168,12 @@ def export_onnx(detector: GeneralizedRCNN, path: Path, example: Tensor) -> Descr
 def _traceable_torchvision() -> Iterator[None]:
     """torchvision's functions that runtimes do not run as they should, replaced."""
 
-    def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-        """Without the branch for no boxes, whose result OpenVINO takes for one box."""
-        beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-        kept: Tensor = box_ops.nms(boxes + (idxs.to(boxes) * beyond)[:, None], scores, iou_threshold)
-        return kept
-
     def keypointrcnn_inference(heatmaps: Tensor, _: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Heatmaps as they are: the loop that enlarges them one by one is far slower in a graph than outside."""
         return [heatmaps], [heatmaps]
 
     with (
-        patch.object(box_ops, "batched_nms", batched_nms),
+        patch.object(box_ops, "batched_nms", traced_batched_nms),
         patch.object(roi_heads, "keypointrcnn_inference", keypointrcnn_inference),
     ):
         yield

@@ -1,29 +1,39 @@
 """Folding what is linear into the convolution before it, for inference."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.misc import Conv2dNormActivation
 
 from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
-from norton_det.models.detectors import BODY
-from norton_det.models.resnet import GROUPS
+from norton_det.models.channels import NORMS, read_body
 
 
-def fold_batch_norms(detector: GeneralizedRCNN) -> None:
-    """Fold every BatchNorm of the body, trainable or frozen, into its convolution, in place.
+def fold_batch_norms(detector: nn.Module) -> None:
+    """Fold every BatchNorm of the body, the neck and the heads, trainable or frozen, into its convolution, in place.
 
-    conv and norm compute  gamma * (W x - mean) / sqrt(var + eps) + beta,  which is a convolution whose filter k is
-    scaled by gamma_k / sqrt(var_k + eps) and that has a bias. A CP filter is scaled in its channel factor.
+    conv and norm compute  gamma * (W x + b - mean) / sqrt(var + eps) + beta,  which is a convolution whose filter k
+    and bias b_k are scaled by gamma_k / sqrt(var_k + eps). A CP filter is scaled in its channel factor. GroupNorm
+    depends on its input and stays.
     """
-    for conv_name, norm_name in (pair for group in GROUPS.values() for pair in group.producers):
-        conv, norm = (detector.get_submodule(BODY + name) for name in (conv_name, norm_name))
-        scale, shift = _affine(norm)
-        detector.set_submodule(BODY + conv_name, _scaled(conv, scale, shift))
-        detector.set_submodule(BODY + norm_name, nn.Identity())
+    for conv, norm in _convolutions_before_norms(detector):
+        detector.set_submodule(conv, _scaled(detector.get_submodule(conv), *_affine(detector.get_submodule(norm))))
+        detector.set_submodule(norm, nn.Identity())
+
+
+def _convolutions_before_norms(detector: nn.Module) -> list[tuple[str, str]]:
+    """The names of pairs: the body's, and those in torchvision's blocks of a convolution and a norm."""
+    of_body = [pair for group in read_body(detector).groups.values() for pair in group.producers]
+    of_blocks = [
+        (f"{name}.0", f"{name}.1")
+        for name, block in detector.named_modules()
+        if isinstance(block, Conv2dNormActivation) and any(isinstance(layer, NORMS) for layer in block)
+    ]
+    return of_body + of_blocks
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -37,25 +47,29 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(conv: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
-    """The convolution with filters and bias-free output scaled (K,), and the shift (K,) as its bias."""
+    """The convolution whose output is scaled (K,) and shifted (K,)."""
+    assert isinstance(conv, nn.Conv2d | CPConv2d)
+    bias = shift if conv.bias is None else shift + scale * conv.bias.detach()
     if isinstance(conv, CPConv2d):
         factors = conv.factors
         factors = type(factors)(factors.channel * scale[:, None, None], factors.vertical, factors.horizontal)
         return CPConv2d.from_factors(
-            factors, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=shift, form=conv.form
+            factors, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=bias, form=conv.form
         )
-    assert isinstance(conv, nn.Conv2d)
     conv.weight = nn.Parameter(conv.weight.detach() * scale[:, None, None, None])
-    conv.bias = nn.Parameter(shift)
+    conv.bias = nn.Parameter(bias)
     return conv
 
 
-def fold_pyramid(detector: GeneralizedRCNN) -> None:
+def fold_pyramid(detector: nn.Module) -> None:
     """Spare the pyramid the lateral convolution of its finest level, in place, where that level's output convolution
-    is a CP one in its depthwise form; see `FoldedPyramid`."""
-    pyramid = detector.backbone.fpn
-    if isinstance(pyramid.layer_blocks[0][0], DepthwiseCPConv2d):
-        detector.backbone.fpn = FoldedPyramid(pyramid)
+    is a CP one in its depthwise form, and nothing but convolutions stands there; see `FoldedPyramid`."""
+    backbone: Any = detector.backbone
+    pyramid = backbone.fpn
+    (_, *behind_lateral), (output, *behind_output) = pyramid.inner_blocks[0], pyramid.layer_blocks[0]
+    is_linear = all(isinstance(layer, nn.Identity) for layer in (*behind_lateral, *behind_output))
+    if len(pyramid.inner_blocks) > 1 and is_linear and isinstance(output, DepthwiseCPConv2d):
+        backbone.fpn = FoldedPyramid(pyramid)
 
 
 class FoldedPyramid(nn.Module):
@@ -86,7 +100,8 @@ class FoldedPyramid(nn.Module):
             levels.insert(0, output[level](total))
         cp = output[0][0]
         levels.insert(0, cp.depthwise(_add_upsampled(self.merged(finest), cp.pointwise(total))))
-        levels, names = self.pyramid.extra_blocks(levels, [finest, *others], names)
+        if self.pyramid.extra_blocks is not None:
+            levels, names = self.pyramid.extra_blocks(levels, [finest, *others], names)
         return OrderedDict(zip(names, levels, strict=True))
 
 

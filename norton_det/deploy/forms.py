@@ -5,7 +5,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
@@ -21,11 +20,11 @@ CPShape = tuple[int, int, tuple[int, int], int, tuple[int, int], tuple[int, int]
 
 
 @torch.no_grad()
-def choose_forms(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> None:
+def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
     """Put in the place of every CP convolution its dense or its depthwise form, whichever `timer` finds faster.
 
-    A layer that runs on several sizes (the RPN's: five) takes the form with the smallest sum. `image` is a float
-    RGB image (3, H, W) of the size to be fast at.
+    A layer that runs on several sizes (the RPN's and the towers': one a level) takes the form with the smallest sum.
+    `image` is a float RGB image (3, H, W) of the size to be fast at.
     """
     for name, shapes in _input_shapes(detector, image).items():
         layer = detector.get_submodule(name)
@@ -39,7 +38,7 @@ def in_form(layer: CPConv2d, form: Form) -> nn.Module:
     return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
 
 
-def _input_shapes(detector: GeneralizedRCNN, image: Tensor) -> dict[str, list[Shape]]:
+def _input_shapes(detector: nn.Module, image: Tensor) -> dict[str, list[Shape]]:
     """The shapes that each CP convolution is called with on an image, by the layer's name."""
     layers = {name: layer for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)}
     met: dict[str, list[Shape]] = {}

@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import Tensor, nn
 
+from norton_det.models.parts import dense_head
 from norton_det.models.precision import map_tensors, wrap_forward
 
 MOST = 16
@@ -63,10 +63,11 @@ class Replayed:
         return Recording(graph, places, outputs)
 
 
-def replay_networks(detector: GeneralizedRCNN) -> None:
-    """Have a detector's body, neck and RPN head, all whose work depends on shapes alone, replayed on its GPU."""
+def replay_networks(detector: nn.Module) -> None:
+    """Have a detector's body, neck and dense head, all whose work depends on shapes alone, replayed on its GPU."""
     pool = torch.cuda.graph_pool_handle()
-    for network in (detector.backbone.body, detector.backbone.fpn, detector.rpn.head):
+    backbone: Any = detector.backbone
+    for network in (backbone.body, backbone.fpn, dense_head(detector)):
         wrap_forward(network, Replayed, pool)
 
 

@@ -9,31 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import Tensor, nn
 
 from norton_det.analysis.latency import median_seconds
-from norton_det.deploy.export import METADATA_KEY, export_onnx
+from norton_det.deploy.export import METADATA_KEY, Description, export_onnx, resize
 from norton_det.deploy.forms import CPShape, Shape, build_layer
 from norton_det.deploy.runtimes import compile_openvino, openvino_core
 from norton_det.layers.cp_conv import Form
+from norton_det.models.parts import regions
 
-NOT_QUANTIZED = [".*roi_pool.*", r".*/roi_heads/[^/]+$"]
-"""Names of nodes that pool regions and make detections of what the heads give: indices and coordinates."""
+NOT_QUANTIZED = [".*roi_pool.*", ".*anchor_generator.*", r".*/(detector|rpn|roi_heads)/[^/]+$"]
+"""Names of nodes that pool regions, lay anchors and make boxes of what the heads give: indices and coordinates."""
 
 
-def to_openvino(detector: GeneralizedRCNN, example: Tensor) -> Any:
+def to_openvino(detector: nn.Module, example: Tensor) -> Any:
     """The detector as an OpenVINO model for images of any size; `example` as for `export_onnx`."""
-    core = openvino_core()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        description = export_onnx(detector, path, example)
-        model = core.read_model(path)
-        _fold_constants(model)
-        model.set_rt_info(description.to_json(), [METADATA_KEY])
+        return convert_onnx(path, export_onnx(detector, path, example))
+
+
+def convert_onnx(path: Path, description: Description) -> Any:
+    """The OpenVINO model of an ONNX file of ours, and of what it says of itself."""
+    core = openvino_core()
+    model = core.read_model(path)
+    _fold_constants(model)
+    model.set_rt_info(description.to_json(), [METADATA_KEY])
+    with tempfile.TemporaryDirectory() as folder:
         # Written and read again, its nodes have names of their own, which quantisation asks for.
-        save_openvino(model, path.with_suffix(".xml"))
-        return core.read_model(path.with_suffix(".xml"))
+        save_openvino(model, Path(folder) / "model.xml")
+        return core.read_model(Path(folder) / "model.xml")
 
 
 def _fold_constants(model: Any) -> None:
@@ -45,7 +50,7 @@ def _fold_constants(model: Any) -> None:
     manager.run_passes(model)
 
 
-def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) -> Any:
+def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor]) -> Any:
     """The model with int8 convolutions and linear layers, their ranges taken from the given images.
 
     Images on which a mask or keypoint head has nothing to do are left out: they would give its ranges as zero. Raises
@@ -59,13 +64,13 @@ def quantize(model: Any, detector: GeneralizedRCNN, images: Sequence[Tensor]) ->
     except ImportError:
         raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
     nncf.set_log_level(logging.ERROR)
-    if detector.roi_heads.has_mask() or detector.roi_heads.has_keypoint():
+    if len(regions(detector)) > 1:
         found = compile_openvino(model, "float32", "the model to quantise")(images)
         images = [image for image, detections in zip(images, found, strict=True) if len(detections["boxes"])]
         if not images:
             raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
     with torch.inference_mode():
-        resized = [detector.transform.resize(image, None)[0].contiguous().numpy() for image in images]
+        resized = [resize(detector, image).numpy() for image in images]
     description = model.get_rt_info([METADATA_KEY]).astype(str)
     quantized = nncf.quantize(
         model,

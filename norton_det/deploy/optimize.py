@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import Tensor, nn
 
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
@@ -18,11 +17,12 @@ from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
+from norton_det.models.categories import categories_of
+from norton_det.models.persistence import structure_of
 from norton_det.models.precision import PRECISIONS, lower_networks
-from norton_det.models.weights import categories_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
-Builder = Callable[[GeneralizedRCNN, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
+Builder = Callable[[nn.Module, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
 SUPPORTED: dict[str, tuple[Precision, ...]] = {
     "torch": ("float32", "bfloat16", "float16"),
     "openvino": ("float32", "bfloat16", "int8"),
@@ -41,9 +41,9 @@ class TorchDetector:
         category_ids: the dataset's ids in the same order.
     """
 
-    def __init__(self, detector: GeneralizedRCNN) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         self.detector = detector
-        self.categories, self.category_ids = list(detector.categories), list(detector.category_ids)
+        self.categories, self.category_ids = categories_of(detector)
 
     def eval(self) -> "TorchDetector":
         """Itself: there is no training mode."""
@@ -57,7 +57,7 @@ class TorchDetector:
 
 
 def optimize(
-    detector: GeneralizedRCNN,
+    detector: nn.Module,
     images: Sequence[Tensor],
     runtime: Runtime = "auto",
     precision: Precision = "float32",
@@ -86,11 +86,15 @@ def optimize(
     return builders[chosen](detector, images, precision)
 
 
-def prepare(detector: GeneralizedRCNN, image: Tensor, timer: Timer) -> GeneralizedRCNN:
+def prepare(detector: nn.Module, image: Tensor, timer: Timer) -> nn.Module:
     """A copy for inference, ready for a runtime: BatchNorm folded, each CP convolution in the form that `timer` finds
-    fastest for the size of the image (3, H, W), names by label."""
+    fastest for the size of the image (3, H, W).
+
+    Raises ValueError for what is no detector that is supported.
+    """
+    if structure_of(detector).kind is None:
+        raise ValueError(f"expected a detector, got a classifier, a {type(detector).__name__}")
     prepared = copy.deepcopy(detector).to(image.device).eval()
-    prepared.categories, prepared.category_ids = categories_of(prepared)
     fold_batch_norms(prepared)
     choose_forms(prepared, image, timer)
     fold_pyramid(prepared)
@@ -116,7 +120,7 @@ def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device
     return runtime
 
 
-def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
+def _torch(detector: nn.Module, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
     dtype, device = PRECISIONS[precision], next(detector.parameters()).device
     prepared = prepare(detector, images[0].to(device), torch_timer(device, dtype))
     prepared.to(memory_format=torch.channels_last)
@@ -128,11 +132,11 @@ def _torch(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Preci
     return TorchDetector(prepared)
 
 
-def _openvino(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
+def _openvino(detector: nn.Module, images: Sequence[Tensor], precision: Precision) -> ExportedDetector:
     return compile_openvino(openvino_model(detector, images, precision), precision, "the optimised detector")
 
 
-def openvino_model(detector: GeneralizedRCNN, images: Sequence[Tensor], precision: Precision) -> Any:
+def openvino_model(detector: nn.Module, images: Sequence[Tensor], precision: Precision) -> Any:
     """The OpenVINO model of a detector, arguments as for `optimize`; quantised where the precision is int8."""
     pictures = [image.cpu() for image in images]
     prepared = prepare(detector, pictures[0], openvino_timer)
@@ -140,13 +144,13 @@ def openvino_model(detector: GeneralizedRCNN, images: Sequence[Tensor], precisio
     return quantize(model, prepared, pictures) if precision == "int8" else model
 
 
-def _onnxruntime(detector: GeneralizedRCNN, images: Sequence[Tensor], _: Precision) -> ExportedDetector:
+def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) -> ExportedDetector:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(detector, images[0].cpu(), path)
         return load_exported(path)
 
 
-def write_onnx(detector: GeneralizedRCNN, image: Tensor, path: Path) -> None:
+def write_onnx(detector: nn.Module, image: Tensor, path: Path) -> None:
     """An ONNX file of the detector, fast at the size of the image."""
     export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image)

@@ -1,62 +1,84 @@
 """torchvision's RoIAlign over the levels of a pyramid, in forms that are faster where they run."""
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, roi_align
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops.poolers import _filter_input, _setup_scales
 
-STRIDES = (4, 8, 16, 32)
-"""Of the four levels, in pixels."""
+from norton_det.models.parts import regions
 
 
-class _FourLevels(MultiScaleRoIAlign):  # type: ignore[misc]
-    """What both forms share: the pooler that they stand for, and which region belongs to which level."""
+class Level(NamedTuple):
+    """A map (B, C, H, W) that is pooled, how long its sides are in those of the image, and its regions' indices."""
+
+    map: Tensor
+    scale: float
+    members: Tensor
+
+
+class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
+    """What both forms share: torchvision's pooler with its settings, and which region belongs to which level."""
 
     def __init__(self, pooler: MultiScaleRoIAlign) -> None:
-        super().__init__(pooler.featmap_names, pooler.output_size, pooler.sampling_ratio)
-        self.level_of = initLevelMapper(2, 5)
+        super().__init__(
+            pooler.featmap_names,
+            pooler.output_size,
+            pooler.sampling_ratio,
+            canonical_scale=pooler.canonical_scale,
+            canonical_level=pooler.canonical_level,
+        )
+        self.scales, self.map_levels = pooler.scales, pooler.map_levels
 
-    def members(self, boxes: list[Tensor]) -> list[Tensor]:
-        """The indices of each level's regions."""
-        levels = self.level_of(boxes)
-        return [torch.where(levels == level)[0] for level in range(len(STRIDES))]
+    def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
+        """The levels with the regions that torchvision pools there; a pooler's first call decides its scales."""
+        maps = _filter_input(x, self.featmap_names)
+        if self.scales is None or self.map_levels is None:
+            self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
+        level_of = self.map_levels(boxes)
+        members = [torch.where(level_of == level)[0] for level in range(len(maps))]
+        return [Level(*level) for level in zip(maps, self.scales, members, strict=True)]
 
 
-class GatheredRoIAlign(_FourLevels):
+class GatheredRoIAlign(_ByLevel):
     """For a traced graph of one image: what the levels give is put in order by one gather.
 
     torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
     """
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: list[tuple[int, int]]) -> Tensor:
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pooled features (N, C, h, w) of the boxes (N, 4) of the image."""
-        members = self.members(boxes)
+        levels = self.levels(x, boxes, image_shapes)
         pooled = [
-            roi_align(x[name], [boxes[0][chosen]], self.output_size, 1 / stride, self.sampling_ratio)
-            for name, stride, chosen in zip(self.featmap_names, STRIDES, members, strict=True)
+            roi_align(level.map, [boxes[0][level.members]], self.output_size, level.scale, self.sampling_ratio)
+            for level in levels
         ]
-        return torch.cat(pooled)[torch.argsort(torch.cat(members))]
+        return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
 
 
-class BagRoIAlign(_FourLevels):
+class BagRoIAlign(_ByLevel):
     """For torch on a CPU: every bin is a weighted sum of a map's positions, which is what an embedding bag computes.
 
     That one is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
     samples, each between four positions, sums 2s x 2s of them, with weights that are products of one for the row and
-    one for the column.
+    one for the column. Where s depends on the region (a sampling ratio below 1) torchvision's kernel runs.
     """
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: list[tuple[int, int]]) -> Tensor:
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pooled features (N, C, h, w), channels_last, of the boxes (N, 4) of all images in their order."""
+        if self.sampling_ratio < 1:
+            adaptive: Tensor = super().forward(x, boxes, image_shapes)
+            return adaptive
         everything = torch.cat(boxes)
         image = torch.repeat_interleave(torch.tensor([len(found) for found in boxes]))
         height, width = self.output_size
-        channels = x[self.featmap_names[0]].shape[1]
-        pooled = everything.new_empty(len(everything), height, width, channels)
-        for name, stride, chosen in zip(self.featmap_names, STRIDES, self.members(boxes), strict=True):
-            pooled[chosen] = self._pool(x[name], everything[chosen] / stride, image[chosen])
+        levels = self.levels(x, boxes, image_shapes)
+        pooled = everything.new_zeros(len(everything), height, width, levels[0].map.shape[1])
+        for level in levels:
+            chosen = level.members
+            pooled[chosen] = self._pool(level.map, everything[chosen] * level.scale, image[chosen])
         return pooled.permute(0, 3, 1, 2)
 
     def _pool(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
@@ -77,12 +99,11 @@ class BagRoIAlign(_FourLevels):
         return bags.view(len(boxes), height, width, channels)
 
 
-def replace_poolers(detector: GeneralizedRCNN, form: type[GatheredRoIAlign] | type[BagRoIAlign]) -> None:
-    """Let a detector's heads pool in another form, in place."""
-    heads = detector.roi_heads
-    for name in ("box_roi_pool", "mask_roi_pool", "keypoint_roi_pool"):
-        if getattr(heads, name) is not None:
-            setattr(heads, name, form(getattr(heads, name)))
+def replace_poolers(detector: nn.Module, form: type[GatheredRoIAlign] | type[BagRoIAlign]) -> None:
+    """Let a detector's heads pool in another form, in place; one of one stage has none."""
+    heads: Any = getattr(detector, "roi_heads", None)
+    for kind, region in regions(detector).items():
+        setattr(heads, f"{kind}_roi_pool", form(region.pooler))
 
 
 def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:

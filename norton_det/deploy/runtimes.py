@@ -37,7 +37,7 @@ class ExportedDetector:
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
         self._transform = GeneralizedRCNNTransform(
-            description.min_size, description.max_size, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+            description.min_size, description.max_size, [0.0] * 3, [1.0] * 3, fixed_size=description.fixed_size
         ).eval()
         self.categories, self.category_ids = list(description.categories), list(description.category_ids)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from norton_det.engine import distributed
 from norton_det.models.precision import networks_in
@@ -21,7 +21,7 @@ def detection_losses(
     *,
     device: torch.device,
     precision: torch.dtype = torch.float32,
-    teacher: GeneralizedRCNN | None = None,
+    teacher: Any = None,
     distill_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """torchvision's losses of a batch of images and targets; networks run in `precision`, all else in float32.
@@ -45,7 +45,7 @@ def detection_losses(
 
 
 @contextmanager
-def backbone_passes(detector: GeneralizedRCNN) -> Iterator[list[tuple[Tensor, Pyramid]]]:
+def backbone_passes(detector: Any) -> Iterator[list[tuple[Tensor, Pyramid]]]:
     """While it lasts, the list gets what enters the detector's backbone, (N, 3, H, W), and its pyramid."""
     passes: list[tuple[Tensor, Pyramid]] = []
     hook = detector.backbone.register_forward_hook(lambda _, inputs, output: passes.append((inputs[0], output)))
@@ -58,7 +58,7 @@ def backbone_passes(detector: GeneralizedRCNN) -> Iterator[list[tuple[Tensor, Py
 def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
     """How far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all zero.
 
-        mean over the levels P2 .. P6 of  mean((student - teacher)^2) / mean(teacher^2)
+        mean over the levels of  mean((student - teacher)^2) / mean(teacher^2)
 
     Each level's means are over all its (N, C, H, W) values, so the scale of the features does not matter.
     """

@@ -20,8 +20,9 @@ _TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
     """One COCO result, a dictionary of plain values, for each detection of an image.
 
-    `output` is described at `CocoEvaluator.process`. Raises ValueError for a label that `categories` lacks, and for
-    another number of keypoints than they have.
+    `output` is described at `CocoEvaluator.process`. The background, which detectors of one stage score like any
+    class, makes no result. Raises ValueError for a label that `categories` lacks, and for another number of keypoints
+    than they have.
     """
     boxes = output["boxes"].detach().float().cpu()
     corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
@@ -34,6 +35,8 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
             strict=True,
         )
     ):
+        if label == 0:
+            continue
         if not 0 < label < len(categories.ids):
             raise ValueError(f"label {label}, expected 1 to {len(categories.ids) - 1}")
         result = {"image_id": image_id, "category_id": categories.ids[label], "bbox": box, "score": score}
@@ -127,7 +130,7 @@ def named_results(output: Mapping[str, Any], categories: Categories) -> list[dic
     """
     task: Task = next((task for key, task in _TASK_OF_OUTPUT.items() if key in output), "bbox")
     found = to_results(0, output, categories, task)
-    for result, label in zip(found, output["labels"].tolist(), strict=True):
+    for result in found:
         del result["image_id"]
-        result["category"] = categories.names[label]
+        result["category"] = categories.names[categories.labels[result["category_id"]]]
     return found

@@ -1,5 +1,5 @@
-"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order, and
-of one that finds keypoints `.keypoints`."""
+"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order,
+and the `.keypoints` of one that finds them."""
 
 from collections.abc import Mapping
 from contextlib import suppress

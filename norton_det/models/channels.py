@@ -19,7 +19,7 @@ from norton_det.layers.low_rank_linear import LowRankLinear
 
 DETECTOR_BODY = "backbone.body."
 STEM = "stem"
-NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _LAYERS = (nn.Conv2d, CPConv2d, nn.Linear, LowRankLinear)
 _SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 

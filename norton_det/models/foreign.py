@@ -33,12 +33,18 @@ def find_weights(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[st
     if len(held) > 1:
         log.info("the file holds %s: %s is taken", " and ".join(held), held[0])
     metadata = {str(key): value for key, value in content.items() if key not in held} if held else {}
-    state = {str(name).replace("_orig_mod.", ""): t for name, t in tensors.items() if isinstance(t, Tensor)}
+    state = {_unwrapped(str(name)): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    state.pop("n_averaged", None)  # of torch's AveragedModel
     return _without_prefix(state), metadata
 
 
+def _unwrapped(name: str) -> str:
+    """Take off what torch's own wrappers put before a name; published NORTON checkpoints have it before some."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefix of a wrapper (`module.`, `model.`), which is what stands before the first layer."""
+    """Take off the prefix of another wrapper, such as `model.`, which is what stands before the first layer."""
     for anchor in _ANCHORS:
         prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
         prefixes = [p for p in prefixes if not re.search(r"layer\d+\.\d+\.$", p)]
@@ -47,6 +53,8 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     else:
         return state
     prefix = min(prefixes, key=len)
+    if anchor == "conv1.weight" and f"{prefix}fc.weight" not in state:
+        return state  # the body of something else, or what remains of a bare classifier
     if len({p for p in prefixes if len(p) == len(prefix)}) > 1:
         raise ValueError(f"holds several networks, under {', '.join(prefixes)}: expected one")
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

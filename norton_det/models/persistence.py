@@ -2,17 +2,19 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
@@ -24,7 +26,7 @@ from norton_det.models.norms import LEAST_EPS
 from norton_det.models.parts import dense_head, regions
 from norton_det.models.recognise import describe_structure, read_structure
 from norton_det.models.settings import read_settings, write_settings
-from norton_det.models.structure import DETECTORS, SUPPORTED, Structure, template
+from norton_det.models.structure import CLASSES, SUPPORTED, Structure, template
 from norton_det.models.weights import Weights, has_digest, load_state, naming
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     another activation, pooling or norm than it does.
     """
     structure = structure_of(model)
-    eps = _norm_eps(model, DETECTOR_BODY if structure.kind else "")
-    told: dict[str, Any] = {"norm_eps": eps, "geometry": read_geometry(model, template(structure))}
+    told: dict[str, Any] = {"norm_eps": _norm_eps(model, structure)}
     beside: dict[str, Any] = {}
     if structure.kind:
         told |= describe_structure(model) | read_settings(model)
@@ -75,13 +76,17 @@ def describe(model: nn.Module) -> dict[str, Any]:
             beside["keypoints"] = asdict(keypoints_of(model))
     elif hasattr(model, "categories"):
         beside["categories"] = model.categories
-    _compare(model, rebuild(model.state_dict(), told))
+    with naming(f"a file cannot hold this {type(model).__name__}"):
+        rebuilt = rebuild(model.state_dict(), told)
+        told["geometry"] = read_geometry(model, rebuilt)
+        set_geometry(rebuilt, told["geometry"])
+        _compare(model, rebuilt)
     return {"network": told, **beside, **{k: v for k, v in asdict(origin_of(model)).items() if v}}
 
 
 def structure_of(model: nn.Module) -> Structure:
     """Read the structure of a network in memory. Raises ValueError that says what it is, if it is not supported."""
-    if not isinstance(model, (ResNet, GeneralizedRCNN, *DETECTORS)):
+    if type(model) not in CLASSES:
         raise ValueError(f"a {type(model).__name__} is not supported; supported are {SUPPORTED}")
     if not isinstance(model, ResNet) and not hasattr(model.backbone, "fpn"):
         raise ValueError(f"a detector without a feature pyramid is not supported; supported are {SUPPORTED}")
@@ -190,29 +195,45 @@ def _digest(weights: Any) -> str:
     return str(weights.url).removesuffix(".pth").rsplit("-", 1)[1]
 
 
-def _norm_eps(model: nn.Module, prefix: str) -> float:
-    return next(float(m.eps) for name, m in model.named_modules() if isinstance(m, NORMS) and name.startswith(prefix))
+def _norm_eps(model: nn.Module, structure: Structure) -> float:
+    first = model.get_submodule(f"{DETECTOR_BODY if structure.kind else ''}bn1")
+    return float(getattr(first, "eps", _ORDINARY_EPS))
 
 
 @torch.no_grad()
 def _check_shapes(model: Any, structure: Structure) -> None:
     """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
-    image = torch.empty(1, 3, 64, 64, device="meta")
+    image = torch.empty(1, 3, 256, 256, device="meta")  # GroupNorm takes no map of one pixel
     try:
-        if structure.kind is None:
-            model(image)
-            return
-        levels = model.backbone(image)
-        dense_head(model)(list(levels.values()))
-        for kind, (pooler, head, predictor) in regions(model).items():
-            predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
-            if unknown := set(pooler.featmap_names) - set(levels):
-                raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
+        with _norms_that_pass_on():
+            if structure.kind is None:
+                model(image)
+                return
+            levels = model.backbone(image)
+            dense_head(model)(list(levels.values()))
+            for pooler, head, predictor in regions(model).values():
+                predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
     except RuntimeError as error:
         raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
+    for kind, region in regions(model).items():
+        if unknown := set(region.pooler.featmap_names) - set(levels):
+            raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
     if len(_anchors(model).sizes) != len(levels):
         raise ValueError(f"anchors of {len(_anchors(model).sizes)} levels, but the pyramid has {len(levels)}")
     check_anchors(model)
+
+
+@contextmanager
+def _norms_that_pass_on() -> Iterator[None]:
+    """While it lasts BatchNorm only looks at the number of channels: computing it takes long on the meta device."""
+
+    def look(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != len(norm.weight):
+            raise RuntimeError(f"a norm of {len(norm.weight)} channels reads {x.shape[1]}")
+        return x
+
+    with patch.object(nn.BatchNorm2d, "forward", look), patch.object(FrozenBatchNorm2d, "forward", look):
+        yield
 
 
 def check_anchors(detector: Any) -> None:
@@ -237,14 +258,14 @@ def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
     for name, module in model.named_modules():
         if name and theirs.get(name) != _signature(module):
             expected = theirs.get(name, "nothing of that name")
-            raise ValueError(f"a file cannot hold {name}, {_signature(module)}: expected {expected}")
+            raise ValueError(f"{name} is {_signature(module)}, expected {expected}")
 
 
 def _signature(module: nn.Module) -> str:
     """A module in a line, by what it computes with any weights, but for what the settings say."""
     kind = type(module).__name__
     norm: Any = module
-    if isinstance(module, (*NORMS, nn.SyncBatchNorm)):
+    if isinstance(module, NORMS):
         kind = "BatchNorm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else kind
         return f"{kind}({len(norm.weight)}, eps={norm.eps:g})"
     if isinstance(module, CPConv2d):

@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[str, Any]] = {
     "image_std": ("transform.image_std", Colour),
     "size_divisible": ("transform.size_divisible", Count),
     "fixed_size": ("transform.fixed_size", tuple[Count, Count] | None),
+    "_skip_resize": ("transform._skip_resize", bool),
     "rpn_anchor_generator": ("rpn.anchor_generator", Anchors),
     "rpn_pre_nms_top_n_train": ("rpn._pre_nms_top_n.training", Count),
     "rpn_pre_nms_top_n_test": ("rpn._pre_nms_top_n.testing", Count),
@@ -94,10 +95,12 @@ TABLE: dict[str, tuple[str, Any]] = {
     "fg_iou_thresh": ("proposal_matcher.high_threshold", Share),
     "bg_iou_thresh": ("proposal_matcher.low_threshold", Share),
     "center_sampling_radius": ("center_sampling_radius", Annotated[float, Field(gt=0)]),
+    "allow_low_quality_matches": ("proposal_matcher.allow_low_quality_matches", bool),
     "box_loss": ("head.regression_head._loss_type", str),
 }
 """By the name of torchvision's argument, where its value stands in a detector, and its type. A detector has those
-whose place it has. `box_loss` is no argument: torchvision's builder of RetinaNet v2 sets it."""
+whose place it has. The last two are no arguments: a `proposal_matcher` of RetinaNet's brings the one, torchvision's
+builder of v2 sets the other."""
 
 
 def read_settings(detector: nn.Module) -> dict[str, Any]:

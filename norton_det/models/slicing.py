@@ -66,7 +66,7 @@ def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
         setattr(norm, name, _parameter(value, 0, kept) if isinstance(value, nn.Parameter) else value[kept])
     for name in ("running_mean", "running_var"):
         setattr(norm, name, getattr(norm, name)[kept])
-    if isinstance(norm, nn.BatchNorm2d):
+    if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
         norm.num_features = len(kept)
 
 

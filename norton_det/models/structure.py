@@ -3,18 +3,21 @@
 A template is torchvision's own network of a structure on the meta device, without numbers.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -24,8 +27,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"]
 Extra = Literal["pool", "p6p7", "c5p6p7"]
-DETECTORS = (FasterRCNN, RetinaNet, FCOS)
-"""torchvision's classes of the detectors that are supported."""
+CLASSES = (ResNet, GeneralizedRCNN, FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, FCOS)
+"""torchvision's classes of networks that are supported; what a subclass computes nobody knows."""
 SUPPORTED = (
     "Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS with a feature pyramid on a ResNet, and ResNet classifiers,"
     " as torchvision builds them"
@@ -156,16 +159,30 @@ def body_name(body: BodyKind) -> str:
 
 def template(structure: Structure) -> nn.Module:
     """Build torchvision's network of a structure on the meta device, with BatchNorm wherever there is a norm."""
-    with torch.device("meta"):
+    return copy.deepcopy(_built(structure))
+
+
+@lru_cache(maxsize=32)
+def _built(structure: Structure) -> nn.Module:
+    with torch.device("meta"), _NothingDrawn():
         body = _body(structure.body, structure.classes if structure.kind is None else 1)
     if structure.kind is None:
         network: nn.Module = body
         return network
     levels = len(structure.returned) + _LEVELS[structure.extra]
     anchors = default_anchors(structure, levels)  # its tensors are no parameters, so not on meta
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         backbone = _with_pyramid(body, structure)
         return _BUILDERS[structure.kind](structure, backbone, anchors)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """While it lasts tensors are not filled with random numbers, which takes time on the meta device too."""
+
+    _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
 
 
 def default_anchors(structure: Structure, levels: int) -> AnchorGenerator:

@@ -6,20 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from detectors import tiny_classifier, tiny_detector
 
 import norton_det
 from norton_det.builders import detector as building
 from norton_det.builders.detector import build_detector
-from norton_det.builders.resolve import TASKS, resolve_dataset, starting_weights
+from norton_det.builders.resolve import resolve_categories, resolve_dataset, starting_weights
 from norton_det.cli import image, quickstart
 from norton_det.cli.main import COMMANDS, main
-from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import CATEGORIES, write_shapes
 from norton_det.deploy.treatments import usable_treatments
-from norton_det.engine.checkpoint import save_weights
 from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.persistence import save_weights
 from norton_det.visualization.draw import draw_predictions
 
 SMALL = [
@@ -31,6 +29,7 @@ SMALL = [
     "model.mask_channels=8",
     "model.keypoint_channels=8",
 ]
+SIZES = {"channels": 16, "box": 32, "mask": 8, "keypoint": 8}
 TINY = [
     *SMALL,
     "train.batch_size=2",
@@ -80,6 +79,8 @@ def train(config, *words):
         ("mask_rcnn_norton.yaml", {"bbox", "segm"}),
         ("keypoint_rcnn_norton.yaml", {"bbox", "keypoints"}),
         ("faster_rcnn_dense.yaml", {"bbox"}),
+        ("mask_rcnn_v2_norton.yaml", {"bbox", "segm"}),
+        ("retinanet_norton_all.yaml", {"bbox"}),
     ],
 )
 def test_training_leaves_what_it_says(config, metrics, tmp_path):
@@ -94,7 +95,8 @@ def test_training_leaves_what_it_says(config, metrics, tmp_path):
     assert norton_det.load_config(run / "config.yaml").train.max_iterations == 2
     assert not (run / "compression.json").exists()  # random weights: nothing was compressed
     content = torch.load(run / "model_final.pth", weights_only=True)
-    assert {"model", "config", "plan", "categories", "category_ids", "kept"} <= set(content)
+    assert {"model", "config", "network", "categories", "category_ids"} <= set(content)
+    assert ("plan" in content) == ("norton" in config)
     assert norton_det.load_detector(run / "model_final.pth").categories == content["categories"]
 
 
@@ -228,20 +230,20 @@ def test_a_compressed_detector_is_restored_without_labels(tmp_path, datasets, ca
 def test_what_is_compressed_at_the_start_of_a_run_is_restored_first(start, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(building, "compress_and_recover", partial(building.compress_and_recover, steps=9))
     if "resnet" in start:
-        save_weights(tmp_path / "resnet.pth", build_resnet50(ResNetSpec.dense(0.125), num_classes=4))
+        save_weights(tmp_path / "resnet.pth", tiny_classifier())
     else:
         assert train("faster_rcnn_dense.yaml", "train.max_iterations=1", "output_dir=dense") == 0
     words = [start, "train.max_iterations=1", "model.recover_images=4"]
     assert train("faster_rcnn_norton.yaml", *words, "output_dir=run") == 0
     assert "restored on 4 images: layer1.2 " in caplog.text
-    assert (tmp_path / "run/recovery.pth").exists()
+    assert not (tmp_path / "run/recovery.pth").exists()  # which is of use to a run that was stopped alone
     report = json.loads((tmp_path / "run/compression.json").read_text())
     parts = [part["name"] for part in report["recovery"]]
     assert (len(report["layers"]), parts[0], "layer4.2" in parts) == (53, "stem", True)
 
 
 def test_a_compressed_backbone_is_kept_beside_the_run(tmp_path):
-    torch.save(build_resnet50(ResNetSpec.dense(0.125)).state_dict(), "resnet.pth")
+    torch.save(tiny_classifier().state_dict(), "resnet.pth")
     words = ["train.max_iterations=1", "train.warmup_iterations=0"]
     for run, weights in (("first", "resnet.pth"), ("second", "first/backbone_compressed.pth")):
         assert train("faster_rcnn_norton.yaml", *words, f"output_dir={run}", f"model.backbone_weights={weights}") == 0
@@ -256,8 +258,7 @@ def losses(run):
 
 def test_torchvisions_detector_is_compressed_then_follows_it_as_teacher(tmp_path, caplog):
     """A file as torchvision's *_COCO_V1: frozen BatchNorm of eps 0, and no word of it."""
-    spec = DetectorSpec("faster_rcnn", 91, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32)
-    dense = build_from_spec(spec, eps=0.0)
+    dense = tiny_detector(classes=91, **SIZES)
     freeze_batch_norms(dense)
     torch.save(dense.state_dict(), "coco.pth")
     assert main(["compress", "--weights", "coco.pth", "--plan", "norton-43", "--output", "small.pth"]) == 0
@@ -279,12 +280,18 @@ def test_torchvisions_detector_is_compressed_then_follows_it_as_teacher(tmp_path
 
 
 def test_a_teacher_that_does_not_fit_is_one_line(tmp_path, capsys):
-    spec = DetectorSpec("faster_rcnn", 2, ResNetSpec.dense(0.125), fpn_channels=24, box_channels=32)
-    detector = build_from_spec(spec)
-    torch.save(detector.state_dict(), "wide.pth")
-    torch.save(build_resnet50(spec.body).state_dict(), "resnet.pth")
+    torch.save(tiny_detector(channels=24).state_dict(), "wide.pth")
+    torch.save(tiny_detector("fcos", channels=16).state_dict(), "fcos.pth")
+    torch.save(tiny_classifier().state_dict(), "resnet.pth")
     for teacher, expected in (
-        ("wide.pth", "model.teacher: the pyramid of wide.pth has 24 channels, expected 16"),
+        (
+            "wide.pth",
+            "model.teacher: the pyramid of wide.pth has 24 channels on P2 to P6, expected 16 channels on P2 to P6",
+        ),
+        (
+            "fcos.pth",
+            "model.teacher: the pyramid of fcos.pth has 16 channels on P3 to P7, expected 16 channels on P2 to P6",
+        ),
         ("resnet.pth", "model.teacher: resnet.pth is a backbone, expected a detector"),
     ):
         assert train("faster_rcnn_norton.yaml", f"model.teacher={teacher}", "output_dir=run") == 2
@@ -310,30 +317,43 @@ OWN_NAMES = ["__background__", "somebody", "car", "house", "salmon", "kite"]
 OWN_IDS = [0, 1, 3, 8, 11, 15]
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
-def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, own_classes, caplog):
-    spec = DetectorSpec(kind, 7, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, mask_channels=8)
-    trained = build_from_spec(spec)
+@pytest.mark.parametrize(
+    ("kind", "count", "shape"),
+    [
+        ("faster_rcnn", 4, (6, 32)),
+        ("mask_rcnn", 8, (6, 32)),
+        ("retinanet", 2, (54, 16, 3, 3)),
+        ("fcos", 2, (6, 16, 3, 3)),
+    ],
+)
+def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, count, shape, own_classes, caplog):
+    trained = tiny_detector(kind, classes=7, **SIZES)
     trained.categories = ["__background__", *(c.name for c in CATEGORIES)]
     trained.category_ids = [0, *(c.id for c in CATEGORIES)]
     save_weights(Path("trained.pth"), trained)
     config = norton_det.load_config(
         f"{kind}_dense.yaml", [*TINY, "model.weights=trained.pth", f"data.train={own_classes}"]
     )
-    categories = read_categories(resolve_dataset(config, "train"), TASKS[kind])
+    categories = resolve_categories(config, resolve_dataset(config, "train"))
     detector = build_detector(config, categories, starting_weights(config)).model
     assert "weights know 6 other categories: the predictors start afresh for 5" in caplog.messages
     assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
 
     old, new = trained.state_dict(), detector.state_dict()
-    predictors = {name for name in new if "_predictor." in name}
-    assert len(predictors) == (8 if kind == "mask_rcnn" else 4)
+    predictors = {
+        name for name in new if "_predictor." in name or name.startswith("head.classification_head.cls_logits")
+    }
+    assert len(predictors) == count
     for name in new.keys() - predictors:
         assert torch.equal(new[name], old[name]), name
     for name in predictors:
         assert not torch.equal(new[name], old[name]), name
-    assert new["roi_heads.box_predictor.cls_score.weight"].shape == (6, 32)
-    assert new["roi_heads.box_predictor.bbox_pred.weight"].shape == (24, 32)
+    scores = (
+        "roi_heads.box_predictor.cls_score.weight" if "rcnn" in kind else "head.classification_head.cls_logits.weight"
+    )
+    assert new[scores].shape == shape
+    if "rcnn" in kind:
+        assert new["roi_heads.box_predictor.bbox_pred.weight"].shape == (24, 32)
 
 
 def test_own_classes_are_trained_and_drawn(own_classes, datasets, monkeypatch, capsys):

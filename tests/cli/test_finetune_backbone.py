@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from norton_det.models.resnet import ResNetSpec, build_resnet50
 from PIL import Image
 
 import norton_det
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import starting_weights
 from norton_det.cli.main import main
+from norton_det.compression.building import build_network
 from norton_det.compression.plan import load_plan
 from norton_det.data.catalog import Categories
 from norton_det.data.imagefolder import LabelledImages
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import origin_of
+from norton_det.models.structure import named_structure
 
 SCRIPT = Path(__file__).parents[2] / "tools/finetune_backbone.py"
 CLASSES = ["bars", "blob", "plain"]
@@ -36,6 +39,12 @@ def draw(kind, rng):
     return Image.fromarray((picture + rng.integers(-20, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8))
 
 
+def build(body, classes):
+    """A narrow ResNet as training begins."""
+    torch.manual_seed(0)
+    return build_network(named_structure(None, body, classes), None, width=0.125)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """train/ with 8 and val/ with 4 images a class, and dense.pth: an eighth of a ResNet-50, untrained."""
@@ -46,8 +55,7 @@ def data(tmp_path_factory):
             (root / split / name).mkdir(parents=True)
             for number in range(count):
                 draw(name, rng).save(root / split / name / f"{number}.png")
-    torch.manual_seed(0)
-    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=3).state_dict(), root / "dense.pth")
+    torch.save(build("resnet50", 3).state_dict(), root / "dense.pth")
     return root
 
 
@@ -69,6 +77,10 @@ def finetune(data, output, *more):
     return main(words(data, output, *more))
 
 
+def norton_59():
+    return load_plan("norton-59", read_body(build("resnet50", 3))).to_dict()
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,10 +98,10 @@ def test_dense_weights_are_compressed_and_learn(data, tmp_path):
     assert (run / "checkpoints/iteration_0000120.pth").is_file()
 
     content = torch.load(run / "model_final.pth", weights_only=True)
-    assert content["plan"] == load_plan("norton-59").to_dict()
+    assert content["plan"] == norton_59()
     assert content["categories"] == CLASSES and content["config"]["lr"] == 0.05
     assert len(content["kept"]["layer1.0.conv1"]) == int(8 * 0.72)
-    network = norton_det.load_resnet50(run / "model_final.pth").eval()
+    network = norton_det.load_resnet(run / "model_final.pth").eval()
     assert network.layer1[0].conv2.rank == 1
 
     val = LabelledImages(data / "val", training=False, size=32)
@@ -110,11 +122,26 @@ def test_the_result_is_a_detectors_backbone(data, tmp_path, monkeypatch):
     assert finetune(data, "run", "--plan", "norton-59", "--max-iterations", "1") == 0
     config = norton_det.load_config("quickstart.yaml", ["model.backbone_weights=run/model_final.pth"])
     built = build_detector(config, Categories(("__background__", "a"), (0, 1)), starting_weights(config))
-    body = norton_det.load_resnet50("run/model_final.pth").state_dict()
+    body = norton_det.load_resnet("run/model_final.pth").state_dict()
     for name, value in built.model.backbone.body.state_dict().items():
         assert torch.equal(value, body[name]), name
-    assert built.plan == load_plan("norton-59")
-    assert len(built.kept["layer1.0.conv1"]) == int(8 * 0.72)
+    assert origin_of(built.model).plan == norton_59()
+    assert len(origin_of(built.model).kept["layer1.0.conv1"]) == int(8 * 0.72)
+
+
+def test_a_resumed_run_reads_neither_weights_nor_plan_again(data, tmp_path):
+    """A ResNet-18; its file is gone when the run goes on, and the plan would no longer fit."""
+    torch.save(build("resnet18", 3).state_dict(), "small.pth")
+    plan = ["--plan", "[0.]*4+[0.5]*8", "--max-iterations", "3"]
+    for output in ("whole", "parts"):
+        assert finetune(data, output, "--weights", "small.pth", *plan, "--checkpoint-period", "1") == 0
+    (tmp_path / "small.pth").unlink()
+    (tmp_path / "parts/checkpoints/iteration_0000003.pth").unlink()
+    assert finetune(data, "parts", "--weights", "small.pth", *plan, "--plan", "norton-77", "--resume") == 0
+    whole, parts = (torch.load(f"{name}/model_final.pth", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
+    assert whole["plan"] == parts["plan"] and whole["kept"] == parts["kept"] and parts["categories"] == CLASSES
+    assert norton_det.load_resnet("parts/model_final.pth").layer1[0].conv1.out_channels == 4
 
 
 def test_few_images_behind_a_batch_norm_are_warned_about(data, caplog):
@@ -143,10 +170,10 @@ def test_a_run_that_was_killed_resumes_to_the_same_bits(data, tmp_path, precisio
 
 
 def test_another_number_of_classes_replaces_the_classifier(data, tmp_path, caplog):
-    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=7).state_dict(), "seven.pth")
+    torch.save(build("resnet50", 7).state_dict(), "seven.pth")
     assert finetune(data, "run", "--weights", "seven.pth", "--max-iterations", "1") == 0
     assert "seven.pth knows 7 other classes than the 3" in caplog.text
-    assert norton_det.load_resnet50("run/model_final.pth").fc.out_features == 3
+    assert norton_det.load_resnet("run/model_final.pth").fc.out_features == 3
 
 
 def test_two_processes_train_and_evaluate_together(data, tmp_path):
@@ -187,7 +214,7 @@ def test_two_processes_train_and_evaluate_together(data, tmp_path):
     ],
 )
 def test_mistakes_are_one_clear_line(data, capsys, more, message):
-    torch.save(build_resnet50(ResNetSpec.dense(0.125), num_classes=7).state_dict(), "seven.pth")
+    torch.save(build("resnet50", 7).state_dict(), "seven.pth")
     assert finetune(data, "run", "--max-iterations", "1", *more) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("norton-det finetune-backbone: ") and message in error

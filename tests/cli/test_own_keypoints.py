@@ -15,9 +15,9 @@ from norton_det.cli import image, report, visualize_data
 from norton_det.cli.main import main
 from norton_det.config import load_config, save_config
 from norton_det.data.catalog import Categories
-from norton_det.engine.checkpoint import save_weights
 from norton_det.evaluation.coco import precision_recall
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.models.persistence import save_weights
 from norton_det.report import pictures
 from norton_det.visualization.draw import draw_predictions, draw_targets
 

@@ -7,20 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from detectors import tiny_detector
 from pycocotools import mask as rle
 
 from norton_det.analysis.roofline import Roofline
 from norton_det.cli import benchmark, quickstart
-from norton_det.cli.benchmark import Measured
 from norton_det.cli.main import main
+from norton_det.cli.report import count_runs
 from norton_det.compression.compress import PartReport, compress
 from norton_det.compression.plan import load_plan
 from norton_det.config import load_config, save_config
 from norton_det.data.shapes import write_shapes
-from norton_det.engine.checkpoint import save_weights
+from norton_det.deploy.benchmark import Measured
 from norton_det.files import write_json
+from norton_det.models.channels import read_body
+from norton_det.models.persistence import save_weights
+from norton_det.models.settings import write_settings
+from norton_det.report.run_data import read_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "<script>alert('fish')</script>"
@@ -48,14 +51,10 @@ def runs(tmp_path_factory):
     annotations.write_text(json.dumps(content))
     names = ["__background__", *(c["name"] for c in content["categories"])]
 
-    torch.manual_seed(0)
-    spec = DetectorSpec(
-        *("mask_rcnn", len(names), ResNetSpec.dense(0.125)), fpn_channels=16, box_channels=32, mask_channels=8,
-        settings=DetectorSettings(min_size=(96,), max_size=128),
-    )  # fmt: skip
-    dense = build_from_spec(spec)
+    dense = tiny_detector("mask_rcnn", classes=len(names))
+    write_settings(dense, {"min_size": (96,), "max_size": 128})
     dense.categories, dense.category_ids = names, list(range(len(names)))
-    small, report = compress(dense, load_plan("norton-59"))
+    small, report = compress(dense, load_plan("norton-59", read_body(dense)))
     report = replace(report, recovery=(PartReport("layer1.0", 0.5, 0.25), PartReport("neck", 0.3, 0.2)))
     for name, detector, plan in (("dense", dense, "none"), ("small", small, "norton-59")):
         write_run(root / name, content, f"model.plan={plan}")
@@ -150,6 +149,37 @@ def test_a_compressed_run_alone_stands_beside_the_dense_detector_of_its_configur
         re.findall(r"parameters</dt>.*?</div>", page.read_text())[0] for page in (tmp_path / "alone.html", with_dense)
     ]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "plan"),
+    [
+        ("fcos", "resnet18", {"notation": "[0.3]*12", "parts": {"classification_head": 1}}),
+        ("retinanet_v2", "resnet50", "norton-59-all"),
+        ("mask_rcnn_v2", "resnet34", "[0.3]*20"),
+    ],
+)
+def test_the_dense_detector_of_a_compressed_run_of_any_kind_is_counted(kind, body, plan, tmp_path):
+    dense = tiny_detector(kind, body, channels=64)
+    small, _ = compress(dense, load_plan(plan, read_body(dense)))
+    for name, detector in (("small", small), ("dense", dense)):
+        (tmp_path / name).mkdir()
+        save_weights(tmp_path / name / "model_final.pth", detector)
+    alone, both = ([read_run(tmp_path / name, {}) for name in names] for names in (["small"], ["dense", "small"]))
+    reference, size, counts = count_runs(alone)
+    assert (reference, size) == ("dense", (64, 96))
+    assert counts == count_runs(both)[2]
+    assert counts["small"]["body"].parameters < counts["dense"]["body"].parameters
+
+
+def test_where_nothing_tells_the_dense_detector_the_first_run_stands_for_it(runs, tmp_path, caplog):
+    (tmp_path / "small").mkdir()
+    content = torch.load(runs / "small/model_final.pth", weights_only=True)
+    del content["widths"]
+    torch.save(content, tmp_path / "small/model_final.pth")
+    reference, _, counts = count_runs([read_run(tmp_path / "small", {})])
+    assert (reference, list(counts)) == ("small", ["small"])
+    assert "the dense detector is not counted: it is not known how wide" in caplog.text
 
 
 def test_what_a_run_lacks_is_left_out(runs, tmp_path):

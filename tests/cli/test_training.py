@@ -8,21 +8,26 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from detectors import tiny_detector
 
+from norton_det.builders import detector as building
 from norton_det.builders import training
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_dataset
 from norton_det.builders.training import build_training
 from norton_det.cli.main import main
+from norton_det.compression import recover
 from norton_det.config import load_config
 from norton_det.data import coco
 from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import write_shapes
 from norton_det.engine.checkpoint import CheckpointFolder
+from norton_det.models.persistence import save_weights
 
 SCRIPT = Path(__file__).parents[2] / "tools/train_net.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -118,23 +123,125 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole):
         assert (whole / name).read_bytes() == Path("killed", name).read_bytes()
 
 
-def test_sigterm_saves_then_ends_and_the_run_goes_on_from_there(whole, monkeypatch, caplog):
+def stopped_at(iteration, output, *words):
+    """A run that gets SIGTERM in the midst of an iteration; returns its exit code."""
     losses, passes = training.detection_losses, []
 
     def interrupted(*args, **more):
         passes.append(None)
-        if len(passes) == 5:
+        if len(passes) == iteration:
             os.kill(os.getpid(), signal.SIGTERM)
         return losses(*args, **more)
 
-    monkeypatch.setattr(training, "detection_losses", interrupted)
-    with pytest.raises(SystemExit) as ended:
-        train("stopped", "train.ema=0.9", "train.checkpoint_period=100")
-    assert ended.value.code == 128 + signal.SIGTERM
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(training, "detection_losses", interrupted)
+        train(output, *words)
+    return ended.value.code
+
+
+def test_sigterm_saves_then_ends_and_the_run_goes_on_from_there(whole, caplog):
+    assert stopped_at(5, "stopped", "train.ema=0.9", "train.checkpoint_period=100") == 128 + signal.SIGTERM
     assert "stopped by SIGTERM at iteration 5: --resume goes on there" in caplog.messages
     assert [path.name for path in Path("stopped/checkpoints").iterdir()] == ["iteration_0000005.pth"]
     assert train("stopped", "train.ema=0.9", "--resume") == 0
     assert_same_weights(weights(whole), weights("stopped"))
+
+
+SHORT = [
+    *("model.body=resnet18", "model.plan={notation: '[0.]*2+[0.25]*10', rank: 1}", "train.max_iterations=4"),
+    *("train.optimizer=sgd", "train.lr=0.001"),
+]
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_detector_of_one_stage_resumes_to_the_same_bits(kind):
+    words = [*SHORT, f"model.detector={kind}"]
+    assert train("whole", *words) == 0
+    assert stopped_at(2, "parts", *words) == 128 + signal.SIGTERM
+    assert train("parts", *words, "--resume") == 0
+    assert_same_weights(weights("whole"), weights("parts"))
+    assert len(Path("parts/metrics.jsonl").read_text().splitlines()) == 4
+    start, end = weights("parts/checkpoints", "iteration_0000003.pth"), weights("parts")
+    assert not torch.equal(start["backbone.body.conv1.weight"], end["backbone.body.conv1.weight"])
+    assert json.loads(Path("parts/evaluation/predictions.json").read_text())
+    assert Path("parts/evaluation/metrics.json").read_bytes() == Path("whole/evaluation/metrics.json").read_bytes()
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Of recovery, whose result does not matter."""
+    monkeypatch.setattr(building, "compress_and_recover", partial(building.compress_and_recover, steps=2))
+
+
+def from_detector(kind, seed=0):
+    """Words of a run that compresses and restores a detector at its start, and the file of that detector."""
+    path = Path(f"dense{seed}.pth")
+    save_weights(path, tiny_detector(kind, "resnet18", seed=seed))
+    return path, [*SHORT, f"model.detector={kind}", f"model.weights={path}", "model.recover_images=4"]
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_a_resumed_run_neither_reads_its_weights_nor_restores_them_again(kind, few_steps, monkeypatch, caplog):
+    dense, words = from_detector(kind)
+    assert train("whole", *words) == 0
+    assert "restored on 4 images" in caplog.text
+    assert stopped_at(2, "parts", *words) == 128 + signal.SIGTERM
+    assert Path("parts/recovery.pth").exists()
+
+    dense.unlink()
+    Path("parts/recovery.pth").unlink()
+    monkeypatch.setattr(building, "compress_and_recover", lambda *args, **more: pytest.fail("compressed again"))
+    caplog.clear()
+    assert train("parts", *words, "--resume") == 0
+    assert "restored on" not in caplog.text
+    assert_same_weights(weights("whole"), weights("parts"))
+    whole, parts = (torch.load(f"{run}/model_final.pth", weights_only=True) for run in ("whole", "parts"))
+    for told in ("network", "plan", "kept", "dense_weights", "categories"):
+        assert whole[told] == parts[told]
+    assert Path("parts/compression.json").read_bytes() == Path("whole/compression.json").read_bytes()
+    assert not list(Path().glob("*/recovery.pth"))
+
+
+def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few_steps, monkeypatch, caplog):
+    _, words = from_detector("faster_rcnn")
+    distill, parts = recover.distill, []
+
+    def stopped(*args, **more):
+        parts.append(None)
+        if len(parts) == 5:
+            raise KeyboardInterrupt
+        return distill(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recover, "distill", stopped)
+        assert train("used", *words) == 130
+    left = torch.load("used/recovery.pth", weights_only=True)
+    assert len(left["parts"]) == 4
+
+    _, others = from_detector("faster_rcnn", seed=1)
+    assert train("used", *others) == 0
+    assert "used/recovery.pth is of another recovery: this one starts afresh" in caplog.messages
+    assert train("fresh", *others) == 0
+    assert_same_weights(weights("used"), weights("fresh"))
+    assert not Path("used/recovery.pth").exists()
+
+
+def test_a_stopped_recovery_goes_on_where_it_is_the_same_one(few_steps, monkeypatch):
+    _, words = from_detector("fcos")
+    assert train("whole", *words, "train.max_iterations=1") == 0
+    distill, parts = recover.distill, []
+
+    def counted(*args, **more):
+        parts.append(None)
+        if len(parts) == 5:
+            raise KeyboardInterrupt
+        return distill(*args, **more)
+
+    monkeypatch.setattr(recover, "distill", counted)
+    assert train("parts", *words, "train.max_iterations=1") == 130
+    assert train("parts", *words, "train.max_iterations=1", "--resume") == 0
+    assert len(json.loads(Path("parts/compression.json").read_text())["recovery"]) == len(parts) - 1
+    assert_same_weights(weights("whole"), weights("parts"))
 
 
 def test_a_truncated_newest_checkpoint_is_noticed(whole, caplog):
@@ -232,9 +339,9 @@ def test_two_processes_save_once_on_sigterm():
     assert stopped_at >= 2 and f"stopped by SIGTERM at iteration {stopped_at}:" in errors
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_where_one_of_two_processes_is_killed_the_other_ends_with_a_line(victim):
-    processes = start_two("pair", "train.max_iterations=100000", "train.ema=0.9")
+@pytest.mark.parametrize(("victim", "kind"), [(0, "faster_rcnn"), (1, "retinanet")])
+def test_where_one_of_two_processes_is_killed_the_other_ends_with_a_line(victim, kind):
+    processes = start_two("pair", "train.max_iterations=100000", "train.ema=0.9", f"model.detector={kind}")
     wait_for_iteration(processes[0], "pair", 4)
     processes[victim].kill()
     survivor = processes[1 - victim]

@@ -1,28 +1,35 @@
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
-from reference import perturb_batch_norms, silenced
+from detectors import ALL_KINDS, frames, tiny_classifier, tiny_detector
+from reference import silenced
 from torch import nn
-from torchvision.models import resnet50
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models import resnet50, wide_resnet50_2
+from torchvision.ops.misc import FrozenBatchNorm2d
 
-from norton_det.compression.compress import compress
-from norton_det.compression.plan import CompressionPlan, load_plan
+import norton_det
+from norton_det.compression.compress import apply_structure, compress
+from norton_det.compression.plan import CompressionPlan, kept_channels, load_plan
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.channels import read_body
+from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.parts import part_layers
+from norton_det.models.structure import named_structure, template
+from norton_det.models.weights import read_dense_weights, read_weights
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
-    return perturb_batch_norms(build_resnet50(ResNetSpec.dense(0.25), num_classes=10)).eval()
+    return tiny_classifier(width=0.25)
+
+
+BODY = read_body(tiny_classifier(width=0.25))
 
 
 def test_rate_zero_and_full_rank_is_the_identity(network):
-    compressed, report = compress(network, CompressionPlan(dict.fromkeys(SPATIAL_LAYERS, 9)))
+    compressed, report = compress(network, CompressionPlan(dict.fromkeys(BODY.spatial, 9)))
     expected = network(IMAGE)
     torch.testing.assert_close(compressed(IMAGE), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     assert max(row.nmse for row in report.layers if row.rank) < 1e-10
@@ -38,19 +45,22 @@ def test_an_empty_plan_changes_no_tensor(network):
 @pytest.mark.parametrize("plan", ["norton-77", "[0.3]*20"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_pruning_equals_silencing_the_dropped_channels(network, plan, rank):
-    plan = load_plan(plan, rank)
+    plan = load_plan(plan, BODY, rank)
     decomposed, _ = compress(network, CompressionPlan(plan.ranks))
     compressed, report = compress(network, plan)
-    expected = silenced(decomposed, report.kept, IMAGE)
+    with silenced(decomposed, report.kept), torch.no_grad():
+        expected = decomposed(IMAGE)
     torch.testing.assert_close(compressed(IMAGE), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 def test_structure_is_the_plans(network):
-    plan = load_plan("norton-77", 2)
+    plan = load_plan("norton-77", BODY, 2)
     compressed, report = compress(network, plan)
-    spec = plan.apply(ResNetSpec.dense(0.25))
-    assert ResNetSpec.from_state_dict(compressed.state_dict()) == spec
-    assert {name: len(kept) for name, kept in report.kept.items()} == spec.widths
+    widths = {name: kept_channels(group.width, plan.rates.get(name, 0)) for name, group in BODY.groups.items()}
+    assert {name: group.width for name, group in read_body(compressed).groups.items()} == widths
+    assert {name: len(kept) for name, kept in report.kept.items()} == widths
+    ranks = {name: layer.rank for name, layer in compressed.named_modules() if isinstance(layer, CPConv2d)}
+    assert ranks == dict.fromkeys(BODY.spatial, 2)
     for row in report.layers:
         layer = compressed.get_submodule(row.name)
         assert row.compressed_shape[:2] == (layer.out_channels, layer.in_channels)
@@ -76,84 +86,98 @@ def test_a_classifier_reads_what_is_left_of_the_last_stage(network):
 def test_what_is_frozen_stays_frozen(network):
     for part in (network.conv1, network.bn1, network.layer1, network.fc):
         part.requires_grad_(False)
-    compressed, _ = compress(network, CompressionPlan(rates=dict.fromkeys(GROUPS, 0.3)))
+    compressed, _ = compress(network, CompressionPlan(rates=dict.fromkeys(BODY.groups, 0.3)))
     flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in compressed.named_parameters()} == flags
 
 
 def test_the_model_itself_is_left_alone(network):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    compress(network, load_plan("norton-77"))
+    compress(network, load_plan("norton-77", BODY))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_a_detector_keeps_running_and_its_pyramid_follows():
-    torch.manual_seed(0)
-    dense = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=64, max_size=64).eval()
-    dense.categories = ["__background__", "a"]
-    compressed, report = compress(dense, load_plan("norton-77"))
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet_v2"])
+def test_a_detectors_pyramid_follows(kind):
+    dense = tiny_detector(kind)
+    dense.categories = ["__background__", "a", "b"]
+    compressed, report = compress(dense, load_plan("norton-77", read_body(dense)))
     laterals = compressed.backbone.fpn.inner_blocks
-    assert [block[0].in_channels for block in laterals] == [len(report.kept[f"layer{i}"]) for i in (1, 2, 3, 4)]
-    expected = dense.backbone.fpn.inner_blocks[2][0].weight[:, report.kept["layer3"]]
-    assert torch.equal(laterals[2][0].weight, expected)
+    stages = ("layer1", "layer2", "layer3", "layer4")[-len(laterals) :]
+    assert [block[0].in_channels for block in laterals] == [len(report.kept[stage]) for stage in stages]
+    expected = dense.backbone.fpn.inner_blocks[-2][0].weight[:, report.kept["layer3"]]
+    assert torch.equal(laterals[-2][0].weight, expected)
     assert compressed.categories == dense.categories
-    compressed([torch.rand(3, 64, 64)])
+    compressed(frames(1))
 
 
-SMALL = {"fpn_channels": 16, "box_channels": 24, "mask_channels": 8, "keypoint_channels": 12}
-SETTINGS = DetectorSettings(min_size=(64,), max_size=64)
+PARTS_OF = {
+    "faster_rcnn": {"neck", "rpn", "box_head"},
+    "mask_rcnn": {"neck", "rpn", "box_head", "mask_head"},
+    "keypoint_rcnn": {"neck", "rpn", "box_head", "keypoint_head"},
+    "faster_rcnn_v2": {"neck", "rpn", "box_convs", "box_head"},
+    "mask_rcnn_v2": {"neck", "rpn", "box_convs", "box_head", "mask_head"},
+    "retinanet": {"neck", "classification_head", "regression_head"},
+    "retinanet_v2": {"neck", "classification_head", "regression_head"},
+    "fcos": {"neck", "classification_head", "regression_head"},
+}
+LAYERS_OF = {
+    **{
+        "neck": {3, 4, 5},
+        "rpn": {1, 2},
+        "box_convs": {4},
+        "box_head": {1, 2},
+        "mask_head": {4},
+        "keypoint_head": {8},
+    },
+    **{"classification_head": {4}, "regression_head": {4}},
+}
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_the_other_parts_of_a_detector_are_factorised(kind):
-    torch.manual_seed(0)
-    dense = build_from_spec(DetectorSpec(kind, 5, ResNetSpec.dense(0.25), **SMALL, settings=SETTINGS)).eval()
-    plan = CompressionPlan(parts={"neck": 1, "rpn": 2, "box_head": 10, "mask_head": 1, "keypoint_head": 3})
-    compressed, report = compress(dense, plan)
-    rows = {row.name: row for row in report.layers}
-    assert rows["rpn.head.conv.0.0"].rank == 2
-    assert 0 < rows["roi_heads.box_head.fc6"].nmse < 1
-    expected = DetectorSpec.from_state_dict(compressed.state_dict(), SETTINGS)
-    heads = {"faster_rcnn": [], "mask_rcnn": ["mask_head"], "keypoint_rcnn": ["keypoint_head"]}[kind]
-    assert expected.part_ranks == {part: plan.parts[part] for part in ("neck", "rpn", "box_head", *heads)}
-    again = build_from_spec(expected).eval()
-    again.load_state_dict(compressed.state_dict())
-    image = [torch.rand(3, 64, 64)]
-    torch.testing.assert_close(again(image), compressed(image))
+    dense = tiny_detector(kind, "resnet18")
+    ranks = {part: rank for rank, part in enumerate(LAYERS_OF, start=1)}
+    compressed, report = compress(dense, CompressionPlan(parts=ranks))
+    rows = {row.name: row for row in report.layers if row.rank}
+    layers = {part: part_layers(compressed, part) for part in ranks}
+    assert {part for part, names in layers.items() if names} == PARTS_OF[kind]
+    assert {name: row.rank for name, row in rows.items()} == {
+        name: ranks[part] for part, names in layers.items() for name in names
+    }
+    for part in PARTS_OF[kind]:
+        assert len(layers[part]) in LAYERS_OF[part]
+    assert all(0 < row.nmse < 1 for row in rows.values())
+    compressed(frames(1))
 
 
-@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn"])
+@pytest.mark.parametrize("kind", ["mask_rcnn_v2", "keypoint_rcnn", "retinanet"])
 def test_parts_at_full_rank_are_what_they_were(kind):
-    torch.manual_seed(0)
-    dense = build_from_spec(DetectorSpec(kind, 5, ResNetSpec.dense(0.25), **SMALL, settings=SETTINGS)).eval()
-    full = {"neck": 9, "rpn": 9, "box_head": 24, "mask_head": 9, "keypoint_head": 9}
-    image = [torch.rand(3, 64, 64)]
-    torch.testing.assert_close(
-        compress(dense, CompressionPlan(parts=full))[0](image), dense(image), rtol=1e-4, atol=1e-3
-    )
+    dense = tiny_detector(kind, "resnet18")
+    full = dict.fromkeys(LAYERS_OF, 9) | {"box_head": 64 * 49}
+    _, report = compress(dense, CompressionPlan(parts=full))
+    assert max(row.nmse for row in report.layers if row.rank) < 1e-9
 
 
 def test_a_classifier_has_no_other_parts(network):
-    _, report = compress(network, load_plan("norton-77-all"))
-    assert {row.name for row in report.layers} == {conv for group in GROUPS.values() for conv, _ in group.producers}
+    _, report = compress(network, load_plan("norton-77-all", BODY))
+    assert {row.name for row in report.layers} == {
+        conv for group in BODY.groups.values() for conv, _ in group.producers
+    }
 
 
 def test_frozen_batch_norm_of_eps_0_becomes_trainable():
-    torch.manual_seed(0)
-    frozen = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, norm_layer=None, min_size=64)
-    from norton_det.models.norms import freeze_batch_norms
-
-    for module in frozen.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
-    perturb_batch_norms(frozen)
+    frozen = tiny_detector("faster_rcnn", "resnet18")
     freeze_batch_norms(frozen)
+    for module in frozen.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = 0.0
     compressed, _ = compress(frozen, CompressionPlan())
     norm = compressed.backbone.body["layer1"][0].bn2
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.eps == 1e-12
     x = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(compressed.eval().backbone(x)["0"], frozen.eval().backbone(x)["0"])
+    torch.testing.assert_close(compressed.backbone(x)["0"], frozen.backbone(x)["0"])
 
 
 @pytest.mark.parametrize("criterion", ["pabs", "csa", "vbd"])
@@ -190,23 +214,69 @@ def test_the_deviation_criterion_ranks_cp_convolutions_by_it_too():
 
 def test_unknown_criterion_is_refused(network):
     with pytest.raises(ValueError, match="'l1' is not one of"):
-        compress(network, load_plan("norton-77"), criterion="l1")
+        compress(network, load_plan("norton-77", BODY), criterion="l1")
 
 
 def test_a_filter_that_is_not_finite_is_named(network):
     network.get_submodule("layer2.1.conv2").weight.data[3, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"layer2\.1\.conv2.*3"):
-        compress(network, load_plan("norton-43"))
+        compress(network, load_plan("norton-43", BODY))
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), "compressed"])
-def test_other_models_are_refused(network, model):
-    if model == "compressed":
-        model, _ = compress(network, load_plan("norton-43"))
-    with pytest.raises(ValueError, match="cannot compress"):
-        compress(model, load_plan("norton-43"))
+def test_a_compressed_model_is_not_compressed_again(network, tmp_path):
+    for plan in ("norton-43", "pruned"):
+        planned = CompressionPlan(rates={"layer1": 0.5}) if plan == "pruned" else load_plan(plan, BODY)
+        compressed, _ = compress(network, planned)
+        norton_det.save(compressed, tmp_path / "compressed.pth")
+        assert read_weights(tmp_path / "compressed.pth").is_compressed
+        for model in (compressed, norton_det.load_resnet(tmp_path / "compressed.pth")):
+            with pytest.raises(ValueError, match="compressed already"):
+                compress(model, load_plan("norton-43", BODY))
+        with pytest.raises(ValueError, match="is compressed already"):
+            read_dense_weights(tmp_path / "compressed.pth")
+
+
+@pytest.mark.parametrize("body", ["wide_resnet50_2", "half width"])
+def test_dense_networks_of_other_widths_are_dense_and_take_presets(body, real_data, tmp_path):
+    if body == "half width":
+        path = real_data / "weights" / "resnet50_half_width_real.pth"
+    else:
+        path = tmp_path / "wide.pth"
+        torch.save(wide_resnet50_2(num_classes=3).state_dict(), path)
+    weights = read_dense_weights(path)
+    network = norton_det.load_resnet(path)
+    compressed, report = norton_det.compress(network, "norton-77")
+    inner = [network.layer1[0].conv2.out_channels, compressed.layer1[0].conv2.out_channels]
+    assert inner[1] == int(inner[0] * (1 - load_plan("norton-77", BODY).rates["layer1.0.conv2"]))
+    norton_det.save(compressed, tmp_path / "compressed.pth")
+    assert not weights.is_compressed and read_weights(tmp_path / "compressed.pth").is_compressed
+    assert torch.equal(norton_det.load_resnet(tmp_path / "compressed.pth")(IMAGE), compressed.eval()(IMAGE))
+    assert sum(len(kept) for kept in report.kept.values()) > 0
 
 
 def test_torchvisions_resnet_is_taken():
-    compressed, _ = compress(resnet50(num_classes=5), load_plan("norton-77"))
+    compressed, _ = compress(resnet50(num_classes=5), load_plan("norton-77", BODY))
     assert compressed.eval()(IMAGE).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("norton-43", 14_509_496), ("norton-59", 10_525_342), ("norton-77", 5_885_736)]
+)
+def test_published_parameter_counts_of_a_classifier(preset, parameters):
+    network = apply_structure(template(named_structure(None, "resnet50", 1000)), load_plan(preset, BODY))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "dense", "norton"),
+    [
+        ("faster_rcnn", 91, 41_808_406, 22_012_182),
+        ("mask_rcnn", 91, 44_454_513, 24_658_289),
+        ("keypoint_rcnn", 2, 59_190_378, 39_394_154),
+    ],
+)
+def test_published_parameter_counts_of_detectors(kind, classes, dense, norton):
+    detector = template(named_structure(kind, "resnet50", classes))
+    assert sum(p.numel() for p in detector.parameters()) == dense
+    apply_structure(detector, load_plan("norton-77", read_body(detector)))
+    assert sum(p.numel() for p in detector.parameters()) == norton

@@ -15,14 +15,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from norton_det.models.resnet import GROUPS, SPATIAL_LAYERS, ResNetSpec, build_resnet50
+from detectors import tiny_classifier
 from torch import nn
 
+import norton_det
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.saliency import group_scores, kept_filters
-from norton_det.engine.checkpoint import save_weights
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.channels import read_body
 from norton_det.ops.cp import CPFactors, decompose_filters
 from norton_det.ops.similarity import greedy_selection, pabs_distances
 from norton_det.visualization.draw import draw_predictions
@@ -30,7 +31,8 @@ from norton_det.visualization.video import VideoSource
 
 ROOT = Path(__file__).parents[2]
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-KEEP_ALL = CompressionPlan(dict.fromkeys(SPATIAL_LAYERS, 1), dict.fromkeys(GROUPS, 0.0))
+BODY = read_body(tiny_classifier(width=0.25))
+KEEP_ALL = CompressionPlan(dict.fromkeys(BODY.spatial, 1), dict.fromkeys(BODY.groups, 0.0))
 EIGHT = [33.0, 66.0, 58.0, 19.0, 57.0, 71.0, 4.0, 22.0]
 """Degrees between eight filters and an axis. 57 goes (beside 58), then 22 (19), 66 (71), 58 and 33."""
 
@@ -46,8 +48,7 @@ def published():
 @pytest.fixture(scope="module")
 def network():
     """A small ResNet-50 whose BatchNorms are not those of a new one."""
-    torch.manual_seed(0)
-    network = build_resnet50(ResNetSpec.dense(0.25), num_classes=10)
+    network = tiny_classifier(width=0.25)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -118,7 +119,7 @@ def test_rate_zero_changes_nothing_in_ours_and_69_tensors_in_the_published_code(
 
 
 def test_the_published_code_adds_unrelated_channels(published, network):
-    plan = load_plan("norton-59")
+    plan = load_plan("norton-59", BODY)
     theirs = published.published_compress(network, plan)
     assert theirs(IMAGE).shape == network(IMAGE).shape
     block, width = network.layer1[0], theirs.layer1[0].conv3.out_channels
@@ -131,7 +132,7 @@ def test_the_published_code_adds_unrelated_channels(published, network):
 
 
 def test_the_published_shortcut_reads_the_channels_that_conv2_keeps(published, network):
-    theirs = published.published_compress(network, load_plan("norton-59"))
+    theirs = published.published_compress(network, load_plan("norton-59", BODY))
     block = network.layer2[0]
     decomposed, _ = compress(network, KEEP_ALL)
     inner = published.published_kept(decomposed.layer2[0].conv2, theirs.layer2[0].conv2.out_channels)
@@ -146,8 +147,8 @@ def test_the_method_imports_without_a_gpu():
 
 
 def test_weights_hold_tensors_and_plain_types_only(network, tmp_path):
-    compressed, report = compress(network, load_plan("norton-77"))
-    save_weights(tmp_path / "own.pth", compressed, plan=load_plan("norton-77").to_dict(), kept=report.kept)
+    compressed, _ = compress(network, load_plan("norton-77", BODY))
+    norton_det.save(compressed, tmp_path / "own.pth")
     assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "own.pth") == []
 
 

@@ -5,8 +5,7 @@ import weakref
 
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from detectors import ALL_KINDS, tiny_classifier, tiny_detector
 from torch import nn
 from torchvision.models.detection._utils import overwrite_eps
 
@@ -16,14 +15,25 @@ from norton_det.compression.compress import compress
 from norton_det.compression.distill import Distillation, distill, relative_error, settle_statistics
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
+from norton_det.models.channels import read_body
 from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.parts import PARTS
+from norton_det.models.persistence import describe
 
-PLAN = load_plan({"notation": "[0.]+[0.2]*19", "rank": 1, "parts": {"neck": 1, "rpn": 1, "box_head": 8}})
-KINDS = {
-    "faster_rcnn": ["box head"],
-    "mask_rcnn": ["box head", "mask head"],
-    "keypoint_rcnn": ["box head", "keypoint head"],
+PLAN = {"notation": "[0.]+[0.2]*19", "parts": dict.fromkeys(PARTS, 1) | {"box_head": 8}}
+HEADS = {
+    "faster_rcnn": ["rpn", "box head"],
+    "mask_rcnn": ["rpn", "box head", "mask head"],
+    "keypoint_rcnn": ["rpn", "box head", "keypoint head"],
+    "faster_rcnn_v2": ["rpn", "box head"],
+    "mask_rcnn_v2": ["rpn", "box head", "mask head"],
+    **{kind: ["classification head", "regression head"] for kind in ("retinanet", "retinanet_v2", "fcos")},
 }
+BLOCKS = [f"layer{stage}.{i}" for stage, count in enumerate((3, 4, 6, 3), start=1) for i in range(count)]
+
+
+def compressed_by(plan, model):
+    return compress(model, load_plan(plan, read_body(model)))
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +50,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def network(images):
-    torch.manual_seed(0)
-    return as_if_trained(build_resnet50(ResNetSpec.dense(0.125), num_classes=4), images)
+    return as_if_trained(tiny_classifier(), images)
 
 
 @torch.no_grad()
@@ -53,16 +62,15 @@ def as_if_trained(network, images):
     return network.eval()
 
 
-def detector(kind, images):
-    torch.manual_seed(0)
-    settings = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20)
-    spec = DetectorSpec(
-        kind, 3, ResNetSpec.dense(0.125), 16, 32, mask_channels=8, keypoint_channels=8, settings=settings
-    )
-    built = build_from_spec(spec).eval()
+def detector(kind, images, body="resnet18"):
+    built = tiny_detector(kind, body)
     as_if_trained(built.backbone, images)
-    built.categories, built.category_ids = ["__background__", "a", "b"], [0, 1, 2]
     return built
+
+
+def notation(model):
+    """PLAN in the length that the body takes, the stem and first stage alike."""
+    return PLAN | {"notation": f"[0.2]*{4 + len(read_body(model).blocks)}"}
 
 
 def write(path, maps):
@@ -85,10 +93,9 @@ def test_a_file_gives_back_maps_and_windows_of_them(tmp_path):
 
 
 def test_every_part_is_better_or_as_it_was(network, images):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     restored, recovery = recover(compressed, network, images, report.kept, steps=25)
-    assert [part.name for part in recovery][:2] == ["stem", "layer1.0"]
-    assert len(recovery) == 17
+    assert [part.name for part in recovery] == ["stem", *BLOCKS]
     assert all(part.after <= part.before for part in recovery)
     assert sum(part.after < part.before for part in recovery) > 10
     # measured by itself, in another way: the output of the last stage on images as the network sees them
@@ -113,7 +120,7 @@ def test_nothing_is_done_where_nothing_is_lost(network, images):
 
 
 def test_models_are_left_alone_and_the_seed_decides(network, images):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     before = [copy.deepcopy(model.state_dict()) for model in (compressed, network)]
     first, again, other = (recover(compressed, network, images, report.kept, steps=2, seed=s)[0] for s in (0, 0, 1))
     for model, state in zip((compressed, network), before, strict=True):
@@ -124,27 +131,41 @@ def test_models_are_left_alone_and_the_seed_decides(network, images):
     assert all(parameter.requires_grad for parameter in first.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_detector_is_restored_to_its_heads(kind, images):
     dense = detector(kind, images)
-    compressed, report = compress(dense, PLAN)
-    _, recovery = recover(compressed, dense, images, report.kept, steps=3)
-    assert [part.name for part in recovery][17:] == ["neck", "rpn", *KINDS[kind]]
+    compressed, report = compressed_by(notation(dense), dense)
+    restored, recovery = recover(compressed, dense, images, report.kept, steps=6)
+    blocks = [block.name for block in read_body(dense).blocks]
+    assert [part.name for part in recovery] == ["stem", *blocks, "neck", *HEADS[kind]]
     assert all(part.after <= part.before for part in recovery)
+    assert sum(part.after < part.before for part in recovery) > len(recovery) / 2
+    restored(images[:1])
+    describe(restored)
+
+
+@pytest.mark.parametrize("body", ["resnext50_32x4d", "resnet101"])
+def test_classifiers_of_other_bodies_are_restored(body, images):
+    dense = as_if_trained(tiny_classifier(body), images[:3])
+    rates = {name: 0.3 for name, group in read_body(dense).groups.items() if not group.fixed}
+    compressed, report = compress(dense, CompressionPlan(rates=rates))
+    _, recovery = recover(compressed, dense, images[:3], report.kept, steps=0)
+    assert [part.name for part in recovery] == ["stem", *(block.name for block in read_body(dense).blocks)]
+    assert recovery[-1].after < recovery[-1].before
 
 
 def test_without_kept_channels_the_levels_are_targets(images, network):
     dense = detector("faster_rcnn", images)
-    compressed, _ = compress(dense, PLAN)
+    compressed, _ = compressed_by(notation(dense), dense)
     _, recovery = recover(compressed, dense, images, steps=30)
     assert [part.name for part in recovery] == ["body and neck", "rpn", "box head"]
     assert recovery[0].after < recovery[0].before
     with pytest.raises(ValueError, match="kept"):
-        recover(compress(network, PLAN)[0], network, images)
+        recover(compressed_by(PLAN, network)[0], network, images)
 
 
 def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     read, living, most = ActivationFile.read, weakref.WeakSet(), []
 
     class Images:
@@ -167,7 +188,7 @@ def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
 
 
 def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_path, monkeypatch):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     whole, expected = recover(compressed, network, images, report.kept, steps=2)
     calls = []
 
@@ -191,12 +212,14 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_pat
 def test_a_file_of_finished_parts_that_cannot_be_used_is_told_and_passed_over(
     kind, network, images, tmp_path, caplog
 ):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     kept_in = tmp_path / "recovery.pth"
-    key = {"steps": 0, "seed": 0, "images": len(images)}
-    torch.save({"key": key, "model": network.state_dict(), "parts": [["stem", 1.0, 0.0]]}, kept_in)
+    recover(compressed, network, images, report.kept, steps=0, checkpoint=kept_in)
+    content = torch.load(kept_in, weights_only=True)
     if kind == "damaged":
         kept_in.write_bytes(kept_in.read_bytes()[:-500])
+    else:
+        torch.save(content | {"model": network.state_dict()}, kept_in)
     _, parts = recover(compressed, network, images, report.kept, steps=0, checkpoint=kept_in)
     assert parts == recover(compressed, network, images, report.kept, steps=0)[1]
     assert "recovery.pth: " in caplog.text and "; recovery starts afresh" in caplog.text
@@ -233,18 +256,59 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
     assert relative_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
 
 
-def test_a_checkpoint_of_another_recovery_is_not_taken(network, images, tmp_path):
-    compressed, report = compress(network, PLAN)
-    expected, _ = recover(compressed, network, images, report.kept, steps=2)
-    for count, steps in ((16, 2), (17, 3)):
-        path = tmp_path / f"{count}.pth"
-        recover(compressed, network, images[:count], report.kept, steps=steps, checkpoint=path)
-        found, _ = recover(compressed, network, images, report.kept, steps=2, checkpoint=path)
-        assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
+def changed_weights(dense, images):
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        other.layer3[0].conv2.weight[0].mul_(1.01)
+    return other, PLAN, images, {}
+
+
+SHAPED_ALIKE = {"notation": "[0.005]+[0.2]*19", "parts": PLAN["parts"]}
+OTHERS = {
+    "another model of its shapes": changed_weights,
+    "another plan of its shapes": lambda dense, images: (dense, SHAPED_ALIKE, images, {}),
+    "another image": lambda dense, images: (dense, PLAN, [*images[:-1], images[-1].flip(2)], {}),
+    "another order": lambda dense, images: (dense, PLAN, images[::-1], {}),
+    "fewer images": lambda dense, images: (dense, PLAN, images[:-1], {}),
+    "more steps": lambda dense, images: (dense, PLAN, images, {"steps": 2}),
+    "another seed": lambda dense, images: (dense, PLAN, images, {"seed": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_recovery_is_not_taken(name, network, images, tmp_path, caplog):
+    path, few = tmp_path / "recovery.pth", images[:4]
+    dense, plan, others, options = OTHERS[name](network, few)
+    compressed, report = compressed_by(plan, dense)
+    recover(compressed, dense, others, report.kept, **{"steps": 1} | options, checkpoint=path)
+    compressed, report = compressed_by(PLAN, network)
+    expected, _ = recover(compressed, network, few, report.kept, steps=1)
+    found, _ = recover(compressed, network, few, report.kept, steps=1, checkpoint=path)
+    assert "is of another recovery: this one starts afresh" in caplog.text
+    assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
+
+
+def test_a_recovery_of_other_kept_channels_is_another(network, images, tmp_path, caplog):
+    """The same shapes, and the same tensors where the channels that were chosen hold the same numbers."""
+    compressed, report = compressed_by(PLAN, network)
+    other = report.kept | {"layer2": [index + 1 for index in report.kept["layer2"][:-1]] + [0]}
+    recover(compressed, network, images[:4], other, steps=0, checkpoint=tmp_path / "recovery.pth")
+    recover(compressed, network, images[:4], report.kept, steps=0, checkpoint=tmp_path / "recovery.pth")
+    assert "is of another recovery" in caplog.text
+
+
+def test_a_finished_recovery_is_taken_from_its_file(network, images, tmp_path, monkeypatch):
+    compressed, report = compressed_by(PLAN, network)
+    path = tmp_path / "recovery.pth"
+    expected, parts = recover(compressed, network, images[:4], report.kept, steps=1, checkpoint=path)
+    monkeypatch.setattr(module, "distill", None)
+    found, same = recover(compressed, network, images[:4], report.kept, steps=1, checkpoint=path)
+    assert same == parts
+    assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
 
 
 def test_models_in_training_mode_are_restored_as_in_evaluation(network, images):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     expected, errors = recover(compressed, network, images, report.kept, steps=0)
     training = [copy.deepcopy(model).train() for model in (compressed, network)]
     found, same = recover(*training, images, report.kept, steps=0)
@@ -256,7 +320,7 @@ def test_the_heads_are_restored_on_regions_of_the_restored_pyramid(images, monke
     dense = detector("faster_rcnn", images)
     freeze_batch_norms(dense)
     overwrite_eps(dense, 0.0)  # as torchvision does to its COCO detectors
-    compressed, report = compress(dense, PLAN)
+    compressed, report = compressed_by(notation(dense), dense)
     seen = {}
 
     def noted(part, inputs, targets, how):
@@ -282,6 +346,6 @@ def test_a_classifier_is_restored_on_images_as_imagenet_has_them(network, images
 
 
 def test_one_image_is_too_few(network, images):
-    compressed, report = compress(network, PLAN)
+    compressed, report = compressed_by(PLAN, network)
     with pytest.raises(ValueError, match="at least two images, got 1"):
         recover(compressed, network, images[:1], report.kept)

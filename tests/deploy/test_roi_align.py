@@ -17,20 +17,42 @@ def boxes(count, seed):
 
 def maps(images):
     generator = torch.Generator().manual_seed(0)
-    return {str(level): torch.randn(images, 8, 256 >> level, 512 >> level, generator=generator) for level in range(4)}
+    return {str(level): torch.randn(images, 8, 256 >> level, 512 >> level, generator=generator) for level in range(5)}
+
+
+def pooler(names="0123", size=7, ratio=2, **canonical):
+    return MultiScaleRoIAlign(list(names), size, ratio, **canonical)
+
+
+POOLERS = {
+    "torchvision's": lambda: pooler(),
+    "of masks": lambda: pooler(size=14),
+    "not square": lambda: pooler(size=(5, 9)),
+    "one sample": lambda: pooler(ratio=1),
+    "one level": lambda: pooler(names="1"),
+    "without the finest": lambda: pooler(names="123"),
+    "of five levels": lambda: pooler(names="01234"),
+    "of small regions": lambda: pooler(canonical_scale=64, canonical_level=3),
+    "as many samples as fit": lambda: pooler(ratio=0),
+    "likewise": lambda: pooler(ratio=-1),
+}
 
 
 @pytest.mark.parametrize(("form", "images"), [(GatheredRoIAlign, 1), (BagRoIAlign, 1), (BagRoIAlign, 3)])
-@pytest.mark.parametrize("size", [7, 14])
-def test_it_pools_what_torchvision_does(form, images, size):
-    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+@pytest.mark.parametrize("kind", POOLERS)
+def test_it_pools_what_torchvision_does(form, images, kind):
     regions = [boxes(200 - 50 * seed, seed) for seed in range(images)]
-    expected = pooler(maps(images), regions, [(1024, 2048)] * images)
-    torch.testing.assert_close(
-        form(pooler)(maps(images), regions, [(1024, 2048)] * images), expected, rtol=1e-4, atol=1e-4
-    )
+    arguments = maps(images), regions, [(1000, 2040)] * images
+    found, expected = form(POOLERS[kind]())(*arguments), POOLERS[kind]()(*arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scales_that_a_pooler_has_chosen_stay():
+    chosen = pooler()
+    chosen(maps(1), [boxes(1, 0)], [(512, 1024)])
+    arguments = maps(1), [boxes(200, 0)], [(1024, 2048)]
+    torch.testing.assert_close(BagRoIAlign(chosen)(*arguments), chosen(*arguments), rtol=1e-4, atol=1e-4)
 
 
 def test_no_regions_give_no_features():
-    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    assert BagRoIAlign(pooler)(maps(1), [torch.zeros(0, 4)], [(1024, 2048)]).shape == (0, 8, 7, 7)
+    assert BagRoIAlign(pooler())(maps(1), [torch.zeros(0, 4)], [(1024, 2048)]).shape == (0, 8, 7, 7)

@@ -2,23 +2,21 @@
 
 import pytest
 import torch
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from detectors import tiny_detector
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.engine.detection import detection_losses, pyramid_loss
 from norton_det.models.norms import freeze_batch_norms
+from norton_det.models.settings import write_settings
 
 CPU = torch.device("cpu")
-SETTINGS = DetectorSettings(min_size=(64, 96), max_size=128, train_proposals=50, box_rois=16)
+EACH_KIND = pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
 
 
-def make(seed=0):
-    torch.manual_seed(seed)
-    spec = DetectorSpec(
-        "faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32, settings=SETTINGS
-    )
-    return build_from_spec(spec).train()
+def make(kind="faster_rcnn", seed=0):
+    detector = tiny_detector(kind, "resnet18", seed=seed)
+    write_settings(detector, {"min_size": (64, 96), "max_size": 128})
+    return detector.train()
 
 
 def losses(model, **options):
@@ -45,8 +43,9 @@ def test_the_pyramid_loss_is_its_formula_whatever_the_scale():
     assert pyramid_loss(nothing, teacher).item() == pytest.approx(1)
 
 
-def test_a_teacher_adds_a_loss_that_is_zero_where_the_student_equals_it():
-    student, teacher = make(), make()
+@EACH_KIND
+def test_a_teacher_adds_a_loss_that_is_zero_where_the_student_equals_it(kind):
+    student, teacher = make(kind), make(kind)
     freeze_batch_norms(student)  # as the teacher's, which is in eval mode, they take no statistics of the batch
     alone, taught = losses(student), losses(student, teacher=teacher)
     assert taught.pop("loss_distillation").item() == 0
@@ -59,8 +58,9 @@ def test_the_weight_scales_it():
     assert thrice.item() == pytest.approx(3 * once.item(), rel=1e-5)
 
 
-def test_the_gradient_reaches_the_student_alone_and_the_teacher_stays():
-    student, teacher = make(), make(seed=1)
+@EACH_KIND
+def test_the_gradient_reaches_the_student_alone_and_the_teacher_stays(kind):
+    student, teacher = make(kind), make(kind, seed=1)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     losses(student, teacher=teacher)["loss_distillation"].backward()
     assert {name for name, p in student.named_parameters() if p.grad is not None} == {
@@ -70,8 +70,9 @@ def test_the_gradient_reaches_the_student_alone_and_the_teacher_stays():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
-def test_one_pass_each_on_the_very_same_tensor():
-    student, teacher = make(), make(seed=1)
+@EACH_KIND
+def test_one_pass_each_on_the_very_same_tensor(kind):
+    student, teacher = make(kind), make(kind, seed=1)
     entered = {"student": [], "teacher": []}
     hooks = [
         model.backbone.body.register_forward_pre_hook(lambda _, inputs, name=name: entered[name].append(inputs[0]))
@@ -85,9 +86,10 @@ def test_one_pass_each_on_the_very_same_tensor():
     assert not student.backbone._forward_hooks
 
 
+@EACH_KIND
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_lower_precision_gives_nearly_the_same(precision):
-    student, teacher = make(), make(seed=1)
+def test_lower_precision_gives_nearly_the_same(precision, kind):
+    student, teacher = make(kind), make(kind, seed=1)
     freeze_batch_norms(student)
     assert any(isinstance(module, FrozenBatchNorm2d) for module in student.modules())
     exact = losses(student, teacher=teacher)["loss_distillation"]

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from norton_det.builders.detector import build_detector
-from norton_det.builders.resolve import TASKS, resolve_dataset
+from norton_det.builders.resolve import resolve_categories, resolve_dataset
 from norton_det.builders.training import build_batches, build_training
 from norton_det.config import load_config
-from norton_det.data.catalog import read_categories
 from norton_det.data.shapes import write_shapes
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import train
@@ -19,6 +18,10 @@ TINY = [
     *("model.backbone_weights=none", "data.train=shapes_train", "data.test=shapes_val", "model.recover_images=0"),
 ]
 LAST = "backbone.body.layer4.2.conv3.weight"
+CONFIGS = [
+    *(f"{kind}_rcnn_{plan}" for kind in ("faster", "mask", "keypoint") for plan in ("dense", "norton", "norton_all")),
+    *("retinanet_dense", "retinanet_norton_all", "fcos_dense", "fcos_norton_all", "mask_rcnn_v2_norton"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def only_deterministic():
 
 def trained(config, folder):
     files = resolve_dataset(config, "train")
-    categories = read_categories(files, TASKS[config.model.detector])
+    categories = resolve_categories(config, files)
     built = build_detector(config, categories, None)
     run, dataset = build_training(config, built, files, categories, torch.device("cpu"))
     start = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -47,11 +50,10 @@ def trained(config, folder):
 
 
 @pytest.mark.usefixtures("only_deterministic")
-@pytest.mark.parametrize("plan", ["dense", "norton", "norton_all"])
-@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn"])
-def test_the_same_seed_gives_the_same_bits_twice(detector, plan, datasets, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_seed_gives_the_same_bits_twice(name, datasets, tmp_path, monkeypatch):
     monkeypatch.setenv("NORTON_DATASETS", str(datasets))
-    config = load_config(f"{detector}_{plan}.yaml", [*TINY, f"output_dir={tmp_path}"])
+    config = load_config(f"{name}.yaml", [*TINY, f"output_dir={tmp_path}"])
     start, first = trained(config, tmp_path)
     _, second = trained(config, tmp_path)
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -90,7 +90,7 @@ def run(tmp_path, **changes):
         "warmup_epochs": 1,
         "lr": 0.5,
     }
-    more = {"weight_decay": 0, "checkpoints": CheckpointFolder(tmp_path), "checkpoint_period": 5, "description": {}}
+    more = {"weight_decay": 0, "checkpoints": CheckpointFolder(tmp_path), "checkpoint_period": 5, "description": dict}
     return finetuning_run(model, ClassificationLosses(CPU), **options | more | changes)
 
 

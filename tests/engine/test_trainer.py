@@ -190,11 +190,15 @@ def test_statistics_are_averaged_and_counts_copied():
     assert average.model.num_batches_tracked == 1
 
 
+def test_without_a_checkpoint_a_run_begins_at_its_beginning(tmp_path):
+    assert resume(make_run(tmp_path), None) == 0
+
+
 def test_averaging_can_begin_at_a_resume(tmp_path):
     first = make_run(tmp_path)
     run_to_end(first, tmp_path)
     second = with_average(make_run(tmp_path))
-    resume(second)
+    assert resume(second, second.checkpoints.load_newest()) == 12
     assert same_weights(second.result, first.model)
 
 
@@ -240,18 +244,18 @@ def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     stops = [r.message for r in caplog.records if "--resume" in r.message]
     assert stops == [f"stopped by {number.name} at iteration 6: --resume goes on there"]
     resumed = make_run(tmp_path)
-    assert resume(resumed) == 6
+    assert resume(resumed, resumed.checkpoints.load_newest()) == 6
     run_to_end(resumed, tmp_path, 6)
     assert same_weights(resumed.model, whole.model)
 
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
     run_to_end(make_run(tmp_path), tmp_path)
-    other = nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 1))
+    run = replace(make_run(tmp_path), model=nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 1)))
     with pytest.raises(
         ValueError, match=r"^--resume: .*checkpoints: weights do not fit: 0\.weight \(8, 3\) for \(9, 3\)"
     ):
-        resume(replace(make_run(tmp_path), model=other))
+        resume(run, run.checkpoints.load_newest())
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):

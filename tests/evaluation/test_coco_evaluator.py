@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from norton_det.data import shapes
 from norton_det.data.catalog import DatasetFiles, Task, read_categories
 from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results, precision_recall
-from norton_det.evaluation.results import to_output, to_results
+from norton_det.evaluation.results import named_results, to_output, to_results
 from norton_det.files import write_json
 
 HEIGHT, WIDTH = 120, 160
@@ -261,10 +261,19 @@ def test_reset_and_wrong_labels(tmp_path: Path) -> None:
     subject.process(IMAGES, outputs(path, "bbox"))
     subject.reset()
     assert subject.results == []
-    for label in (0, 3):
+    for label in (-1, 3):
         one = {"boxes": torch.ones(1, 4), "labels": torch.tensor([label]), "scores": torch.ones(1)}
         with pytest.raises(ValueError, match=f"label {label}, expected 1 to 2"):
             subject.process([4], [one])
+
+
+def test_the_background_makes_no_result(tmp_path: Path) -> None:
+    subject = evaluator(truth(tmp_path), "bbox")
+    output = {"boxes": torch.ones(3, 4), "labels": torch.tensor([0, 2, 0]), "scores": torch.tensor([0.9, 0.8, 0.7])}
+    subject.process([4], [output])
+    assert [result["score"] for result in subject.results] == pytest.approx([0.8])
+    named = named_results(output, subject.categories)
+    assert [(found["category"], found["category_id"]) for found in named] == [("c5", 5)]
 
 
 GOOD = {"image_id": 4, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]}

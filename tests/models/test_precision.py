@@ -1,23 +1,15 @@
 """Autocast covers a detector's networks and nothing else."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-from norton_det.models.detectors import KINDS, DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec
+from detectors import ALL_KINDS, tiny_detector
 from torch import nn
 from torchvision.models.detection import roi_heads, rpn
 
-from norton_det.models.precision import lower_networks, networks, networks_in
-
-SETTINGS = DetectorSettings(min_size=(96,), max_size=128, train_proposals=50, box_rois=16)
-
-
-def make(kind):
-    torch.manual_seed(0)
-    sizes = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 8, "keypoint_channels": 8}
-    return build_from_spec(DetectorSpec(kind, 3, ResNetSpec.dense(0.125), settings=SETTINGS, **sizes))
+from norton_det.models.parts import dense_head, networks, regions
+from norton_det.models.precision import lower_networks, networks_in
 
 
 def batch():
@@ -28,6 +20,13 @@ def batch():
     target["masks"][0, 20:80, 20:70] = 1
     target["keypoints"] = torch.cat([torch.rand(1, 17, 2, generator=generator) * 50 + 20, torch.ones(1, 17, 1)], 2)
     return [torch.rand(3, 96, 96, generator=generator) for _ in range(2)], [target, target]
+
+
+def flat(value):
+    """The tensors in nested sequences and mappings."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for item in (value.values() if isinstance(value, dict) else value) for tensor in flat(item)]
 
 
 @contextmanager
@@ -51,37 +50,44 @@ def recorded(owner, name, monkeypatch, found):
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_networks_run_in_lower_precision_and_all_else_in_float32(kind, precision, monkeypatch):
-    detector = make(kind).train()
+    detector = tiny_detector(kind, "resnet18").train()
     products = {
         n: m for n, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     }
     low = {}
     hooks = [m.register_forward_hook(lambda m, i, o, n=n: low.update({n: o.dtype})) for n, m in products.items()]
     high = {}
-    with (
-        recorded(detector.rpn.anchor_generator, "forward", monkeypatch, high),
-        recorded(detector.rpn.box_coder, "decode", monkeypatch, high),
-        recorded(detector.roi_heads.box_coder, "encode", monkeypatch, high),
-        recorded(rpn.box_ops, "batched_nms", monkeypatch, high),
-        recorded(detector.roi_heads.box_roi_pool, "forward", monkeypatch, high),
-        recorded(roi_heads, "fastrcnn_loss", monkeypatch, high),
-        networks_in(detector, precision),
-    ):
+    is_rcnn = hasattr(detector, "rpn")
+    anchors = detector.rpn.anchor_generator if is_rcnn else detector.anchor_generator
+    with ExitStack() as spies:
+        spies.enter_context(recorded(anchors, "forward", monkeypatch, high))
+        if is_rcnn:
+            for owner, name in (
+                (detector.rpn.box_coder, "decode"),
+                (detector.roi_heads.box_coder, "encode"),
+                (rpn.box_ops, "batched_nms"),
+                (detector.roi_heads.box_roi_pool, "forward"),
+                (roi_heads, "fastrcnn_loss"),
+            ):
+                spies.enter_context(recorded(owner, name, monkeypatch, high))
+        else:
+            spies.enter_context(recorded(detector.head, "compute_loss", monkeypatch, high))
+        spies.enter_context(networks_in(detector, precision))
         losses = detector(*batch())
         sum(losses.values()).backward()
     for hook in hooks:
         hook.remove()
     assert low == dict.fromkeys(products, precision)
-    names = {"forward", "decode", "encode", "batched_nms", "fastrcnn_loss"}
+    names = {"forward", *(("decode", "encode", "batched_nms", "fastrcnn_loss") if is_rcnn else ("compute_loss",))}
     assert high == {name: {torch.float32} for name in names}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in detector.parameters())
 
 
 def test_it_ends_where_it_is_left_and_float32_changes_nothing():
-    detector, (images, _) = make("faster_rcnn").eval(), batch()
+    detector, (images, _) = tiny_detector("faster_rcnn", "resnet18"), batch()
     with torch.no_grad():
         before = detector.backbone(images[0][None])["0"]
         with networks_in(detector, torch.float32):
@@ -92,15 +98,18 @@ def test_it_ends_where_it_is_left_and_float32_changes_nothing():
         assert torch.equal(detector.backbone(images[0][None])["0"], before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_networks_that_are_cast_for_good_give_what_autocast_gives(kind):
-    detector, (images, _) = make(kind).eval(), batch()
-    pixels, regions = torch.stack(images), torch.rand(5, 16, 7, 7, generator=torch.Generator().manual_seed(0))
+    detector, (images, _) = tiny_detector(kind, "resnet18"), batch()
+    pixels = torch.stack(images)
 
     def outputs():
         levels = detector.backbone(pixels)
-        logits, _ = detector.rpn.head(list(levels.values()))
-        return [*levels.values(), *logits, *detector.roi_heads.box_predictor(detector.roi_heads.box_head(regions))]
+        found = [*levels.values(), dense_head(detector)(list(levels.values()))]
+        for pooler, head, predictor in regions(detector).values():
+            maps = torch.rand(5, 64, *pooler.output_size, generator=torch.Generator().manual_seed(0))
+            found.append(predictor(head(maps)))
+        return flat(found)
 
     with torch.no_grad():
         exact = outputs()
@@ -113,6 +122,6 @@ def test_networks_that_are_cast_for_good_give_what_autocast_gives(kind):
         assert detector(images)[0]["boxes"].dtype == torch.float32
     for ours, theirs, before in zip(found, expected, exact, strict=True):
         assert ours.dtype == torch.float32
-        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+        assert (ours - theirs).norm() < 0.05 * theirs.norm()  # rounded to 8 bits, layer after layer
         assert not torch.equal(ours, before)
     assert {p.dtype for network in networks(detector) for p in network.parameters()} == {torch.bfloat16}

@@ -1,11 +1,13 @@
 """What the report says of numbers: differences have their sign, units their size, rows their order."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from norton_det.analysis.complexity import Count
 from norton_det.analysis.latency import Latency
+from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.report import figures
 from norton_det.report.run_data import Benchmark, BenchmarkedModel, Run
 from norton_det.report.sections import Material, _short, report
@@ -55,3 +57,39 @@ def test_categories_fall_from_the_best_one(material, monkeypatch):
 
 def test_counts_have_three_digits_and_a_unit():
     assert [_short(value) for value in (950, 2_070, 5_885_736, 1.3485e11)] == ["950", "2.07 k", "5.89 M", "135 G"]
+
+
+@pytest.mark.parametrize(
+    ("detector", "title"),
+    [
+        ("faster_rcnn", "Faster R-CNN"),
+        ("mask_rcnn_v2", "Mask R-CNN v2"),
+        ("retinanet_v2", "RetinaNet v2"),
+        ("fcos", "FCOS"),
+    ],
+)
+def test_the_detector_is_named_as_people_write_it(detector, title, material):
+    config = {"model": {"detector": detector}, "data": {"train": "a", "test": "b"}}
+    told = replace(material.told, config=config)
+    assert f"{title}, trained on a, evaluated on b" in report(replace(material, runs={"small": told}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (["body", "neck", "classification_head", "regression_head"], "pixels</figcaption>"),
+        (["body", "neck", "rpn", "box_head"], "pixels, 1000 regions in the box head</figcaption>"),
+        (["rpn", "box_head", "mask_head"], "pixels, 1000 regions in the box head and one in the other</figcaption>"),
+    ],
+)
+def test_regions_are_told_of_detectors_that_have_them(parts, told, material):
+    counts = dict.fromkeys(("dense", "small"), dict.fromkeys(parts, Count(1, 10, 10)))
+    assert f"MACs for an image of 128 x 96 {told}" in report(replace(material, counts=counts))
+
+
+def test_layers_stand_in_the_order_of_the_data(material):
+    names = ["neck", "layer3.10.conv2", "layer3.2.conv2", "conv1", "layer1.0.conv1"]
+    layers = tuple(LayerReport(name, (2, 2, 1, 1), (2, 2, 1, 1), None, None, 4, 4) for name in names)
+    page = report(replace(material, compression=CompressionReport(layers, {})))
+    ordered = ["conv1", "layer1.0.conv1", "layer3.2.conv2", "layer3.10.conv2", "neck"]
+    assert re.findall(r"<t[dh][^>]*>((?:conv|layer|neck)[^<]*)</t", page)[-5:] == ordered

@@ -1,0 +1,74 @@
+"""From a detector to a file of another runtime, which takes its place only when it detects what torch does."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from norton_det.deploy.agreement import Agreement, agreement
+from norton_det.deploy.openvino import save_openvino
+from norton_det.deploy.optimize import openvino_model, write_onnx
+from norton_det.deploy.runtimes import load_exported
+
+FilePrecision = Literal["float32", "int8"]
+CHECKED = 8
+"""Images that a file is checked on, at most."""
+
+
+def export_file(
+    detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
+) -> Agreement:
+    """Write a detector to an .onnx file, or to an .xml file of OpenVINO with its .bin, and compare it with torch.
+
+    `images` are float RGB (3, H, W) in 0 to 1: the file is fast at the size of the first one, and compared on the
+    first CHECKED; int8, which only OpenVINO runs, takes the ranges of its numbers from all of them. Folders are made
+    where they are missing.
+
+    Returns:
+        how far the file's detections lie from torch's.
+
+    Raises:
+        ValueError: no image, another ending or precision, a runtime that is not installed, a detector that is not
+            supported, or, in float32, detections that are not torch's: then nothing is written.
+    """
+    path = Path(path)
+    check_target(path, precision)
+    if not images:
+        raise ValueError(f"{path}: exporting needs at least one image, on which the file is compared with torch")
+    pictures = [image.cpu() for image in images]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        if path.suffix == ".onnx":
+            write_onnx(detector, pictures[0], temporary)
+        else:
+            save_openvino(openvino_model(detector, pictures, precision), temporary)
+        compared = _compare(detector, temporary, pictures[:CHECKED])
+        if precision == "float32" and not compared.is_equal:
+            raise ValueError(f"{path.name} is not written, its detections differ from torch's: {compared}")
+        for file in reversed(files_of(temporary)):
+            file.replace(path.parent / file.name)
+    return compared
+
+
+def check_target(path: Path, precision: str) -> None:
+    """Raise ValueError where a file of such an ending cannot hold such a precision."""
+    if (path.suffix, precision) not in ((".onnx", "float32"), (".xml", "float32"), (".xml", "int8")):
+        raise ValueError(f"{path}, {precision!r}: float32 goes to an .onnx or .xml file, int8 to an .xml file")
+
+
+def files_of(path: Path) -> list[Path]:
+    """An exported model's files: OpenVINO's are two."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+@torch.inference_mode()
+def _compare(detector: Any, path: Path, images: list[Tensor]) -> Agreement:
+    device = next(detector.parameters()).device
+    was_training = detector.training
+    expected = [detector.eval()([image.to(device)])[0] for image in images]
+    detector.train(was_training)
+    return agreement(load_exported(path)(images), [{k: v.cpu() for k, v in found.items()} for found in expected])

@@ -1,0 +1,55 @@
+"""Quantised models: what is int8, and from which images its ranges come."""
+
+from unittest.mock import MagicMock
+
+import pytest
+from clear import clear_detector, pictures, require_little
+
+from norton_det.deploy import runtimes
+from norton_det.deploy.export import Description, resize
+from norton_det.deploy.openvino import quantize, to_openvino
+from norton_det.deploy.runtimes import compile_openvino
+from norton_det.deploy.writing import export_file, files_of
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "fcos"])
+def test_int8_quantises_the_convolutions_and_no_coordinates(kind, tmp_path):
+    """What it costs in AP is measured on trained weights, in docs/benchmarks.md; random ones tell little."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    detector, path = clear_detector(kind, body="resnet18"), tmp_path / "model.xml"
+    compared = export_file(detector, path, pictures()[:2], "int8")
+    assert sorted(tmp_path.iterdir()) == sorted(files_of(path))
+    assert 0.4 * compared.expected < compared.found
+    model = openvino.Core().read_model(path)
+    kinds = [operation.get_type_name() for operation in model.get_ops()]
+    assert kinds.count("FakeQuantize") > kinds.count("Convolution") > 30
+    for operation in (found for found in model.get_ops() if found.get_type_name() == "FakeQuantize"):
+        readers = [place.get_node() for place in operation.output(0).get_target_inputs()]
+        names = [node.get_friendly_name() for node in readers if node.get_type_name() != "ShapeOf"]
+        assert not [name for name in names if "roi_pool" in name or name.count("/") == 2]
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn"])
+def test_int8_takes_no_ranges_from_images_with_nothing_in_them(kind, monkeypatch):
+    pytest.importorskip("openvino")
+    nncf = pytest.importorskip("nncf")
+    taken = []
+    monkeypatch.setattr(nncf, "quantize", lambda model, data, **_: taken.extend(data.get_data()) or model)
+    detector = clear_detector(kind, body="resnet18")
+    full, empty = require_little(detector, pictures())
+    model = to_openvino(detector, full)
+    quantize(model, detector, [empty, full])
+    assert [image.tolist() for image in taken] == [resize(detector, full).tolist()]
+    with pytest.raises(ValueError, match="on these it finds nothing"):
+        quantize(model, detector, [empty])
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "f32")])
+def test_openvino_may_run_in_bfloat16_where_that_is_asked_for(precision, hint, monkeypatch):
+    core, model = MagicMock(), MagicMock(inputs=[MagicMock(partial_shape=(3, 96, 160))], outputs=["boxes"])
+    description = Description(96, 160, None, ("boxes",), ("a",), (0,))
+    model.get_rt_info.return_value.astype.return_value = description.to_json()
+    monkeypatch.setattr(runtimes, "openvino_core", lambda: core)
+    compile_openvino(model, precision, "the model")
+    assert core.compile_model.call_args.args[2]["INFERENCE_PRECISION_HINT"] == hint

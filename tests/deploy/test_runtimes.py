@@ -1,0 +1,125 @@
+"""Every kind of detector in every runtime, against the detector that it came from."""
+
+from functools import cache
+
+import pytest
+import torch
+from clear import assert_same_detections, clear_detector, detect, pictures, require_little
+from detectors import ALL_KINDS
+
+from norton_det.deploy.agreement import agreement
+from norton_det.deploy.export import export_onnx
+from norton_det.deploy.openvino import convert_onnx
+from norton_det.deploy.optimize import optimize, prepare
+from norton_det.deploy.runtimes import compile_openvino, load_exported
+from norton_det.models.settings import write_settings
+
+PLANS = (None, "norton-77-all")
+EXPORTING = ("onnxruntime", "openvino")
+
+
+def mixed(shape, form, inputs):
+    """A timer that finds the depthwise form faster on large maps, the dense one on small ones."""
+    return float((form == "dense") == (inputs[-1] > 30))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Exports a detector that is ready for a runtime once for all tests: the detector, the file, what it says."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export(kind, plan=None, body="resnet50"):
+        detector = clear_detector(kind, plan, body)
+        path = folder / f"{kind}-{plan}-{body}.onnx"
+        return detector, path, export_onnx(prepare(detector, pictures()[0], mixed), path, pictures()[0])
+
+    return export
+
+
+def run_by(runtime, path, description):
+    pytest.importorskip("onnxruntime")
+    if runtime == "onnxruntime":
+        return load_exported(path)
+    pytest.importorskip(runtime)
+    return compile_openvino(convert_onnx(path, description), "float32", "the model")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("runtime", EXPORTING)
+def test_an_exported_detector_finds_the_same_at_any_size(runtime, kind, plan, exported):
+    detector, path, description = exported(kind, plan)
+    found, expected = run_by(runtime, path, description)(pictures()), detect(detector, pictures())
+    assert_same_detections(found, expected)
+    assert agreement(found, expected).is_equal
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_detector_in_torch_finds_the_same_at_any_size(kind, plan):
+    detector = clear_detector(kind, plan)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    fast = optimize(detector, pictures()[:1], "torch")
+    assert_same_detections(detect(fast, pictures()), detect(detector, pictures()))
+    assert (fast.categories, fast.category_ids) == (detector.categories, detector.category_ids)
+    assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "body"), [("retinanet", "resnet18"), ("fcos", "resnext50_32x4d")])
+def test_other_bodies_find_the_same(kind, body, exported):
+    detector, path, description = exported(kind, None, body)
+    expected = detect(detector, pictures())
+    assert_same_detections(detect(optimize(detector, pictures()[:1], "torch"), pictures()), expected)
+    for runtime in EXPORTING:
+        assert_same_detections(run_by(runtime, path, description)(pictures()), expected)
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"])
+def test_an_image_with_nothing_in_it_has_no_detections(kind, tmp_path):
+    detector = clear_detector(kind, body="resnet18")
+    full, empty = require_little(detector, pictures())
+    [expected] = detect(detector, [empty])
+    assert len(expected["labels"]) == 0
+    description = export_onnx(detector, tmp_path / "model.onnx", full)
+    fast = [optimize(detector, [full], "torch")]
+    fast += [run_by(runtime, tmp_path / "model.onnx", description) for runtime in EXPORTING]
+    for runs in fast:
+        assert_same_detections(detect(runs, [full]), detect(detector, [full]))
+        [found] = detect(runs, [empty])
+        assert {name: value.shape for name, value in found.items()} == {
+            name: value.shape for name, value in expected.items()
+        }
+
+
+def test_a_detectors_own_settings_are_kept(tmp_path):
+    pytest.importorskip("onnxruntime")
+    detector = clear_detector("faster_rcnn", body="resnet18")
+    pooling = {"featmap_names": ["0", "1", "2"], "output_size": [7, 7], "sampling_ratio": 0}
+    own = {
+        "image_mean": (0.1, 0.2, 0.3),
+        "image_std": (0.5, 0.6, 0.7),
+        "size_divisible": 64,
+        "fixed_size": (200, 150),
+    }
+    write_settings(detector, own | {"box_roi_pool": pooling | {"canonical_scale": 60, "canonical_level": 3}})
+    expected = detect(detector, pictures())
+    export_onnx(detector, tmp_path / "model.onnx", pictures()[0])
+    for fast in (load_exported(tmp_path / "model.onnx"), optimize(detector, pictures()[:1], "torch")):
+        assert_same_detections(detect(fast, pictures()), expected)
+
+
+def test_a_batch_is_detected_image_by_image(exported):
+    pytest.importorskip("onnxruntime")
+    _, path, _ = exported("faster_rcnn")
+    fast = load_exported(path)
+    for together, alone in zip(fast(pictures()), detect(fast, pictures()), strict=True):
+        assert all(torch.equal(together[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet_v2"])
+def test_bfloat16_finds_much_the_same(kind):
+    detector = clear_detector(kind, body="resnet18")
+    fast = optimize(detector, pictures(), "torch", "bfloat16")
+    for ours, theirs in zip(detect(fast, pictures()), detect(detector, pictures()), strict=True):
+        assert 0 < abs(ours["scores"].max() - theirs["scores"].max()) < 0.1
