@@ -37,6 +37,10 @@ def set_geometry(model: nn.Module, geometry: Mapping[str, Sequence[Sequence[int]
     Raises ValueError for what is none.
     """
     convs = _convolutions(model)
+    if not isinstance(geometry, Mapping):
+        raise ValueError(
+            f"geometry: expected stride, padding and dilation by name of a convolution, got {geometry!r}"
+        )
     for name, values in geometry.items():
         try:
             pairs = [tuple(int(side) for side in pair) for pair in values]

@@ -34,6 +34,7 @@ def find_weights(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[st
         log.info("the file holds %s: %s is taken", " and ".join(held), held[0])
     metadata = {str(key): value for key, value in content.items() if key not in held} if held else {}
     state = {_unwrapped(str(name)): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    state.pop("n_averaged", None)  # of torch's AveragedModel
     return _without_prefix(state), metadata
 
 
@@ -52,6 +53,8 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     else:
         return state
     prefix = min(prefixes, key=len)
+    if anchor == "conv1.weight" and f"{prefix}fc.weight" not in state:
+        return state  # the body of something else, or what remains of a bare classifier
     if len({p for p in prefixes if len(p) == len(prefix)}) > 1:
         raise ValueError(f"holds several networks, under {', '.join(prefixes)}: expected one")
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

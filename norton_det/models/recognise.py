@@ -31,7 +31,7 @@ def read_structure(state: State, told: Mapping[str, Any]) -> Structure:
         kind=kind,
         body=body,
         classes=0,
-        returned=tuple(told.get("returned_layers") or _read_returned(state, body, laterals)),
+        returned=_checked_stages(told.get("returned_layers") or _read_returned(state, body, laterals)),
         extra=told.get("extra_levels", _read_extra(state, kind)),
         channels=outputs_of(state, "backbone.fpn.inner_blocks.0.0"),
         neck_norm="backbone.fpn.inner_blocks.0.1.weight" in state,
@@ -72,9 +72,18 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
         told = levels[type(extra)]
     else:
         raise ValueError(f"levels beyond the pyramid by a {type(extra).__name__} are not supported")
-    returned = [int(stage.removeprefix("layer")) for stage in model.backbone.body.return_layers]
+    returned = model.backbone.body.return_layers
+    if list(returned.values()) != [str(level) for level in range(len(returned))]:
+        raise ValueError(f"the pyramid's levels are named {', '.join(returned.values())}, expected 0, 1 and so on")
+    stages = _checked_stages([int(stage.removeprefix("layer")) for stage in returned])
     groups = [module.num_groups for module in detector.modules() if isinstance(module, nn.GroupNorm)]
-    return {"returned_layers": returned, "extra_levels": told} | ({"tower_groups": groups[0]} if groups else {})
+    return {"returned_layers": list(stages), "extra_levels": told} | ({"tower_groups": groups[0]} if groups else {})
+
+
+def _checked_stages(returned: Any) -> tuple[int, ...]:
+    if not set(returned) <= set(range(1, STAGES + 1)) or list(returned) != sorted(set(returned)):
+        raise ValueError(f"returned_layers: expected stages from 1 to {STAGES} in ascending order, got {returned!r}")
+    return tuple(returned)
 
 
 def _read_kind(state: State) -> Kind | None:

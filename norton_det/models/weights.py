@@ -19,7 +19,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from norton_det.files import load_tensors
 from norton_det.models.foreign import find_weights, todays_description, todays_names
 from norton_det.models.recognise import read_structure
-from norton_det.models.structure import Structure
+from norton_det.models.structure import SUPPORTED, Structure
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ def read_weights(path: str | Path) -> Weights:
         if not state:
             raise ValueError("holds no weights")
         if odd := [name for name, tensor in state.items() if not _is_ordinary(tensor)]:
-            raise ValueError(f"holds tensors that are not ordinary numbers: {some(odd)}")
+            what = "quantised tensors" if state[odd[0]].is_quantized else "tensors that are not ordinary numbers"
+            raise ValueError(f"holds {what}: {some(odd)}; supported are {SUPPORTED}")
         weights = Weights(str(path), todays_names(state), metadata)
     _ = weights.structure
     return weights

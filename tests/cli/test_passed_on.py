@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from norton_det.cli.demo_detectors import DemoDetector, Treatment
-from norton_det.models.detectors import DetectorSettings, DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
+from detectors import tiny_classifier, tiny_detector
 from PIL import Image
 
 import norton_det
-from norton_det.cli import analyze, demo_detectors, export_model, finetune_backbone, search_plan, video
+from norton_det.cli import analyze, export_model, finetune_backbone, search_plan
 from norton_det.cli.main import main
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import SearchReport
-from norton_det.engine.checkpoint import save_weights
+from norton_det.deploy import demo
+from norton_det.deploy.demo import DemoDetector, Treatment
+from norton_det.models.persistence import save_weights
+from norton_det.models.settings import write_settings
+from norton_det.visualization import comparison
 
 
 class Asked(ValueError):
@@ -49,10 +51,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def test_compression_takes_the_rank_and_the_criterion():
-    network = build_resnet50(ResNetSpec.dense(0.125), num_classes=3)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight)
+    network = tiny_classifier(classes=3)
     save_weights(Path("dense.pth"), network)
     plan = {"ranks": {"layer1.0.conv2": 1}, "rates": {"layer1.0.conv2": 0.5}}
     Path("plan.json").write_text(json.dumps(plan))
@@ -67,7 +66,7 @@ def test_compression_takes_the_rank_and_the_criterion():
 
 
 def test_a_plan_is_searched_as_the_options_say(recorded):
-    save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=3))
+    save_weights(Path("dense.pth"), tiny_classifier(classes=3))
     Path("images").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(f"images/{number}.png")
@@ -87,9 +86,8 @@ def test_a_plans_cost_is_told_as_its_share():
 
 @pytest.mark.parametrize(("precision", "count"), [("int8", 20), ("float32", 8)])
 def test_int8_is_calibrated_on_all_images_and_float32_checked_on_few(precision, count, recorded):
-    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32)
-    save_weights(Path("detector.pth"), build_from_spec(spec))
-    calls = recorded(export_model, "load_images")
+    save_weights(Path("detector.pth"), tiny_detector())
+    calls = recorded(export_model, "open_images")
     words = ["export-model", "--weights", "detector.pth", "--output", "model.xml", "--precision", precision]
     assert main([*words, "--images", "somewhere", "--image-count", "20"]) == 2
     assert calls == [(("somewhere", count), {})]
@@ -105,7 +103,7 @@ def classes(*names):
 
 def test_fine_tuning_is_what_the_options_say(recorded):
     classes("a", "b")
-    save_weights(Path("dense.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=2))
+    save_weights(Path("dense.pth"), tiny_classifier(classes=2))
     calls = recorded(finetune_backbone, "finetuning_run")
     words = ["finetune-backbone", "--weights", "dense.pth", "--teacher", "dense.pth", "--data", "data"]
     words += [
@@ -133,7 +131,9 @@ def test_fine_tuning_is_what_the_options_say(recorded):
 
 def test_classes_of_other_names_are_other_classes(capsys):
     classes("a", "b")
-    save_weights(Path("named.pth"), build_resnet50(ResNetSpec.dense(0.125), num_classes=2), categories=["a", "c"])
+    network = tiny_classifier(classes=2)
+    network.categories = ["a", "c"]
+    save_weights(Path("named.pth"), network)
     words = ["finetune-backbone", "--weights", "named.pth", "--data", "data", "--image-size", "32", "--device", "cpu"]
     assert main([*words, "--eval-only"]) == 2
     assert "it cannot be evaluated" in capsys.readouterr().err
@@ -141,21 +141,21 @@ def test_classes_of_other_names_are_other_classes(capsys):
 
 def test_a_demos_size_keeps_the_ratio_of_its_detectors_sides(monkeypatch):
     seen = []
-    monkeypatch.setattr(demo_detectors, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
-    settings = DetectorSettings(min_size=(96,), max_size=160)
-    detector = build_from_spec(DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 32, settings=settings))
+    monkeypatch.setattr(demo, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
+    detector = tiny_detector()
+    write_settings(detector, {"min_size": (96,), "max_size": 160})
     frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    demo_detectors._optimized(detector, frame, Treatment("cpu", "torch", 48))
+    demo._optimized(detector, frame, Treatment("cpu", "torch", 48))
     assert (detector.transform.min_size, detector.transform.max_size) == ((48,), 80)
     torch.testing.assert_close(seen[0][0], torch.full((3, 4, 4), 0.2))
 
 
 def test_cocos_detector_is_restored_on_shares_of_white(recorded, monkeypatch):
-    monkeypatch.setattr(demo_detectors, "coco_weights", lambda: None)
-    monkeypatch.setattr(demo_detectors, "detector_from_weights", lambda weights: weights)
-    calls = recorded(demo_detectors, "compress_and_recover")
+    monkeypatch.setattr(demo, "coco_weights", lambda: None)
+    monkeypatch.setattr(demo, "detector_from_weights", lambda weights: tiny_detector())
+    calls = recorded(demo, "compress_and_recover")
     with pytest.raises(Asked):
-        demo_detectors.compressed_coco([torch.full((3, 4, 4), 51, dtype=torch.uint8)])
+        demo.compressed_coco([torch.full((3, 4, 4), 51, dtype=torch.uint8)])
     [((_, plan, images), _)] = calls
     assert isinstance(plan, CompressionPlan)
     torch.testing.assert_close(images[0], torch.full((3, 4, 4), 0.2))
@@ -175,12 +175,12 @@ def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
 
     detectors = [DemoDetector("dense", Detector()), DemoDetector("small", Detector())]
     frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    [found] = video._detect(detectors, [frame], "cpu")
+    [found] = comparison.detect(detectors, [frame], "cpu")
     torch.testing.assert_close(entered, [torch.full((3, 4, 4), 0.2)] * 2)
-    monkeypatch.setattr(video, "side_by_side", lambda pictures, titles: shown.extend(titles))
-    video._picture(detectors, found, [50.0, 20.0], 0.5)
+    monkeypatch.setattr(comparison, "side_by_side", lambda pictures, titles: shown.extend(titles))
+    comparison.draw_found(detectors, found, [50.0, 20.0], 0.5)
     assert shown == ["dense  50 ms  20.0 frames/s", "small  20 ms  50.0 frames/s  2.50x"]
-    summary = video._summary(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
+    summary = comparison.summarise(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
     assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "speed-up: 2.50x"
 
 
@@ -217,9 +217,9 @@ def test_predictions_are_evaluated_as_the_task_says(capsys):
 
 def test_an_image_is_detected_on_as_shares_of_white_and_its_scale_is_told(monkeypatch):
     monkeypatch.setattr("norton_det.cli.image.LONGEST", 45)
-    settings = DetectorSettings(min_size=(64,), max_size=96, test_proposals=20, score_threshold=0.0, detections=5)
-    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), 16, 32, settings=settings)
-    save_weights(Path("detector.pth"), build_from_spec(spec))
+    detector = tiny_detector()
+    write_settings(detector, {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5})
+    save_weights(Path("detector.pth"), detector)
     pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
     Image.fromarray(pixels).save("photo.png")
     words = ["image", "--weights", "detector.pth", "--input", "photo.png", "--output", "out", "--json", "found.json"]

@@ -152,14 +152,11 @@ def test_presets_are_for_bodies_of_the_blocks_of_a_resnet50(name):
     if name in ("resnet50", "wide_resnet50_2"):
         assert load_plan("norton-77-all", body).rates == load_plan("norton-77-all", RESNET50).rates
         return
+    length = (
+        rf"made for a ResNet-50's blocks, not for a ResNet-{body.depth}: .* notation with {4 + len(body.blocks)} ent"
+    )
     refused = (
-        "a grouped convolution fixes"
-        if name == "resnext50_32x4d"
-        else (
-            rf"'norton-59' is made for a ResNet-50's blocks, not for a ResNet-{body.depth}: give the paper's notation"
-            " with"
-            rf" {4 + len(body.blocks)} entries, or let search-plan find a plan"
-        )
+        "a grouped convolution fixes" if name == "resnext50_32x4d" else rf"{length}ries, or let search-plan find"
     )
     with pytest.raises(ValueError, match=refused):
         load_plan("norton-59", body)

@@ -27,7 +27,7 @@ HEADS = {
     "keypoint_rcnn": ["rpn", "box head", "keypoint head"],
     "faster_rcnn_v2": ["rpn", "box head"],
     "mask_rcnn_v2": ["rpn", "box head", "mask head"],
-    **dict.fromkeys(("retinanet", "retinanet_v2", "fcos"), ["classification head", "regression head"]),
+    **{kind: ["classification head", "regression head"] for kind in ("retinanet", "retinanet_v2", "fcos")},
 }
 BLOCKS = [f"layer{stage}.{i}" for stage, count in enumerate((3, 4, 6, 3), start=1) for i in range(count)]
 
@@ -263,11 +263,10 @@ def changed_weights(dense, images):
     return other, PLAN, images, {}
 
 
+SHAPED_ALIKE = {"notation": "[0.005]+[0.2]*19", "parts": PLAN["parts"]}
 OTHERS = {
     "another model of its shapes": changed_weights,
-    "another plan of its shapes": lambda dense, images: (
-        dense, PLAN | {"rank": 2, "notation": "[0.]+[0.2]*19"}, images, {},
-    ),
+    "another plan of its shapes": lambda dense, images: (dense, SHAPED_ALIKE, images, {}),
     "another image": lambda dense, images: (dense, PLAN, [*images[:-1], images[-1].flip(2)], {}),
     "another order": lambda dense, images: (dense, PLAN, images[::-1], {}),
     "fewer images": lambda dense, images: (dense, PLAN, images[:-1], {}),

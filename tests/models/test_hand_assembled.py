@@ -132,10 +132,7 @@ ASSEMBLED = {
     "retinanet with a pooled level": lambda: retinanet((2, 3, 4), LastLevelMaxPool(), SIZES[:4]),
     "retinanet of smooth l1": lambda: with_loss(retinanet((1, 2), P6P7_OF_P5(), SIZES[:4])),
     "fcos on all stages": lambda: FCOS(
-        backbone((1, 2, 3, 4), P6P7_OF_P5()),
-        3,
-        anchor_generator=anchors(4, 8, 16, 32, 64, 128, ratios=(1,)),
-        **LITTLE,
+        backbone((1, 2, 3, 4), P6P7_OF_P5()), 3, anchor_generator=anchors(4, 8, 16, 32, 64, 99, ratios=(1,)), **LITTLE
     ),
 }  # fmt: skip
 
@@ -290,6 +287,18 @@ def test_so_is_a_changed_classifier(change, tmp_path):
     model = change(tiny_classifier("resnet18"))
     with pytest.raises(ValueError, match=r"a file cannot hold|not supported"):
         norton_det.save(model, tmp_path / "refused.pth")
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [({"layer1": "0", "layer2": "fine"}, "named 0, fine"), ({"layer2": "0", "layer1": "1"}, "ascending")],
+)
+def test_levels_of_other_names_or_order_are_refused(returned, message, tmp_path):
+    widths = [64 * 2 ** (int(stage[-1]) - 1) for stage in returned]
+    pyramid = BackboneWithFPN(ResNet(BasicBlock, [1, 1, 1, 1]), returned, widths, CHANNELS)
+    detector = FasterRCNN(pyramid, 3, rpn_anchor_generator=anchors(16, 32, 64), **LITTLE)
+    with pytest.raises(ValueError, match=message):
+        norton_det.save(detector, tmp_path / "refused.pth")
 
 
 def test_masks_and_keypoints_in_one_detector_are_refused(tmp_path):

@@ -227,12 +227,6 @@ def test_two_networks_in_a_file_are_refused(tmp_path):
         norton_det.load_resnet(tmp_path / "two.pth")
 
 
-def state_of(name, **arguments):
-    with torch.device("meta"):
-        shapes = get_model_builder(name)(weights=None, **arguments).state_dict()
-    return {key: torch.zeros(()).expand(value.shape) if value.ndim else value for key, value in shapes.items()}
-
-
 def fake(names):
     """Small tensors of any names."""
     return {name: torch.ones(2, 2, 3, 3) for name in names}
@@ -245,9 +239,7 @@ def timm_resnet50d():
 
 
 def quantised():
-    model = torchvision.models.quantization.resnet18(weights=None, quantize=False).eval()
-    return {f"{name.removesuffix('.weight')}.scale" if name == "conv1.weight" else name: value
-            for name, value in model.state_dict().items()}  # fmt: skip
+    return torchvision.models.quantization.resnet18(weights=None, quantize=True).state_dict()
 
 
 def without_pyramid():
@@ -262,17 +254,16 @@ STRANGERS = {
     "MobileNet v2": (lambda: small("mobilenet_v2"), "MobileNet"),
     "MobileNet v3": (lambda: small("mobilenet_v3_small"), "MobileNet"),
     "VGG": (lambda: small("vgg11"), "unknown network|like it"),
-    "ViT": (
-        lambda: fake(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"]),
-        "unknown network.*class_token",
-    ),
+    "ViT": (lambda: fake(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"]), "unknown network.*class_"),
+    "Detectron2's": (lambda: fake(["backbone.bottom_up.stem.conv1.weight", "backbone.bottom_up.res2.0.conv1.weight"]),
+                     "a Detectron2 model"),
     "DETR": (
         lambda: fake(["transformer.encoder.layers.0.linear1.weight", "class_embed.weight", "query_embed.weight",
                       "backbone.0.body.conv1.weight", "backbone.0.body.layer1.0.conv1.weight"]), "a DETR"
     ),
     "YOLO": (lambda: fake(["model.0.conv.weight", "model.1.conv.weight"]), "a YOLO"),
     "resnet50d": (timm_resnet50d, r"not a ResNet.*conv1\.weight is missing"),
-    "quantised": (quantised, "quantised"),
+    "quantised": (quantised, r"holds quantised tensors: conv1\.weight"),
     "no pyramid": (without_pyramid, "without a feature pyramid"),
     "anything": (lambda: {"weight": torch.ones(3)}, "unknown network, with tensors such as weight"),
 }  # fmt: skip

@@ -5,24 +5,21 @@ from urllib.error import URLError
 
 import pytest
 import torch
-import torchvision
-from norton_det.models.detectors import DetectorSpec, build_from_spec
-from norton_det.models.resnet import ResNetSpec, build_resnet50
-from torchvision.models import resnet50
+from detectors import tiny_classifier, tiny_detector
 
 import norton_det
-from norton_det.compression.compress import compress
-from norton_det.compression.plan import load_plan
-from norton_det.engine.checkpoint import save_weights
-from norton_det.models.weights import imagenet_weights, read_weights
+from norton_det.models.fit import set_norm_eps
+from norton_det.models.foreign import todays_description
+from norton_det.models.parts import PARTS
+from norton_det.models.settings import read_settings
+from norton_det.models.weights import coco_weights, imagenet_weights, read_weights
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def small():
-    torch.manual_seed(0)
-    return build_resnet50(ResNetSpec.dense(0.125), num_classes=7).eval()
+    return tiny_classifier()
 
 
 def published_names(state):
@@ -43,7 +40,7 @@ def published_names(state):
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_published_classifier_with_its_namespace(small, rank, tmp_path):
-    compressed, _ = compress(small, load_plan("norton-59", rank))
+    compressed, _ = norton_det.compress(small, "norton-59", rank)
     path = tmp_path / "published.pt"
     torch.save(
         {
@@ -52,83 +49,62 @@ def test_published_classifier_with_its_namespace(small, rank, tmp_path):
         },
         path,
     )
-    loaded = norton_det.load_resnet50(path).eval()
+    loaded = norton_det.load_resnet(path).eval()
     torch.testing.assert_close(loaded(IMAGE), compressed.eval()(IMAGE))
 
 
-def test_published_detector(tmp_path):
-    torch.manual_seed(0)
-    detector = norton_det.build_detector("faster_rcnn", plan="norton-77").eval()
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_published_detector(kind, tmp_path):
+    detector = tiny_detector(kind, plan="norton-77", classes=91)
     path = tmp_path / "published.pth"
     torch.save({"model": published_names(detector.state_dict()), "args": argparse.Namespace(lr=0.02)}, path)
-    loaded = norton_det.load_detector(path).eval()
+    loaded = norton_det.load_detector(path)
     for name, value in detector.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     assert loaded.categories[1] == "person"
 
 
-def test_torchvisions_classifier_file(tmp_path):
-    torch.manual_seed(0)
-    theirs = resnet50().eval()
-    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
-    torch.testing.assert_close(norton_det.load_resnet50(tmp_path / "resnet50.pth").eval()(IMAGE), theirs(IMAGE))
-
-
-def test_torchvisions_coco_file_equals_its_builder(tmp_path):
-    """Frozen BatchNorm, no word of its eps: the builder of the *_COCO_V1 weights sets it to 0."""
-    torch.manual_seed(0)
-    theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    from torchvision.models.detection._utils import overwrite_eps
-
-    from norton_det.models.norms import freeze_batch_norms
-
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_var.uniform_(1e-4, 2)
-    freeze_batch_norms(theirs)
-    overwrite_eps(theirs, 0.0)
-    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
-    ours = norton_det.load_detector(tmp_path / "coco.pth").eval()
-    assert ours.backbone.body["bn1"].eps == 0
-    torch.testing.assert_close(ours.backbone(IMAGE)["3"], theirs.backbone(IMAGE)["3"])
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
-    assert len(ours.categories) == 91
-
-
 def test_a_trainable_batch_norm_that_was_saved_with_an_eps_of_0_runs(tmp_path):
-    spec = DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16, box_channels=32)
-    save_weights(tmp_path / "zero.pth", build_from_spec(spec, eps=0.0))
+    detector = tiny_detector("faster_rcnn", "resnet18")
+    set_norm_eps(detector, "backbone.body.", 0.0)
+    norton_det.save(detector, tmp_path / "zero.pth")
     loaded = norton_det.load_detector(tmp_path / "zero.pth")
     assert loaded.backbone.body["bn1"].eps == 1e-12
     assert loaded.train().backbone(torch.rand(2, 3, 64, 64))["0"].isfinite().all()
 
 
-def test_our_detector_brings_everything(tmp_path):
-    torch.manual_seed(0)
-    detector = norton_det.build_detector("keypoint_rcnn", num_classes=2).eval()
+def test_our_detector_brings_its_names(tmp_path):
+    detector = tiny_detector("fcos", "resnet18", classes=2)
     detector.categories, detector.category_ids = ["__background__", "dog"], [0, 17]
-    detector.transform.min_size = (320,)
-    detector.roi_heads.detections_per_img = 7
-    save_weights(tmp_path / "ours.pth", detector)
-    loaded = norton_det.load_detector(tmp_path / "ours.pth").eval()
+    norton_det.save(detector, tmp_path / "ours.pth")
+    loaded = norton_det.load_detector(tmp_path / "ours.pth")
     assert (loaded.categories, loaded.category_ids) == (["__background__", "dog"], [0, 17])
-    assert tuple(loaded.transform.min_size) == (320,)
-    assert loaded.roi_heads.detections_per_img == 7
+    assert not loaded.training
 
 
 def test_a_detector_without_categories_as_torchvisions_is_saved_too(tmp_path):
-    detector = build_from_spec(DetectorSpec("faster_rcnn", 91, ResNetSpec.dense(0.125), fpn_channels=16))
-    save_weights(tmp_path / "detector.pth", detector)
+    detector = tiny_detector("retinanet", "resnet18", classes=91)
+    del detector.categories, detector.category_ids
+    norton_det.save(detector, tmp_path / "detector.pth")
     assert norton_det.load_detector(tmp_path / "detector.pth").categories[1] == "person"
 
 
 @pytest.mark.parametrize(("names", "ids"), [(["__background__", "dog"], [0, 17]), (["__background__"] * 3, [0, 1])])
 def test_names_that_are_not_as_many_as_the_classes_are_not_believed(names, ids, tmp_path):
-    detector = build_from_spec(DetectorSpec("faster_rcnn", 3, ResNetSpec.dense(0.125), fpn_channels=16))
+    detector = tiny_detector("faster_rcnn", "resnet18")
     detector.categories, detector.category_ids = names, ids
-    save_weights(tmp_path / "detector.pth", detector)
+    norton_det.save(detector, tmp_path / "detector.pth")
     loaded = norton_det.load_detector(tmp_path / "detector.pth")
     assert (loaded.categories, loaded.category_ids) == (["__background__", "class 1", "class 2"], [0, 1, 2])
+
+
+def test_a_detector_and_a_classifier_are_not_taken_for_each_other(small, detector, tmp_path):
+    norton_det.save(small, tmp_path / "classifier.pth")
+    with pytest.raises(ValueError, match=r"classifier\.pth: holds a ResNet classifier, no detector"):
+        norton_det.load_detector(tmp_path / "classifier.pth")
+    norton_det.save(detector, tmp_path / "detector.pth")
+    with pytest.raises(ValueError, match=r"detector\.pth: holds a detector, no ResNet classifier"):
+        norton_det.load_resnet(tmp_path / "detector.pth")
 
 
 class Attack:
@@ -168,14 +144,17 @@ def test_a_missing_file_is_named(tmp_path):
         read_weights(tmp_path / "nothing.pth")
 
 
-def test_a_partial_file_is_refused_unless_asked(small, tmp_path, caplog):
-    state = small.state_dict()
-    del state["layer3.1.conv2.weight"]
+def test_a_partial_file_is_refused_unless_asked(tmp_path, caplog):
+    whole = tiny_classifier("resnet18", width=1.0)
+    state = whole.state_dict()
+    del state["layer3.1.conv2.weight"], state["fc.weight"], state["fc.bias"]
     torch.save(state, tmp_path / "partial.pth")
     with pytest.raises(ValueError, match=r"incomplete, missing layer3\.1\.conv2\.weight"):
-        norton_det.load_resnet50(tmp_path / "partial.pth")
-    loaded = norton_det.load_resnet50(tmp_path / "partial.pth", strict=False)
-    assert torch.equal(loaded.layer2[0].conv1.weight, small.layer2[0].conv1.weight)
+        norton_det.load_resnet(tmp_path / "partial.pth")
+    loaded = norton_det.load_resnet(tmp_path / "partial.pth", strict=False)
+    assert torch.equal(loaded.layer2[0].conv1.weight, whole.layer2[0].conv1.weight)
+    assert loaded.layer3[1].conv2.weight.std() > 0
+    assert loaded.fc.out_features == 1000
     assert "layer3.1.conv2.weight" in caplog.text
 
 
@@ -184,26 +163,25 @@ def test_wrong_shapes_are_named(small, tmp_path):
     state["layer1.0.conv2.weight"] = torch.zeros(8, 8, 5, 5)
     torch.save(state, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"do not fit: layer1\.0\.conv2\.weight \(8, 8, 5, 5\) for \(8, 8, 3, 3\)"):
-        norton_det.load_resnet50(tmp_path / "wrong.pth")
+        norton_det.load_resnet(tmp_path / "wrong.pth")
 
 
 @pytest.fixture(scope="module")
 def detector():
     """A small compressed Mask R-CNN, every part of it."""
-    torch.manual_seed(0)
-    plan = load_plan("norton-77-all")
-    spec = DetectorSpec(
-        *("mask_rcnn", 3, plan.apply(ResNetSpec.dense(0.125))),
-        fpn_channels=8, box_channels=8, mask_channels=8, part_ranks=plan.parts,
-    )  # fmt: skip
-    detector = build_from_spec(spec)
+    plan = {"notation": "[0.2]*12", "parts": dict.fromkeys(PARTS, 1)}
+    detector = tiny_detector("mask_rcnn", "resnet18", plan)
     detector.categories, detector.category_ids = ["__background__", "cat", "dog"], [0, 17, 18]
     return detector
 
 
 TENSORS = (
-    *("backbone.body.bn1.weight", "backbone.body.layer1.0.conv1.weight", "backbone.body.layer2.1.conv2.channel"),
-    *("backbone.body.layer3.0.bn3.running_var", "backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.channel"),
+    *(
+        "backbone.body.bn1.weight",
+        "backbone.body.layer3.0.downsample.0.weight",
+        "backbone.body.layer2.1.conv2.channel",
+    ),
+    *("backbone.body.layer3.0.bn2.running_var", "backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.channel"),
     *("backbone.fpn.layer_blocks.1.0.vertical", "roi_heads.box_head.fc6.down.weight"),
     *("roi_heads.box_predictor.cls_score.weight", "roi_heads.mask_head.0.0.channel"),
 )
@@ -239,21 +217,74 @@ def test_tensors_that_are_not_ordinary_are_refused(value, small, tmp_path):
         read_weights(tmp_path / "odd.pth")
 
 
+OLD_DESCRIPTION = {
+    **{"min_size": [48, 64], "max_size": 96, "anchor_sizes": [16, 32, 64, 128, 200], "rpn_rois": 99},
+    **{"train_proposals": 70, "test_proposals": 40, "box_rois": 33, "score_threshold": 0.01, "detections": 17},
+    "norm_eps": 0.0001,
+}
+"""As files say it whose description stands under `detector`."""
+
+
+def test_files_of_before_are_described_in_todays_words(detector, tmp_path):
+    path = tmp_path / "old.pth"
+    origin = {"plan": {"ranks": {"layer1.0.conv1": 1}, "rates": {}, "parts": {}}, "kept": {"layer1": [0]}}
+    torch.save(
+        {"model": detector.state_dict(), "detector": OLD_DESCRIPTION, **origin, "dense_weights": "a.pth"}, path
+    )
+    loaded = norton_det.load_detector(path)
+    settings = read_settings(loaded)
+    assert {name: settings[name] for name in read_settings(detector)} == settings
+    assert settings == read_settings(norton_det.build_detector("mask_rcnn", "resnet18", num_classes=3)) | {
+        **{"min_size": [48, 64], "max_size": 96, "rpn_batch_size_per_image": 99, "box_batch_size_per_image": 33},
+        **{"rpn_pre_nms_top_n_train": 70, "rpn_post_nms_top_n_train": 70},
+        **{"rpn_pre_nms_top_n_test": 40, "rpn_post_nms_top_n_test": 40},
+        **{"box_score_thresh": 0.01, "box_detections_per_img": 17},
+        "rpn_anchor_generator": {
+            "sizes": [[16], [32], [64], [128], [200]],
+            "aspect_ratios": [[0.5, 1.0, 2.0]] * 5,
+        },
+    }
+    assert loaded.backbone.body["layer4"][0].bn1.eps == 0.0001
+    assert (loaded.origin.plan, loaded.origin.kept, loaded.origin.dense_weights) == (*origin.values(), "a.pth")
+
+
+def test_todays_description_is_left_as_it_is():
+    told = {"min_size": [5], "returned_layers": [1, 2]}
+    assert todays_description({"network": told, "detector": OLD_DESCRIPTION}) == told
+    assert todays_description({"detector": {}}) == todays_description({}) == {}
+    assert todays_description({"detector": {"norm_eps": 0.5}}) == {"norm_eps": 0.5}
+
+
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("key", "told", "message"),
     [
-        (5, "detector: "),
-        ({"min_size": "wide"}, r"detector\.min_size: "),
-        ({"min_size": []}, "at least 1"),
-        ({"anchor_sizes": [32]}, "one for each of the pyramid's five levels"),
-        ({"detections": 1.5}, r"detector\.detections: "),
-        ({"norm_eps": "small"}, "small"),
+        ("detector", 5, "network: expected what is told .* by name, got 5"),
+        ("detector", {"min_size": "wide"}, "min_size: "),
+        ("detector", {"min_size": []}, "at least 1"),
+        ("detector", {"anchor_sizes": [32]}, "anchors of 1 levels, expected one for each of the pyramid's 5"),
+        ("detector", {"anchor_sizes": 32}, "."),
+        ("detector", {"detections": 1.5}, "box_detections_per_img: .* got 1.5"),
+        ("detector", {"norm_eps": "small"}, "small"),
+        ("network", [], "network: expected"),
+        ("network", {"colour": 1}, "colour: no setting of a MaskRCNN"),
+        ("network", {"extra_levels": "p9"}, "."),
+        ("network", {"returned_layers": [1, 2]}, "."),
+        ("network", {"returned_layers": [4, 3, 2, 1]}, "ascending"),
+        ("network", {"returned_layers": [1, 2, 3, 9]}, "1 to 4"),
+        ("network", {"returned_layers": "all"}, "."),
+        ("network", {"geometry": {"backbone.body.conv1": [[2, 2]]}}, "geometry of backbone.body.conv1: expected"),
+        ("network", {"geometry": {"nothing": [[1, 1]] * 3}}, "geometry of nothing: expected"),
+        ("network", {"geometry": [1]}, "geometry: expected"),
+        ("network", {"box_roi_pool": {"featmap_names": ["7"], "output_size": [7, 7], "sampling_ratio": 2}}, "reads"),
+        ("network", {"box_roi_pool": {"featmap_names": ["0"], "output_size": [5, 5], "sampling_ratio": 2}}, "fit"),
+        ("network", {"norm_eps": [1]}, "."),
     ],
 )
-def test_what_a_file_says_of_its_detector_is_checked(told, message, detector, tmp_path):
-    torch.save({"model": detector.state_dict(), "detector": told}, tmp_path / "told.pth")
-    with pytest.raises(ValueError, match=rf"told\.pth: weights make no network: .*{message}"):
+def test_what_a_file_says_of_its_network_is_checked(key, told, message, detector, tmp_path):
+    torch.save({"model": detector.state_dict(), key: told}, tmp_path / "told.pth")
+    with pytest.raises(ValueError, match=rf"told\.pth: .*{message}") as error:
         norton_det.load_detector(tmp_path / "told.pth")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("ids", [[0, 17], ["a", "b", "c"], "abc"])
@@ -263,10 +294,11 @@ def test_categories_that_cannot_be_are_replaced_by_numbers(ids, detector, tmp_pa
     assert norton_det.load_detector(tmp_path / "told.pth").category_ids == [0, 1, 2]
 
 
-def test_compressed_weights_are_recognised(small, tmp_path):
-    compressed, _ = compress(small, load_plan("[0.2]*20"))
+@pytest.mark.parametrize("plan", ["[0.2]*20", {"notation": "[0.5]*20"}, {"rates": dict.fromkeys(["layer1"], 0.5)}])
+def test_compressed_weights_are_recognised(plan, small, tmp_path):
+    compressed, _ = norton_det.compress(small, plan)
     for name, model in (("dense", small), ("compressed", compressed)):
-        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+        norton_det.save(model, tmp_path / f"{name}.pth")
         assert read_weights(tmp_path / f"{name}.pth").is_compressed == (name == "compressed")
 
 
@@ -276,4 +308,6 @@ def test_a_missing_network_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(ValueError, match=r"cannot be downloaded from https.*model\.backbone_weights=none"):
-        imagenet_weights()
+        imagenet_weights("resnet18")
+    with pytest.raises(ValueError, match=r"COCO weights are not in .* make quickstart"):
+        coco_weights()

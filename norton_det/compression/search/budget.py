@@ -95,14 +95,14 @@ class Scope:
         self._dense.to("meta")
 
     def network(self, plan: CompressionPlan) -> nn.Module:
-        """Build the model's network under a plan, with random weights and trainable BatchNorm."""
-        return initialise(apply_structure(copy.deepcopy(self._dense), plan)).eval()
+        """Build the model's network under a plan, with trainable BatchNorm, on the meta device."""
+        return apply_structure(copy.deepcopy(self._dense), plan)
 
     def cost(self, plan: CompressionPlan, kind: BudgetKind) -> float:
-        """Count MACs or parameters as `analysis.complexity` does, or measure milliseconds."""
+        """Count MACs or parameters as `analysis.complexity` does, or measure milliseconds with random weights."""
         network = self.network(plan)
         if kind == "milliseconds":
-            return static_milliseconds(self._static(network), self.size, self.device)
+            return static_milliseconds(self._static(initialise(network)), self.size, self.device)
         if self.whole_detector:
             counts = total(count_detector(network, *self.size))
         else:
