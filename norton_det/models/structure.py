@@ -16,7 +16,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -274,10 +274,10 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
 
 
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:
-    head = FCOSHead(s.channels, s.anchors, s.classes, s.tower_convs)
-    for name, module in list(head.named_modules()):
-        if isinstance(module, nn.GroupNorm):
-            head.set_submodule(name, nn.GroupNorm(s.tower_groups, s.channels))
+    norm = partial(nn.GroupNorm, s.tower_groups)
+    head = FCOSHead(32, s.anchors, s.classes)  # which has 32 groups whatever its width: both halves are built anew
+    head.classification_head = FCOSClassificationHead(s.channels, s.anchors, s.classes, s.tower_convs, norm_layer=norm)
+    head.regression_head = FCOSRegressionHead(s.channels, s.anchors, s.tower_convs, norm_layer=norm)
     return FCOS(backbone, s.classes, anchor_generator=anchors, head=head)
 
 
