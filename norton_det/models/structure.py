@@ -276,7 +276,9 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:
     norm = partial(nn.GroupNorm, s.tower_groups)
     head = FCOSHead(32, s.anchors, s.classes)  # which has 32 groups whatever its width: both halves are built anew
-    head.classification_head = FCOSClassificationHead(s.channels, s.anchors, s.classes, s.tower_convs, norm_layer=norm)
+    head.classification_head = FCOSClassificationHead(
+        s.channels, s.anchors, s.classes, s.tower_convs, norm_layer=norm
+    )
     head.regression_head = FCOSRegressionHead(s.channels, s.anchors, s.tower_convs, norm_layer=norm)
     return FCOS(backbone, s.classes, anchor_generator=anchors, head=head)
 
