@@ -437,6 +437,7 @@ def test_pictures_are_drawn(tmp_path, datasets):
         (["train", "--config", "faster_rcnn_norton.yaml"], "coco"),
         (["train", "--config", "quickstart.yaml", "train.lrr=1"], "did you mean 'train.lr'"),
         (["train", "--config", "quickstart.yaml", "device=cuda:9"], "'cuda:9' is not there"),
+        (["train", "--config", "quickstart.yaml", "model.detector=retina_net"], "did you mean 'retinanet'?"),
         (
             ["train", "--config", "quickstart.yaml", "model.weights=nothing.pth"],
             "no weights file 'nothing.pth'",
@@ -467,6 +468,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, expected, capsys, tmp_path
     assert expected in message
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+NOT_FITTING = "plan 'norton-77' is made for a ResNet-50's blocks, not for"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.body=resnet18"], f"{NOT_FITTING} a ResNet-18: "),
+        (["model.backbone_weights=resnet.pth"], f"{NOT_FITTING} a ResNet-34: "),
+        (["model.weights=fcos.pth", "model.detector=fcos"], f"{NOT_FITTING} a ResNet-18: "),
+        (["model.weights=fcos.pth", "model.detector=retinanet"], "model.weights: fcos.pth is a fcos, but "),
+        (["model.weights=resnet.pth"], "model.weights: resnet.pth is a backbone; "),
+        (["model.backbone_weights=fcos.pth"], "model.backbone_weights: fcos.pth is a detector; "),
+    ],
+)  # fmt: skip
+def test_a_plan_or_weights_that_do_not_fit_are_told_before_data_are_read(words, told, capsys):
+    Path("photos").mkdir()
+    Path("broken.json").write_text("{")
+    save_weights(Path("resnet.pth"), tiny_classifier("resnet34"))
+    save_weights(Path("fcos.pth"), tiny_detector("fcos", "resnet18"))
+    data = [f"data.{split}={{images: photos, annotations: broken.json}}" for split in ("train", "test")]
+    assert train("faster_rcnn_norton.yaml", *data, *words) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"norton-det train: {told}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,14 +13,10 @@ from PIL import Image
 import norton_det
 from norton_det.cli import analyze, export_model, finetune_backbone, search_plan
 from norton_det.cli.main import main
-from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import SearchReport
-from norton_det.deploy import demo
-from norton_det.deploy.demo import DemoDetector, Treatment
 from norton_det.models.persistence import save_weights
 from norton_det.models.settings import write_settings
-from norton_det.visualization import comparison
 
 
 class Asked(ValueError):
@@ -137,51 +133,6 @@ def test_classes_of_other_names_are_other_classes(capsys):
     words = ["finetune-backbone", "--weights", "named.pth", "--data", "data", "--image-size", "32", "--device", "cpu"]
     assert main([*words, "--eval-only"]) == 2
     assert "it cannot be evaluated" in capsys.readouterr().err
-
-
-def test_a_demos_size_keeps_the_ratio_of_its_detectors_sides(monkeypatch):
-    seen = []
-    monkeypatch.setattr(demo, "optimize", lambda detector, images, runtime: seen.append(images) or detector)
-    detector = tiny_detector()
-    write_settings(detector, {"min_size": (96,), "max_size": 160})
-    frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    demo._optimized(detector, frame, Treatment("cpu", "torch", 48))
-    assert (detector.transform.min_size, detector.transform.max_size) == ((48,), 80)
-    torch.testing.assert_close(seen[0][0], torch.full((3, 4, 4), 0.2))
-
-
-def test_cocos_detector_is_restored_on_shares_of_white(recorded, monkeypatch):
-    monkeypatch.setattr(demo, "coco_weights", lambda: None)
-    monkeypatch.setattr(demo, "detector_from_weights", lambda weights: tiny_detector())
-    calls = recorded(demo, "compress_and_recover")
-    with pytest.raises(Asked):
-        demo.compressed_coco([torch.full((3, 4, 4), 51, dtype=torch.uint8)])
-    [((_, plan, images), _)] = calls
-    assert isinstance(plan, CompressionPlan)
-    torch.testing.assert_close(images[0], torch.full((3, 4, 4), 0.2))
-
-
-def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
-    entered, shown = [], []
-
-    class Detector:
-        categories = ("__background__", "a")
-
-        def __call__(self, images):
-            entered.append(images[0])
-            return [
-                {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
-            ]
-
-    detectors = [DemoDetector("dense", Detector()), DemoDetector("small", Detector())]
-    frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    [found] = comparison.detect(detectors, [frame], "cpu")
-    torch.testing.assert_close(entered, [torch.full((3, 4, 4), 0.2)] * 2)
-    monkeypatch.setattr(comparison, "side_by_side", lambda pictures, titles: shown.extend(titles))
-    comparison.draw_found(detectors, found, [50.0, 20.0], 0.5)
-    assert shown == ["dense  50 ms  20.0 frames/s", "small  20 ms  50.0 frames/s  2.50x"]
-    summary = comparison.summarise(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
-    assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "speed-up: 2.50x"
 
 
 def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
