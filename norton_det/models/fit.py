@@ -16,11 +16,11 @@ from norton_det.models.recognise import State, has_layer, inputs_of, outputs_of
 def fit(model: nn.Module, state: State, strict: bool = True) -> None:
     """Give each layer of a template, in place, the widths, rank, bias and norm that the tensors have.
 
-    Without `strict` a layer that has no tensors stays as it is. Raises ValueError naming a tensor that is missing or
+    Without `strict` a layer that has no weight there stays as it is. Raises ValueError naming a tensor that is missing or
     of another kernel.
     """
     for name, layer in list(model.named_modules()):
-        if not strict and not has_layer(state, name):
+        if not strict and not any(f"{name}.{tensor}" in state for tensor in ("weight", "channel", "down.weight")):
             continue
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fitted = _fitted_layer(name, layer, state)

@@ -51,8 +51,6 @@ def _slice_inputs(layer: nn.Module, kept: Tensor) -> None:
         layer.select_inputs(kept)
         return
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    if getattr(layer, "groups", 1) > 1:  # its channels are fixed: all are kept
-        return
     layer.weight = _parameter(layer.weight, 1, kept)
     if isinstance(layer, nn.Conv2d):
         layer.in_channels = len(kept)
