@@ -48,11 +48,13 @@ def to_dict(parts: dict[str, Count]) -> dict[str, Any]:
 def format_counts(models: dict[str, dict[str, Count]]) -> str:
     """A table: a row a part, three columns a model."""
     columns = "".join(f"{name + ' params':>22}{'GMACs':>9}{'as run':>9}" for name in models)
-    rows = [f"{'part':16}{columns}"]
-    for part in [*next(iter(models.values())), "total"]:
-        counts = [parts[part] if part in parts else total(parts) for parts in models.values()]
+    parts = [*next(iter(models.values())), "total"]
+    width = max(16, *(len(part) + 1 for part in parts))
+    rows = [f"{'part':{width}}{columns}"]
+    for part in parts:
+        counts = [model[part] if part in model else total(model) for model in models.values()]
         cells = "".join(f"{c.parameters:>22,}{c.macs / 1e9:>9.2f}{c.macs_as_run / 1e9:>9.2f}" for c in counts)
-        rows.append(f"{part + ('*' if part == OUTSIDE_TOTAL else ''):16}{cells}")
+        rows.append(f"{part + ('*' if part == OUTSIDE_TOTAL else ''):{width}}{cells}")
     if OUTSIDE_TOTAL in next(iter(models.values())):
         rows.append("* for one region; its MACs stand beside the total, as in published figures")
     return "\n".join(rows)
