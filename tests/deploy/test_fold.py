@@ -37,11 +37,11 @@ def batch_norms(model):
     return [name for name, module in model.named_modules() if "BatchNorm" in type(module).__name__]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("plan", [None, "norton-77-all"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_folding_leaves_no_batch_norm_and_the_same_outputs(kind, frozen):
-    detector = clear_detector(kind, "norton-77-all" if frozen else None)
-    if frozen:
+def test_folding_leaves_no_batch_norm_and_the_same_outputs(kind, plan):
+    detector = clear_detector(kind, plan, "resnet50" if plan else "resnet18")
+    if plan is None:
         freeze_batch_norms(detector)
     folded = copy.deepcopy(detector)
     fold_batch_norms(folded)
@@ -80,13 +80,12 @@ def depthwise(shape, form, inputs):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("extra", ["own", "none"])
-@pytest.mark.parametrize("kind", ["faster_rcnn", "faster_rcnn_v2", "retinanet", "retinanet_v2"])
-def test_a_folded_pyramid_computes_the_same_with_less(kind, extra):
+@pytest.mark.parametrize("kind", ["faster_rcnn", "faster_rcnn_v2", "retinanet", "retinanet_v2", "fcos"])
+def test_a_folded_pyramid_computes_the_same_with_less(kind):
     detector = clear_detector(kind, "norton-77-all")
     fold_batch_norms(detector)
     choose_forms(detector, pictures()[0], depthwise)
-    if extra == "none":
+    if kind == "fcos":
         detector.backbone.fpn.extra_blocks = None
     pyramid = copy.deepcopy(detector.backbone.fpn)
     maps = detector.backbone.body(torch.rand(1, 3, 97, 131))
