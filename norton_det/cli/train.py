@@ -32,7 +32,8 @@ from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
 from norton_det.files import atomic_path, save_tensors, write_json
-from norton_det.models.persistence import origin_of, save_weights
+from norton_det.models.channels import DETECTOR_BODY
+from norton_det.models.persistence import describe, origin_of, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,12 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
 
 
 def save_backbone(path: Path, detector: Any) -> None:
-    """The body that was compressed at the start, as `model.backbone_weights` takes it."""
-    origin = origin_of(detector)
-    save_tensors(path, {"state_dict": detector.backbone.body.state_dict(), "plan": origin.plan, "kept": origin.kept})
+    """Write the body that was compressed at the start, as `model.backbone_weights` takes it."""
+    told = describe(detector)
+    geometry = {name.removeprefix(DETECTOR_BODY): pairs for name, pairs in told["network"]["geometry"].items()}
+    network = {"norm_eps": told["network"]["norm_eps"], "geometry": geometry}
+    origin: dict[str, Any] = {name: told[name] for name in ("plan", "kept", "widths") if name in told}
+    save_tensors(path, {"model": detector.backbone.body.state_dict(), "network": network, **origin})
     log.info("compressed backbone: %s", path)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.layers.cp_conv import CPConv2d
@@ -16,8 +17,8 @@ from norton_det.models.recognise import State, has_layer, inputs_of, outputs_of
 def fit(model: nn.Module, state: State, strict: bool = True) -> None:
     """Give each layer of a template, in place, the widths, rank, bias and norm that the tensors have.
 
-    Without `strict` a layer that has no weight there stays as it is. Raises ValueError naming a tensor that is
-    missing or of another kernel.
+    Without `strict` a layer that has no weight there stays as it is; a classifier's last one then reads what the body
+    gives. Raises ValueError naming a tensor that is missing or of another kernel.
     """
     for name, layer in list(model.named_modules()):
         if not strict and not any(f"{name}.{tensor}" in state for tensor in ("weight", "channel", "down.weight")):
@@ -29,6 +30,9 @@ def fit(model: nn.Module, state: State, strict: bool = True) -> None:
         else:
             continue
         model.set_submodule(name, fitted)
+    if isinstance(model, ResNet) and not has_layer(state, "fc"):
+        *_, last = (module for module in model.modules() if isinstance(module, NORMS))
+        model.fc = nn.Linear(len(last.weight), model.fc.out_features, device="meta")
 
 
 def set_geometry(model: nn.Module, geometry: Mapping[str, Sequence[Sequence[int]]]) -> None:

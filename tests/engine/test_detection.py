@@ -46,7 +46,8 @@ def test_the_pyramid_loss_is_its_formula_whatever_the_scale():
 @EACH_KIND
 def test_a_teacher_adds_a_loss_that_is_zero_where_the_student_equals_it(kind):
     student, teacher = make(kind), make(kind)
-    freeze_batch_norms(student)  # as the teacher's, which is in eval mode, they take no statistics of the batch
+    for model in (student, teacher):
+        freeze_batch_norms(model)  # so that neither takes statistics of the batch
     alone, taught = losses(student), losses(student, teacher=teacher)
     assert taught.pop("loss_distillation").item() == 0
     assert taught == alone
