@@ -16,8 +16,8 @@ from norton_det.models.recognise import State, has_layer, inputs_of, outputs_of
 def fit(model: nn.Module, state: State, strict: bool = True) -> None:
     """Give each layer of a template, in place, the widths, rank, bias and norm that the tensors have.
 
-    Without `strict` a layer that has no weight there stays as it is. Raises ValueError naming a tensor that is missing or
-    of another kernel.
+    Without `strict` a layer that has no weight there stays as it is. Raises ValueError naming a tensor that is
+    missing or of another kernel.
     """
     for name, layer in list(model.named_modules()):
         if not strict and not any(f"{name}.{tensor}" in state for tensor in ("weight", "channel", "down.weight")):
