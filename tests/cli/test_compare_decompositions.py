@@ -17,9 +17,9 @@ QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size"
 
 @pytest.fixture
 def small_weights(tmp_path):
-    """A file in float16 of a ResNet-18 whose blocks have one convolution only, 64 filters of 64 channels."""
+    """A file in float16 of a ResNet-18 that has the blocks' convolutions of its first stage only, 64 x 64 each."""
     state = tiny_classifier("resnet18", width=1.0).half().state_dict()
-    lacking = [name for name in state if ".conv" in name and not name.startswith("layer1.1.conv2")]
+    lacking = [name for name in state if ".conv" in name and not name.startswith("layer1")]
     torch.save({name: tensor for name, tensor in state.items() if name not in lacking}, tmp_path / "small.pth")
     return tmp_path / "small.pth"
 
@@ -142,4 +142,4 @@ def test_a_layer_that_the_file_lacks_is_named(small_weights, capsys):
     assert main([*QUICK, "--weights", str(small_weights)]) == 2
     error = capsys.readouterr().err
     assert "no dense weights of layer2.1.conv2, layer3.1.conv2" in error
-    assert "it has layer1.1.conv2" in error
+    assert "it has layer1.0.conv1, layer1.0.conv2, layer1.1.conv1, layer1.1.conv2" in error
