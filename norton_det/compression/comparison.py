@@ -142,7 +142,7 @@ def resnet_convolutions(
 
 
 def _input_shapes(resnet: nn.Module, layers: Sequence[str], input_size: int) -> dict[str, torch.Size]:
-    shadow = copy.deepcopy(resnet).to("meta")
+    shadow = copy.deepcopy(resnet).to("meta").eval()
     shapes: dict[str, torch.Size] = {}
     modules = {layer: shadow.get_submodule(layer) for layer in layers}
     with watch_inputs(modules, lambda layer, x: shapes.update({layer: x.shape})):

@@ -17,9 +17,9 @@ QUICK = ["compare-decompositions", "--ranks", "1", "--runs", "1", "--input-size"
 
 @pytest.fixture
 def small_weights(tmp_path):
-    """A file in float16 of a narrow ResNet-50 that has the 3x3 convolution of one block only, 8 filters of 8."""
-    state = tiny_classifier("resnet50").half().state_dict()
-    lacking = [name for name in state if "conv2" in name and not name.startswith("layer1.1")]
+    """A file in float16 of a ResNet-18 that has the blocks' convolutions of its first stage only, 64 x 64 each."""
+    state = tiny_classifier("resnet18", width=1.0).half().state_dict()
+    lacking = [name for name in state if ".conv" in name and not name.startswith("layer1")]
     torch.save({name: tensor for name, tensor in state.items() if name not in lacking}, tmp_path / "small.pth")
     return tmp_path / "small.pth"
 
@@ -29,11 +29,11 @@ def test_table_json_and_plot(small_weights, tmp_path, capsys):
     words = ["--weights", str(small_weights), "--layers", "layer1.1.conv2", "--json", str(files[0])]
     assert main([*QUICK, *words, "--plot", str(files[1])]) == 0
     table = capsys.readouterr().out
-    assert "layer1.1.conv2: 8 x 8 x 3 x 3, stride 1, on 8 x 8" in table
+    assert "layer1.1.conv2: 64 x 64 x 3 x 3, stride 1, on 8 x 8" in table
     assert all(method in table for method in METHODS)
     content = json.loads(files[0].read_text())
     layer = content["layers"]["layer1.1.conv2"]
-    assert (content["weights"], layer["input"]) == (str(small_weights), [1, 8, 8, 8])
+    assert (content["weights"], layer["input"]) == (str(small_weights), [1, 64, 8, 8])
     assert [row["method"] for row in layer["measurements"]] == list(METHODS)
     assert all(isinstance(row["macs"], int) for row in layer["measurements"])
     assert files[1].read_bytes().startswith(b"\x89PNG")
@@ -116,7 +116,7 @@ def test_layers_and_what_they_read_are_the_networks(kind, body, size, tmp_path):
 
 def test_filters_of_a_partial_file_are_the_files(real_filters, real_data):
     weights = read_weights(real_data / "weights" / "resnet50_imagenet_partial.pth")
-    names = [f"{name}" for name in ("layer1.1.conv2", "layer3.1.conv2")]
+    names = ["layer1.1.conv2", "layer3.1.conv2"]
     for name, (conv, _) in resnet_convolutions(names, weights, 64).items():
         assert torch.equal(conv.weight, real_filters[f"{name}.weight"])
 
@@ -142,4 +142,4 @@ def test_a_layer_that_the_file_lacks_is_named(small_weights, capsys):
     assert main([*QUICK, "--weights", str(small_weights)]) == 2
     error = capsys.readouterr().err
     assert "no dense weights of layer2.1.conv2, layer3.1.conv2" in error
-    assert "it has layer1.1.conv2" in error
+    assert "it has layer1.0.conv1, layer1.0.conv2, layer1.1.conv1, layer1.1.conv2" in error
