@@ -79,13 +79,14 @@ def measure_body(
         if block.stage in pruned_stages(body) and block.stage not in stages:
             stages[block.stage] = _stage_errors(model, body, block.stage, few, generator)
             progress(block.stage)
-        options = block_options(body, block)
-        blocks[block.name], distorted = block_errors(residual, few, options, criterion, generator)
-        x = residual(x)
-        few = _of_each_half(x, taken)
+        x, options = residual(x), block_options(body, block)
+        output = _of_each_half(x, taken)
         if options == (UNCHANGED,):  # then what may be lost of its output is the stage's channels
-            distorted = _pruned(few, few, _scores(model, body.groups[block.stage]), _MEDIAN_RATE, generator)
-        before = few, distorted
+            errors = [0.0]
+            distorted = _pruned(output, output, _scores(model, body.groups[block.stage]), _MEDIAN_RATE, generator)
+        else:
+            errors, distorted = block_errors(residual, few, options, criterion, generator)
+        blocks[block.name], before = errors, (output, distorted)
         progress(block.name)
     weights = _weights(body, shares)
     return Sensitivities(
