@@ -261,7 +261,7 @@ def test_todays_description_is_left_as_it_is():
         ("detector", 5, "network: expected what is told .* by name, got 5"),
         ("detector", {"min_size": "wide"}, "min_size: "),
         ("detector", {"min_size": []}, "at least 1"),
-        ("detector", {"anchor_sizes": [32]}, "anchors of 1 levels, expected one for each of the pyramid's 5"),
+        ("detector", {"anchor_sizes": [32]}, "anchors of 1 levels, but the pyramid has 5"),
         ("detector", {"anchor_sizes": 32}, "."),
         ("detector", {"detections": 1.5}, "box_detections_per_img: .* got 1.5"),
         ("detector", {"norm_eps": "small"}, "small"),
