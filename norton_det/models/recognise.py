@@ -73,6 +73,8 @@ def describe_structure(detector: nn.Module) -> dict[str, Any]:
     else:
         raise ValueError(f"levels beyond the pyramid by a {type(extra).__name__} are not supported")
     returned = model.backbone.body.return_layers
+    if not all(stage.startswith("layer") for stage in returned):
+        raise ValueError(f"{_guess(detector.state_dict())}; supported are {SUPPORTED}")
     if list(returned.values()) != [str(level) for level in range(len(returned))]:
         raise ValueError(f"the pyramid's levels are named {', '.join(returned.values())}, expected 0, 1 and so on")
     stages = _checked_stages([int(stage.removeprefix("layer")) for stage in returned])

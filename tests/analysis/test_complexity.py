@@ -132,10 +132,10 @@ def test_regions_are_of_the_poolers_size():
     write_settings(detector, {"mask_roi_pool": {**pooling, "output_size": [10, 12]}})
     parts = count_detector(detector, 64, 96)
     mask = (
-        9 * (32 * 16 + 3 * 16 * 16) + 4 * 16 * 16 + 4 * 16 * 3
+        9 * (64 * 16 + 3 * 16 * 16) + 4 * 16 * 16 + 4 * 16 * 3
     )  # convolutions; a transposed one; classes, 4 x as many
     assert parts["mask_head"].macs == 10 * 12 * mask
-    assert parts["box_head"].macs == PROPOSALS * (32 * 49 * 32 + 32 * 32 + 32 * 3 + 32 * 12)
+    assert parts["box_head"].macs == PROPOSALS * (64 * 49 * 32 + 32 * 32 + 32 * 3 + 32 * 12)
     assert total(parts).macs == sum(part.macs for name, part in parts.items() if name != "mask_head")
 
 
