@@ -14,7 +14,7 @@ from norton_det.deploy.writing import export_file, files_of
 
 
 def with_biases(detector):
-    """As trained convolutions have them; where all are 0 OpenVINO 2026.4 gives 0 behind the neck of an R-CNN in int8."""
+    """As trained ones have: where all are 0, OpenVINO 2026.4 was seen to give 0 behind an R-CNN's neck in int8."""
     for layer in detector.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.normal_(layer.bias, layer.bias.mean().item(), 0.05)
