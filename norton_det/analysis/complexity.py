@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,11 +53,12 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
         name: sum(operations.get(f"{root}.{name}".removesuffix("."), {}).values()) // 2
         for name, _ in shadow.named_modules()
     }
+    parameters = parameter_count(shadow)
     counts = {}
-    for name, submodule in shadow.named_modules():
+    for name in as_run:
         inside = [layer for layer in separable if not name or f"{layer}.".startswith(f"{name}.")]
         macs = as_run[name] + sum(separable[layer] - as_run[layer] for layer in inside)
-        counts[name] = Count(sum(p.numel() for p in submodule.parameters()), macs, as_run[name])
+        counts[name] = Count(parameters[name], macs, as_run[name])
     return counts
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectors import ALL_KINDS, tiny_detector
+from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torchvision.models import get_model_weights
 
@@ -19,6 +20,13 @@ def test_a_convolution_and_a_linear_layer_by_their_formulas():
     assert counts["0"].macs == 8 * 6 * 4 * 3 * 5 * 5
     assert counts["2"].macs == 8 * 6 * 4 * 10
     assert counts[""].macs == counts["0"].macs + counts["2"].macs
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn_v2", "retinanet", "fcos"])
+def test_fvcore_counts_the_same(kind):
+    detector, image = tiny_detector(kind, "resnet18", "[0.]*2+[0.3]*10"), torch.zeros(1, 3, 64, 96)
+    analysis = FlopCountAnalysis(detector.backbone, (image,)).unsupported_ops_warnings(False)
+    assert count(detector.backbone, image)[""].macs_as_run == analysis.by_operator()["conv"]
 
 
 @pytest.mark.parametrize("form", ["depthwise", "dense"])
