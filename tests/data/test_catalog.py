@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from norton_det.data import catalog
+from norton_det.data import catalog, shapes
 from norton_det.data.catalog import (
     DatasetFiles,
     datasets_root,
@@ -63,7 +63,7 @@ def test_missing_shapes_are_drawn_once(root: Path, monkeypatch: pytest.MonkeyPat
         (folder / "train").mkdir(parents=True)
         write_annotations(folder / "annotations" / "instances_train.json", [])
 
-    monkeypatch.setattr(catalog, "write_shapes", draw)
+    monkeypatch.setattr(shapes, "write_shapes", draw)
     for _ in range(2):
         files = find_dataset("shapes_train", "bbox")
     assert files.images == root / "shapes" / "train" and not files.keeps_ids
@@ -71,7 +71,7 @@ def test_missing_shapes_are_drawn_once(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_shapes_that_lack_a_part_are_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "write_shapes", lambda folder: None)
+    monkeypatch.setattr(shapes, "write_shapes", lambda folder: None)
     with pytest.raises(FileNotFoundError, match=r"shapes.* lacks .*val"):
         find_dataset("shapes_val", "segm")
 
