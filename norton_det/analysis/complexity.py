@@ -5,13 +5,13 @@ convolution is counted twice: by the paper's formula for its separable stack, an
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,13 +53,21 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
         name: sum(operations.get(f"{root}.{name}".removesuffix("."), {}).values()) // 2
         for name, _ in shadow.named_modules()
     }
-    parameters = parameter_count(shadow)
+    parameters = _count_parameters(shadow)
     counts = {}
     for name in as_run:
         inside = [layer for layer in separable if not name or f"{layer}.".startswith(f"{name}.")]
         macs = as_run[name] + sum(separable[layer] - as_run[layer] for layer in inside)
         counts[name] = Count(parameters[name], macs, as_run[name])
     return counts
+
+
+def _count_parameters(module: nn.Module) -> Mapping[str, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's, raised where fvcore is imported
+        from fvcore.nn import parameter_count
+    found: Mapping[str, int] = parameter_count(module)
+    return found
 
 
 def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
