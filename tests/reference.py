@@ -26,7 +26,7 @@ def separable(layer: CPConv2d, x: Tensor) -> Tensor:
 
 @contextmanager
 def silenced(network: nn.Module, kept: Mapping[str, Sequence[int]]) -> Iterator[nn.Module]:
-    """Pruning without slicing: while it lasts, every dropped channel is silenced behind its BatchNorm."""
+    """Prune without slicing: while it lasts, every dropped channel is silenced behind its BatchNorm."""
     handles = []
     for group in read_body(network).groups.values():
         mask = torch.zeros(group.width)
