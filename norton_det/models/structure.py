@@ -151,12 +151,6 @@ def kind_name(structure: Structure) -> str | None:
     return f"{name}_v2" if name and v2 and f"{name}_v2" in KINDS else name
 
 
-def body_name(body: BodyKind) -> str:
-    """Return which of BODIES has such blocks, else the number of its convolutions."""
-    same = [name for name, known in BODIES.items() if (known.block, known.blocks) == (body.block, body.blocks)]
-    return same[0] if same else f"a ResNet of {', '.join(map(str, body.blocks))} {body.block} blocks"
-
-
 def template(structure: Structure) -> nn.Module:
     """Build torchvision's network of a structure on the meta device, with BatchNorm wherever there is a norm."""
     return copy.deepcopy(_built(structure))
