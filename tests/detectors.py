@@ -47,3 +47,10 @@ def frames(count=2, height=80, width=100, seed=3):
     """Random images, float RGB (3, height, width) in 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(3, height, width, generator=generator) for _ in range(count)]
+
+
+def kind_name(structure):
+    """Which of KINDS a structure is, or is nearest to; None for a classifier."""
+    v2 = structure.tower_norm or structure.rpn_convs > 1 or structure.box_convs > 0
+    name = structure.kind
+    return f"{name}_v2" if name and v2 and f"{name}_v2" in KINDS else name

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectors import ALL_KINDS, SIZES, tiny_classifier, tiny_detector
+from detectors import ALL_KINDS, SIZES, kind_name, tiny_classifier, tiny_detector
 
 import norton_det
 from norton_det.builders.detector import build_detector
@@ -14,7 +14,7 @@ from norton_det.data.shapes import write_shapes
 from norton_det.models.parts import class_count
 from norton_det.models.persistence import origin_of, save_weights, structure_of
 from norton_det.models.settings import read_settings, write_settings
-from norton_det.models.structure import BODIES, kind_name
+from norton_det.models.structure import BODIES
 
 SMALL = {"width": 0.125, **{f"{name.replace('channels', 'fpn')}_channels": size for name, size in SIZES.items()}}
 PLANS = {"resnet18": "[0.]*2+[0.25]*2+[0.5]*8", "resnet50": "norton-59"}

@@ -1,6 +1,7 @@
 """Every YAML in configs/ is loaded, and what it describes fits together; nothing is built of real numbers."""
 
 import pytest
+from detectors import kind_name
 
 from norton_det.builders.resolve import configure, resolve_plan, resolve_structure
 from norton_det.compression.compress import apply_structure
@@ -9,7 +10,7 @@ from norton_det.models.channels import read_body
 from norton_det.models.parts import PARTS, part_layers
 from norton_det.models.persistence import describe, structure_of
 from norton_det.models.slicing import scale_body
-from norton_det.models.structure import BODIES, KINDS, kind_name, template
+from norton_det.models.structure import BODIES, KINDS, template
 
 FILES = sorted(path for path in configs_folder().rglob("*.yaml"))
 RUNNABLE = [path for path in FILES if path.parent.name != "base"]

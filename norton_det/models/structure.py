@@ -144,13 +144,6 @@ def _groups(channels: int) -> int:
     return groups
 
 
-def kind_name(structure: Structure) -> str | None:
-    """Return which of KINDS a structure is, or is nearest to; None for a classifier."""
-    v2 = structure.tower_norm or structure.rpn_convs > 1 or structure.box_convs > 0
-    name = structure.kind
-    return f"{name}_v2" if name and v2 and f"{name}_v2" in KINDS else name
-
-
 def template(structure: Structure) -> nn.Module:
     """Build torchvision's network of a structure on the meta device, with BatchNorm wherever there is a norm."""
     return copy.deepcopy(_built(structure))
