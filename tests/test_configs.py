@@ -8,7 +8,8 @@ from norton_det.compression.compress import apply_structure
 from norton_det.config import Config, ModelConfig, configs_folder, load_config
 from norton_det.models.channels import read_body
 from norton_det.models.parts import PARTS, part_layers
-from norton_det.models.persistence import describe, structure_of
+from norton_det.models.persistence import describe
+from norton_det.models.recognise import structure_of
 from norton_det.models.slicing import scale_body
 from norton_det.models.structure import BODIES, KINDS, template
 

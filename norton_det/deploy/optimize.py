@@ -18,8 +18,8 @@ from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.categories import categories_of
-from norton_det.models.persistence import structure_of
 from norton_det.models.precision import PRECISIONS, lower_networks
+from norton_det.models.recognise import structure_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Builder = Callable[[nn.Module, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
