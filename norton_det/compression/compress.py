@@ -96,8 +96,8 @@ def compress(
         for name, shape in dense_shapes.items()
     ]
     indices = {name: index.tolist() for name, index in kept.items()}
-    with_origin(compressed, Origin(plan.to_dict(), indices, widths=_widths(body)))
-    return compressed, CompressionReport(tuple(rows), indices)
+    origin = Origin(plan.to_dict(), indices, widths=_widths(body))
+    return with_origin(compressed, origin), CompressionReport(tuple(rows), indices)
 
 
 def apply_structure(model: nn.Module, plan: PlanLike) -> nn.Module:
