@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from norton_det.data.catalog import DatasetFiles, Task, read_categories
+from norton_det.data.catalog import DatasetFiles, read_categories
 from norton_det.data.coco import CocoDataset
+from norton_det.data.reading import Task
 from norton_det.data.shapes import KEYPOINT_NAMES
 
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]

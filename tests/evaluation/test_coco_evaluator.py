@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from norton_det.data import shapes
-from norton_det.data.catalog import DatasetFiles, Task, read_categories
+from norton_det.data.catalog import DatasetFiles, read_categories
+from norton_det.data.reading import Task
 from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results, precision_recall
 from norton_det.evaluation.results import named_results, to_output, to_results
 from norton_det.files import write_json

@@ -1,0 +1,65 @@
+"""A look at the files that a dataset's images are in, before hours are spent on the first of them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from norton_det.data.coco import CocoDataset
+from norton_det.data.images import DamagedImageError, describe_misfit, read_header
+from norton_det.data.reading import and_others
+
+log = logging.getLogger(__name__)
+PATIENCE = 2.0
+"""Seconds before a bar is drawn."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is wrong with a dataset's image files, a line each, and how many are turned by their EXIF data."""
+
+    missing: Sequence[str]
+    damaged: Sequence[str]
+    misfits: Sequence[str]
+    turned: int
+
+    def problems(self, tolerated: int = 0) -> list[str]:
+        """The lines for which a run is refused; it does with `tolerated` images that are damaged."""
+        damaged = self.damaged if len(self.damaged) > tolerated else ()
+        return [*self.missing, *self.misfits, *damaged]
+
+
+def inspect_images(dataset: CocoDataset, show_progress: bool = True) -> Inspection:
+    """Look at every image's file: whether it is there, and an image of the size that the annotations say."""
+    missing, damaged, misfits, turned = [], [], [], 0
+    bar: Any = tqdm(
+        zip(dataset.paths, dataset.sizes.tolist(), strict=True),
+        desc="look at images",
+        total=len(dataset),
+        delay=PATIENCE,
+        leave=False,
+        disable=not show_progress,
+    )
+    for path, (height, width) in bar:
+        try:
+            header = read_header(path)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+        except DamagedImageError as error:
+            damaged.append(str(error))
+        else:
+            turned += header.is_turned
+            if header.upright != (height, width):
+                misfits.append(describe_misfit(path, header, (height, width)))
+    return Inspection(missing, damaged, misfits, turned)
+
+
+def require_images(dataset: CocoDataset, name: str, tolerated: int = 0, show_progress: bool = True) -> None:
+    """Tell how many images EXIF data turn; raise ValueError for files that a run could not read, see `Inspection`."""
+    found = inspect_images(dataset, show_progress)
+    if problems := found.problems(tolerated):
+        raise ValueError(and_others(problems))
+    if found.turned:
+        log.info("%s: %d images are turned upright, as their EXIF orientation says", name, found.turned)
