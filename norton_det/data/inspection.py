@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from norton_det.data.coco import CocoDataset
-from norton_det.data.images import DamagedImageError, describe_misfit, read_header
+from norton_det.data.images import DamagedImageError, describe_misfit, read_header, read_image
 from norton_det.data.reading import and_others
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,17 @@ class Inspection:
         damaged = self.damaged if len(self.damaged) > tolerated else ()
         return [*self.missing, *self.misfits, *damaged]
 
+    def notes(self, name: str) -> list[str]:
+        """The lines that are told of the images of the dataset of a name."""
+        told = "images are turned upright, as their EXIF orientation says"
+        return [f"{name}: {self.turned} {told}"] if self.turned else []
 
-def inspect_images(dataset: CocoDataset, show_progress: bool = True) -> Inspection:
-    """Look at every image's file: whether it is there, and an image of the size that the annotations say."""
+
+def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress: bool = True) -> Inspection:
+    """Look at every image's file: whether it is there, and an image of the size that the annotations say.
+
+    Only headers are read, or all `pixels`, which takes as long as an epoch's reading.
+    """
     missing, damaged, misfits, turned = [], [], [], 0
     bar: Any = tqdm(
         zip(dataset.paths, dataset.sizes.tolist(), strict=True),
@@ -45,6 +53,8 @@ def inspect_images(dataset: CocoDataset, show_progress: bool = True) -> Inspecti
     for path, (height, width) in bar:
         try:
             header = read_header(path)
+            if pixels:
+                read_image(path)
         except FileNotFoundError as error:
             missing.append(str(error))
         except DamagedImageError as error:
@@ -58,8 +68,8 @@ def inspect_images(dataset: CocoDataset, show_progress: bool = True) -> Inspecti
 
 def require_images(dataset: CocoDataset, name: str, tolerated: int = 0, show_progress: bool = True) -> None:
     """Tell how many images EXIF data turn; raise ValueError for files that a run could not read, see `Inspection`."""
-    found = inspect_images(dataset, show_progress)
+    found = inspect_images(dataset, show_progress=show_progress)
     if problems := found.problems(tolerated):
         raise ValueError(and_others(problems))
-    if found.turned:
-        log.info("%s: %d images are turned upright, as their EXIF orientation says", name, found.turned)
+    for line in found.notes(name):
+        log.info(line)

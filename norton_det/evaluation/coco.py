@@ -120,9 +120,9 @@ def tell_of_crowded_images(content: Content, file: Path, most: int) -> None:
     objects = Counter(annotation["image_id"] for annotation in content.annotations if not annotation["iscrowd"])
     crowded = [count for count in objects.values() if count > most]
     if crowded:
-        told = "%s: %d images have more than %d objects, up to %d, but %d detections an image and category are counted; %s"
-        more = "test.detections (of evaluate-predictions: --detections) raises that and what a detector gives"
-        log.warning(told, file, len(crowded), most, max(crowded), most, more)
+        told = f"{file}: {len(crowded)} images have more than {most} objects, up to {max(crowded)}"
+        way_on = "test.detections (of evaluate-predictions: --detections) raises that"
+        log.warning("%s, but %d detections an image and category are counted; %s", told, most, way_on)
 
 
 def oks_sigmas(keypoints: Keypoints, given: Sequence[float] | None = None) -> NDArray[np.float64]:
