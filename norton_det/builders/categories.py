@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from norton_det.data.catalog import UNUSED, Categories
-from norton_det.data.matching import Matching, match, seen_by, some
+from norton_det.data.matching import match, seen_by, some
 from norton_det.models.categories import are_named
 from norton_det.models.predictors import replace_predictors
 
@@ -44,7 +44,9 @@ def fit_categories(detector: Any, categories: Categories, source: str) -> None:
     if known.names != categories.names:
         told = "%s: predictors keep what they know of %s; they start afresh for %s"
         kept = tuple(categories.names[label] for label in matching.labels)
-        log.info(told, _told(matching, source), some(kept) or "nothing", some(matching.unknown) or "nothing")
+        log.info(
+            told, matching.told("the data", source), some(kept) or "nothing", some(matching.unknown) or "nothing"
+        )
         before, classes = detector.state_dict(), len(known.names)
         replace_predictors(detector, len(categories.names))
         if matching.labels:
@@ -59,16 +61,12 @@ def evaluated_categories(known: Categories, data: Categories, source: str) -> Ca
     """
     matching = match(known, data)
     if not matching.labels:
-        raise ValueError(_told(matching, source))
+        raise ValueError(matching.told(source, "the detector"))
     if not matching.is_complete:
-        log.warning("%s: AP is over the categories of the test data", _told(matching, source))
+        log.warning("%s: AP is over the categories of the test data", matching.told(source, "the detector"))
     if any(data.ids[label] != known.ids[found] for label, found in matching.labels.items()):
         log.info("%s numbers categories otherwise than the detector: they are matched by name", source)
     return seen_by(known, data, matching)
-
-
-def _told(matching: Matching, source: str) -> str:
-    return matching.told(data=f"the data ({source})", known="the detector")
 
 
 @torch.no_grad()

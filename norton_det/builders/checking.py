@@ -1,4 +1,4 @@
-"""A dataset's health before days of training: what a run reads, leaves out, tells and refuses, by its own functions."""
+"""A dataset's health before days of training: what a run reads, leaves out, tells and refuses, by its own rules."""
 
 import logging
 from collections import Counter

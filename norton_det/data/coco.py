@@ -49,6 +49,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         seed: of the transforms.
 
     Attributes:
+        folder: of the images.
         ids: (n,) int64, image ids.
         sizes: (n, 2) int64, heights and widths.
         counts: what was left out, by reason.
@@ -74,7 +75,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self.counts = annotations.dropped
         self._file_names = annotations.file_names
         self._objects = annotations.objects
-        self._folder = files.images
+        self.folder = files.images
         self._task = task
         self._transforms = transforms
         self._seed = seed
@@ -89,7 +90,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
     @property
     def paths(self) -> Iterator[Path]:
         """The files of the images."""
-        return (self._folder / name.decode() for name in self._file_names)
+        return (self.folder / name.decode() for name in self._file_names)
 
     def shrink(self, shorter: int, longer: int) -> None:
         """Let larger images, with all that is in them, be made smaller as they are read: to these pixels at most on
@@ -117,7 +118,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         return max(1, round(scale * height)), max(1, round(scale * width))
 
     def _read_image(self, index: int, size: tuple[int, int]) -> Tensor:
-        path = self._folder / self._file_names[index].decode()
+        path = self.folder / self._file_names[index].decode()
         pixels = read_image(path)
         if list(pixels.shape[1:]) != self.sizes[index].tolist():
             raise ValueError(describe_misfit(path, read_header(path), tuple(self.sizes[index].tolist())))

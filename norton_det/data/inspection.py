@@ -1,8 +1,10 @@
 """A look at the files that a dataset's images are in, before hours are spent on the first of them."""
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -41,7 +43,10 @@ def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress:
 
     Only headers are read, or all `pixels`, which takes as long as an epoch's reading.
     """
-    missing, damaged, misfits, turned = [], [], [], 0
+    missing: list[str] = []
+    damaged: list[str] = []
+    misfits: list[str] = []
+    turned = 0
     bar: Any = tqdm(
         zip(dataset.paths, dataset.sizes.tolist(), strict=True),
         desc="look at images",
@@ -56,7 +61,7 @@ def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress:
             if pixels:
                 read_image(path)
         except FileNotFoundError as error:
-            missing.append(str(error))
+            missing.append(str(error) + ("" if missing else _beside(path, dataset.folder)))
         except DamagedImageError as error:
             damaged.append(str(error))
         else:
@@ -64,6 +69,18 @@ def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress:
             if header.upright != (height, width):
                 misfits.append(describe_misfit(path, header, (height, width)))
     return Inspection(missing, damaged, misfits, turned)
+
+
+def _beside(path: Path, folder: Path) -> str:
+    """A hint at a file of the folder that a missing one may be: without its folders, or in other letters."""
+    candidates = [folder / path.name, *(path.parent.iterdir() if path.parent.is_dir() else ())]
+    alike = [other for other in candidates if other.is_file() and _plain(other.name) == _plain(path.name)]
+    return f"; there is {str(alike[0])!r}" if alike else ""
+
+
+def _plain(name: str) -> str:
+    """A name as systems compare it that do not tell capitals and kinds of accents apart."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def require_images(dataset: CocoDataset, name: str, tolerated: int = 0, show_progress: bool = True) -> None:

@@ -1,8 +1,9 @@
 """A JSON in COCO's format as tools write it, read by the same rules for training, evaluation and `norton-det check`.
 
 What can be meant one way only is taken so: whole numbers written as 1.0 or "1"; NaN and null, which pandas writes, as
-nothing said; no iscrowd as no crowd, no area as the box's, no box as the polygons'; a flat list as one polygon; of
-several polygons the good ones. What cannot is a problem, a line that names the file and the annotation.
+nothing said; no iscrowd as no crowd, no area as the box's, no box as the polygons'; a flat list as one polygon, and
+one RLE in a list as itself; of several polygons the good ones. What cannot is a problem, a line that names the file
+and the annotation.
 """
 
 import json
@@ -192,6 +193,8 @@ def _said(record: Record, key: str) -> Any:
 
 def _segmentation(value: Any, image: Record, left_out: Counter[str]) -> Any:
     """RLE, or polygons of at least three points; None where there is nothing to decode."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        [value] = value
     if isinstance(value, dict):
         size, counts = [image["height"], image["width"]], value.get("counts")
         if value.get("size") != size or not _are_run_lengths(counts, size[0] * size[1]):

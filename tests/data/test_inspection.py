@@ -62,6 +62,22 @@ def test_missing_damaged_and_turned_images_are_found_without_reading_their_pixel
     assert len(found.problems(tolerated=1)) == 2
 
 
+@pytest.mark.parametrize("name", ["A.JPG", "images/a.jpg", "cafe\u0301.jpg"])
+def test_a_missing_image_is_told_with_the_file_that_it_may_be(name: str, tmp_path: Path) -> None:
+    present = tmp_path / ("caf\u00e9.jpg" if "caf" in name else "a.jpg")
+    Image.new("RGB", (20, 16)).save(present)
+    content = {
+        "images": [{"id": 1, "file_name": name, "width": 20, "height": 16}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    files = DatasetFiles("photos", tmp_path, tmp_path / "a.json", keeps_ids=False)
+    photos = CocoDataset(files, read_categories(files, "bbox"), "bbox", training=False)
+    with pytest.raises(ValueError, match=rf"no image file '{tmp_path / name}'; there is '{present}'"):
+        require_images(photos, "photos")
+
+
 @pytest.mark.parametrize(("shorter", "longer", "size"), [(80, 999, (80, 100)), (999, 50, (40, 50)), (160, 200, None)])
 def test_a_photo_is_made_as_small_as_is_trained_on_with_all_that_is_in_it(
     shorter: int, longer: int, size: tuple[int, int] | None, tmp_path: Path

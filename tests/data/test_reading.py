@@ -39,6 +39,7 @@ def write(folder: Path, *objects: dict[str, Any], image: dict[str, Any] | None =
         ({"segmentation": [[1, 2, 3, 4]]}, {"segmentation": None}),
         ({"segmentation": NAN}, {"segmentation": None}),
         ({"segmentation": RLE}, {"segmentation": RLE}),
+        ({"segmentation": [RLE]}, {"segmentation": RLE}),
     ],
 )
 def test_what_can_be_meant_one_way_only_is_taken(said: dict[str, Any], meant: dict[str, Any], tmp_path: Path) -> None:
