@@ -30,6 +30,7 @@ from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.categories import keypoint_count
 from norton_det.models.channels import read_body
+from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.parts import regions
 from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
@@ -122,7 +123,7 @@ def _configured(detector: Any, config: Config) -> Any:
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
     detector.to(memory_format=torch.contiguous_format)  # the heads' losses want contiguous outputs
-    detector.backbone.to(memory_format=torch.channels_last)  # faster
+    to_channels_last(detector.backbone)
     return detector
 
 

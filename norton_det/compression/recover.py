@@ -27,6 +27,7 @@ from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
 from norton_det.models.channels import read_body
+from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def recover(
     teacher: Any
     student, teacher = (copy.deepcopy(model).to(device_of(compressed)).eval() for model in (compressed, dense))
     for model in (student, teacher):
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
     held = range(0, len(images), HELD_BACK)
     order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
     with tempfile.TemporaryDirectory() as folder:

@@ -68,8 +68,13 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
     return numbered_categories(num_classes)
 
 
-def keypoints_of(detector: nn.Module) -> Keypoints:
-    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones."""
+def keypoints_of(detector: nn.Module) -> Keypoints | None:
+    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones.
+
+    None for a detector that finds none.
+    """
+    if "keypoint" not in regions(detector):
+        return None
     model: Any = detector
     count = keypoint_count(detector)
     own = getattr(model, "keypoints", None)
@@ -80,7 +85,7 @@ def keypoints_of(detector: nn.Module) -> Keypoints:
     )
 
 
-def told_keypoints(told: object, detector: nn.Module) -> Keypoints:
+def told_keypoints(told: object, detector: nn.Module) -> Keypoints | None:
     """The keypoints that a file tells, where they are as many as the detector finds; else as `keypoints_of`."""
     with suppress(TypeError, ValueError, KeyError):
         names, flip, skeleton = (tuple(told[part]) for part in ("names", "flip", "skeleton"))  # type: ignore[index]

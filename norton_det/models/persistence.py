@@ -68,8 +68,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if structure.kind:
         told |= untold(structure) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
-        if "keypoint" in regions(model):
-            beside["keypoints"] = asdict(keypoints_of(model))
+        if keypoints := keypoints_of(model):
+            beside["keypoints"] = asdict(keypoints)
     elif hasattr(model, "categories"):
         beside["categories"] = model.categories
     with naming(f"a file cannot hold this {type(model).__name__}"):

@@ -64,7 +64,7 @@ def as_if_trained(network, images):
 
 
 def detector(kind, images, body="resnet18"):
-    built = tiny_detector(kind, body, width=0.25)  # oneDNN's backward of strided 1x1 layers reads past 7 channels
+    built = tiny_detector(kind, body)
     as_if_trained(built.backbone, images)
     return built
 
@@ -260,7 +260,7 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
 
 @pytest.fixture(scope="module")
 def basic(images):
-    return as_if_trained(tiny_classifier("resnet18", width=0.25), images)
+    return as_if_trained(tiny_classifier("resnet18"), images)
 
 
 def changed_weights(dense):
