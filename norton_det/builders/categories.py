@@ -42,11 +42,10 @@ def fit_categories(detector: Any, categories: Categories, source: str) -> None:
     known = known_categories(detector)
     matching = match(known, categories)
     if known.names != categories.names:
-        told = "%s: predictors keep what they know of %s; they start afresh for %s"
-        kept = tuple(categories.names[label] for label in matching.labels)
-        log.info(
-            told, matching.told("the data", source), some(kept) or "nothing", some(matching.unknown) or "nothing"
-        )
+        differs = matching.told("the data", source)
+        kept = some(tuple(categories.names[label] for label in matching.labels)) or "nothing"
+        afresh = some(matching.unknown) or "nothing"
+        log.info("%s: predictors keep what they know of %s; they start afresh for %s", differs, kept, afresh)
         before, classes = detector.state_dict(), len(known.names)
         replace_predictors(detector, len(categories.names))
         if matching.labels:

@@ -6,6 +6,7 @@ No Python object is left for each annotation, so that forked worker processes sh
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def load_annotations(
             if _is_trainable(selected[id], id in shown, keypoints, keep_empty, dropped)
         }
         if not images:
-            raise ValueError(f"{files.annotations}: no image to train on; left out: {dict(dropped)}")
+            raise ValueError(f"{files.annotations}: no image to train on; left out: {describe_left_out(dropped)}")
         objects = _pack([selected[id] for id in images], labels, task, keypoints)
     return Annotations(
         ids=np.array(list(images), dtype=np.int64),
@@ -80,6 +81,12 @@ def load_annotations(
         objects=objects,
         dropped=dict(+dropped),  # without zeros
     )
+
+
+def describe_left_out(dropped: Mapping[str, int]) -> str:
+    """What was left out and how many, in a line, and how images without objects are kept."""
+    way_on = " (data.keep_empty=true trains on images without objects)" if dropped.get(WITHOUT_OBJECTS) else ""
+    return (", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "nothing") + way_on
 
 
 def _select(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from norton_det.data.annotations import WITHOUT_OBJECTS, load_annotations
+from norton_det.data.annotations import describe_left_out, load_annotations
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import describe_misfit, read_header, read_image
 from norton_det.data.reading import Task
@@ -80,9 +80,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self._transforms = transforms
         self._seed = seed
         self._most: tuple[int, int] | None = None
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        way_on = " (data.keep_empty=true trains on images without objects)" if WITHOUT_OBJECTS in self.counts else ""
-        logger.info("%s: %d images; left out: %s%s", files.name, len(self), left_out or "nothing", way_on)
+        logger.info("%s: %d images; left out: %s", files.name, len(self), describe_left_out(self.counts))
 
     def __len__(self) -> int:
         return len(self.ids)

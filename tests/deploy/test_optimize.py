@@ -5,7 +5,7 @@ import torch
 from clear import assert_same_detections, clear_detector, detect, pictures
 from detectors import tiny_classifier
 from torch import nn
-from torchvision.models.detection import fcos_resnet50_fpn, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 from norton_det.deploy import fold, treatments
 from norton_det.deploy import optimize as optimizing
