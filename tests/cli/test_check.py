@@ -127,7 +127,7 @@ def test_categories_are_matched_by_name_and_what_differs_is_told(shapes, caplog,
 
     changed(shapes, "val", rename)
     assert run("train", "output_dir=none") == 2
-    assert "categories differ: the detector lacks other person" in last_line(capsys) and not Path("none").exists()
+    assert "categories differ: the detector lacks other car" in last_line(capsys) and not Path("none").exists()
 
 
 def test_classes_that_nobody_named_are_the_datas_where_they_are_as_many(shapes, caplog, capsys):
