@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from norton_det.data.catalog import UNUSED, Categories
-from norton_det.data.matching import match, seen_by, some
+from norton_det.data.matching import Matching, match, seen_by, some
 from norton_det.models.categories import are_named
 from norton_det.models.predictors import replace_predictors
 
@@ -42,15 +42,21 @@ def fit_categories(detector: Any, categories: Categories, source: str) -> None:
     known = known_categories(detector)
     matching = match(known, categories)
     if known.names != categories.names:
-        differs = matching.told("the data", source)
-        kept = some(tuple(categories.names[label] for label in matching.labels)) or "nothing"
-        afresh = some(matching.unknown) or "nothing"
-        log.info("%s: predictors keep what they know of %s; they start afresh for %s", differs, kept, afresh)
+        _tell_of_predictors(matching, categories, source)
         before, classes = detector.state_dict(), len(known.names)
         replace_predictors(detector, len(categories.names))
         if matching.labels:
             _take_over(before, detector.state_dict(), {0: 0, **matching.labels}, (classes, len(categories.names)))
     detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+
+
+def _tell_of_predictors(matching: Matching, categories: Categories, source: str) -> None:
+    if matching.is_complete:
+        log.info("%s has the data's categories under other labels: its predictors are rearranged", source)
+        return
+    kept = some(tuple(categories.names[label] for label in matching.labels)) or "nothing"
+    afresh, differs = some(matching.unknown) or "nothing", matching.told("the data", source)
+    log.info("%s: predictors keep what they know of %s; they start afresh for %s", differs, kept, afresh)
 
 
 def evaluated_categories(known: Categories, data: Categories, source: str) -> Categories:
