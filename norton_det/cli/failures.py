@@ -24,7 +24,9 @@ def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     text = str(error)
     if _WORKER_DIED in text or "shared memory" in text:  # torch raises it wherever the signal of the death finds us
         way_on = "data.workers=0 needs none" if "shared memory" in text or "Bus error" in text else ""
-        why = f"; shared memory (/dev/shm) may be full: enlarge it (docker run --shm-size), {way_on}" if way_on else ""
+        why = (
+            f"; shared memory (/dev/shm) may be full: enlarge it (docker run --shm-size), {way_on}" if way_on else ""
+        )
         first = text.splitlines()[0]
         return f"a process that reads images died{why}; --resume goes on from the last checkpoint ({first})"
     if isinstance(error, OSError) and error.strerror:

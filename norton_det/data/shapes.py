@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from norton_det import opencv as cv2
 from norton_det.data.backgrounds import background, lit
 from norton_det.data.figures import FIGURES, Figure, crowd
 from norton_det.keypoints import COCO_KEYPOINTS
