@@ -2,7 +2,7 @@
 
 import errno
 import re
-import tempfile
+from tempfile import gettempdir
 
 import torch
 
@@ -12,26 +12,22 @@ _NO_MEMORY = re.compile(
     "out of memory|not enough memory|can.t allocate memory|bad[ _]alloc|_ALLOC_FAILED|insufficient memory", re.I
 )
 _AMOUNT = re.compile(r"(?:tried to|unable to|failed to) allocate ([\d.,]+ ?\w+)", re.I)
-_WORKER_DIED = "DataLoader worker (pid"
 
 
 def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     """Tell what went wrong; None where it is a fault of the program, whose traceback is worth more."""
-    if _is_lack_of_memory(error):
-        amount = _AMOUNT.search(str(error))
-        asked = f" ({amount[1]} more were asked for)" if amount else ""
-        return f"{_owner(error)} memory is not enough{asked}: {less_memory}"
     text = str(error)
-    if _WORKER_DIED in text or "shared memory" in text:  # torch raises it wherever the signal of the death finds us
-        way_on = "data.workers=0 needs none" if "shared memory" in text or "Bus error" in text else ""
-        why = (
-            f"; shared memory (/dev/shm) may be full: enlarge it (docker run --shm-size), {way_on}" if way_on else ""
-        )
-        first = text.splitlines()[0]
-        return f"a process that reads images died{why}; --resume goes on from the last checkpoint ({first})"
-    if isinstance(error, OSError) and error.strerror:
-        where = error.filename or f"a file of this run, or of the temporary folder {tempfile.gettempdir()} (TMPDIR)"
-        return f"{where}: {error.strerror}"
+    if _is_lack_of_memory(error):
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text
+        amount = _AMOUNT.search(text)
+        asked = f" ({amount[1]} more were asked for)" if amount else ""
+        return f"{'the GPU' if on_gpu else 'this machine'} has not enough memory{asked}: {less_memory}"
+    if text.startswith("DataLoader worker (pid"):  # torch raises it wherever the signal of the death finds us
+        return f"a process that reads images died; --resume goes on from the last checkpoint ({text})"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = error.filename or f"a file of this run, or one in the temporary folder (TMPDIR: {gettempdir()})"
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        return f"{where}: {'a file stands where a folder is needed' if in_the_way else error.strerror}"
     return text if isinstance(error, ValueError | OSError | FloatingPointError) else None
 
 
@@ -41,8 +37,3 @@ def _is_lack_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return not isinstance(error, ValueError) and bool(_NO_MEMORY.search(str(error)))
-
-
-def _owner(error: Exception) -> str:
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) or "CUBLAS" in str(error)
-    return "the GPU's" if on_gpu else "this machine's"

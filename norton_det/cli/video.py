@@ -26,6 +26,7 @@ LEAST_SIZE = 32
 """Pixels."""
 RECENT = 15
 """Frames whose median latency is shown."""
+LESS_MEMORY = "lower --size, or play a smaller video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
