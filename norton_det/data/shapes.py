@@ -138,7 +138,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, progress: "tqd
         file_name = f"{image_id:012d}.jpg"
         path = folder / split / file_name
         if not cv2.imwrite(str(path), scene.image[..., ::-1].copy(), [cv2.IMWRITE_JPEG_QUALITY, 90]):
-            raise OSError(f"cannot write {path}")
+            raise OSError(f"cannot write {path}; is the disk full?")
         height, width = scene.image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, "license": 1})
         for annotation in scene.annotations:
