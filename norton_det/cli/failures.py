@@ -24,6 +24,8 @@ def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
         return f"{'the GPU' if on_gpu else 'this machine'} has not enough memory{asked}: {less_memory}"
     if text.startswith("DataLoader worker (pid"):  # torch raises it wherever the signal of the death finds us
         return f"a process that reads images died; --resume goes on from the last checkpoint ({text})"
+    if isinstance(error, BrokenPipeError):
+        return f"whoever read the output, or a process that worked with this one, is gone ({text})"
     if isinstance(error, OSError) and error.errno is not None:
         where = error.filename or f"a file of this run, or one in the temporary folder (TMPDIR: {gettempdir()})"
         in_the_way = isinstance(error, FileExistsError | NotADirectoryError)

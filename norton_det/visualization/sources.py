@@ -37,7 +37,7 @@ class Video:
             raise ValueError(f"no video file {source!r}")
         try:
             self._container = av.open(
-                source,
+                source if is_address else os.path.abspath(source),  # as FFmpeg takes 12:30.mp4 for an address
                 timeout=PATIENCE if is_address else None,
                 options={"rtsp_transport": "tcp"} if source.startswith("rtsp") else {},
             )

@@ -83,7 +83,7 @@ class VideoFile:
         self._path, self._rate = path, Fraction(frame_rate).limit_denominator(1001)
         self._tick = CLOCK if is_live else 1 / self._rate
         self._is_live = is_live
-        self._unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
+        self._unfinished = path.absolute().with_name(f".{path.stem}.unfinished.mp4")
         self._writing: tuple[av.container.OutputContainer, av.VideoStream] | None = None
 
     def show(self, frame: Tensor) -> bool:

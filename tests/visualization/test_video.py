@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import av
 import cv2
@@ -223,8 +224,9 @@ def test_live_frames_are_shown_when_they_came(tmp_path):
     assert last - first >= 0.4
 
 
-def test_a_frame_of_odd_sides_is_cut_to_even_ones(tmp_path):
-    path = tmp_path / "odd.mp4"
+def test_a_frame_of_odd_sides_is_cut_to_even_ones_and_a_colon_is_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("12:30.mp4")
     with open_screen(path, Fraction(30000, 1001)) as screen:
         screen.show(plain_frame(200, 20, 20, (63, 95)))
     [found] = Video(path)
