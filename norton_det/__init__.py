@@ -1,6 +1,9 @@
 """NORTON for detectors: filter decomposition and pruning of detectors on ResNets."""
 
+import os
 from importlib.metadata import version
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, which then leaves waiting cores to others
 
 from norton_det.api import (
     agreement,

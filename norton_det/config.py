@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -25,11 +25,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder; `~` at its start is the home folder."""
+
+
 class CustomDataset(_Section):
     """A dataset in COCO format: its image folder and its annotation JSON."""
 
-    images: str
-    annotations: str
+    images: PathText
+    annotations: PathText
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -58,17 +62,17 @@ class ModelConfig(_Section):
         "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
     ] = "resnet50"  # fmt: skip
     """What the detector stands on; weights from a file bring their own."""
-    plan: str | dict[str, Any] = "none"
+    plan: PathText | dict[str, Any] = "none"
     """`none` (dense), a preset, a plan file, or a mapping (notation and rank; ranks and rates)."""
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Multiplies every channel width of the body."""
-    backbone_weights: str = "none"
+    backbone_weights: PathText = "none"
     """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
-    weights: str = "none"
+    weights: PathText = "none"
     """A detector's weights to fine-tune or evaluate, or `none`."""
     recover_images: Annotated[int, Field(ge=0)] = 0
     """How many training images a network that is compressed at the start is restored on before the first step."""
-    teacher: str = "none"
+    teacher: PathText = "none"
     """The weights of the dense detector whose pyramid the features are to follow in training, or `none`."""
     norm_eps: Annotated[Annotated[float, Field(ge=0)] | None, NoneByName] = None
     """The eps of frozen BatchNorm in a file of `weights` that does not say it; `none`: torchvision's for its kind."""
@@ -155,7 +159,7 @@ class TestConfig(_Section):
 class Config(_Section):
     """Everything a run needs."""
 
-    output_dir: str = "output/run"
+    output_dir: PathText = "output/run"
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
@@ -197,7 +201,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def find_config(config: str | Path) -> Path:
     """The file that a path or a name in configs/ stands for; ValueError with the nearest name otherwise."""
-    path = Path(config)
+    path = Path(config).expanduser()
     if path.is_file():
         return path
     folder = configs_folder()
@@ -225,7 +229,7 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    parent = path.parent / str(base)
+    parent = path.parent / os.path.expanduser(str(base))
     if not os.path.isfile(parent):  # also where it is too long for a name
         raise ValueError(f"{path}: its base {str(base)!r} is no file beside it")
     return _merge(_read_with_bases(parent, (*children, path.resolve())), values)

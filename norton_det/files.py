@@ -17,7 +17,8 @@ import torch
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` on success and removed on failure.
 
-    It has the suffix of `path`, for writers that choose the format by it. Missing folders are made.
+    It has the suffix of `path`, for writers that choose the format by it. Missing folders are made. An OSError of a
+    writer that does not say which file it meant names `path`.
 
         with atomic_path(Path("model.pth")) as temporary:
             torch.save(weights, temporary)
@@ -27,6 +28,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,14 +48,13 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
     Raises OSError, which names the path, where it cannot be written, as on a full disk.
     """
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the file's error
-        if not isinstance(cause, OSError):
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's writer hides the file's error
+                raise error.__context__ from None
             raise
-        raise OSError(f"cannot write {path}: {cause.strerror or cause}") from None
 
 
 def load_tensors(path: str | Path) -> Any:

@@ -107,6 +107,16 @@ def test_every_package_is_listed():
     assert found == {name for name in listed if ".configs" not in name}
 
 
-def test_import_brings_no_window_or_plot_library():
-    code = "import sys, norton_det; print([name for name in ('cv2', 'matplotlib') if name in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+@pytest.mark.parametrize(
+    ("policy", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")], ids=["unset", "set"]
+)
+def test_import_brings_no_library_of_windows_or_plots_and_leaves_cores_that_it_waits_on(policy, expected):
+    code = (
+        "import os, sys; from importlib import import_module; from norton_det.cli.main import COMMANDS;"
+        "print('cv2' in sys.modules, 'matplotlib' in sys.modules, os.environ['OMP_WAIT_POLICY']);"
+        "[import_module('norton_det.cli.' + name.replace('-', '_')) for name in COMMANDS];"
+        "print('cv2' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | policy
+    told = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert told.split() == ["False", "False", expected, "False"]

@@ -10,6 +10,8 @@ from norton_det.builders.detector import random_pair
 from norton_det.config import load_config
 from norton_det.files import write_json
 
+LESS_MEMORY = "lower --input-size"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""

@@ -21,6 +21,8 @@ from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights, weights_name
 from norton_det.visualization.plots import save_latency_plot
 
+LESS_MEMORY = "lower --batch, --input-size or model.min_size, or measure fewer models and treatments at a time"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""

@@ -16,6 +16,7 @@ from norton_det.models.weights import read_weights
 from norton_det.visualization.decomposition_plot import save_decomposition_plot
 
 _LAYERS = ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2"]
+LESS_MEMORY = "lower --input-size, or compare fewer --layers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from norton_det.models.persistence import model_from_weights, origin_of, save_we
 from norton_det.models.weights import read_dense_weights
 
 log = logging.getLogger(__name__)
+LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights
 
 log = logging.getLogger(__name__)
+LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from norton_det.models.precision import PRECISIONS
 from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
+LESS_MEMORY = "lower --batch-size, --image-size or --workers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,8 @@ from norton_det.report.explanations import (
 from norton_det.report.gradcam import Subject, choose_subject, explain
 from norton_det.visualization.heat_grid import save_heat_grid
 
+LESS_MEMORY = "give it smaller --images, or fewer (--image-count, --restore-count)"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""

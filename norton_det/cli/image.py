@@ -19,7 +19,7 @@ from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import named_results
 from norton_det.files import write_json
 from norton_det.visualization.draw import draw_predictions
-from norton_det.visualization.video import Window, silence_opencv
+from norton_det.visualization.window import Window
 
 log = logging.getLogger(__name__)
 LONGEST = 1333
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> None:
     if weights is None:
         raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
     paths = find_inputs(args.input)
-    silence_opencv()
     window = None if args.output else Window("norton_det")
     detector: Any = load_detector(weights).to(device).eval()
     names = picture_names(paths)

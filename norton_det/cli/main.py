@@ -2,12 +2,16 @@
 
 import argparse
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
 from tqdm import tqdm
+
+from norton_det.cli.failures import LESS_MEMORY, explain
 
 COMMANDS = {
     "train": "train and evaluate a detector",
@@ -58,24 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
     try:
-        command.run(parser.parse_intermixed_args(words[1:]))
-    except OSError as error:
-        return _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (ValueError, FloatingPointError) as error:
-        return _fail(name, str(error))
-    except RuntimeError as error:  # torch raises this one wherever the signal of a worker's death finds the process
-        if not str(error).startswith("DataLoader worker (pid"):
+        command.run(parser.parse_intermixed_args([_at_home(word) for word in words[1:]]))
+    except Exception as error:
+        told = explain(error, getattr(command, "LESS_MEMORY", LESS_MEMORY))
+        if told is None:
             raise
-        return _fail(name, f"a process that reads images died; --resume goes on from the last checkpoint ({error})")
+        print(f"norton-det {name}: {' '.join(told.split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"norton-det {name}: stopped", file=sys.stderr)
         return 130
     return 0
 
 
-def _fail(name: str, message: str) -> int:
-    print(f"norton-det {name}: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _at_home(word: str) -> str:
+    """The word with `~` at its start, or at that of what follows `--option=` or `key=`, as the home folder."""
+    name, value = re.fullmatch(r"([\w.-]+=)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return name + os.path.expanduser(value)
 
 
 def launch(name: str) -> None:

@@ -15,6 +15,8 @@ from norton_det.models.channels import Body, read_body
 from norton_det.models.persistence import model_from_weights
 from norton_det.models.weights import read_dense_weights
 
+LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""

@@ -44,6 +44,7 @@ from norton_det.models.channels import DETECTOR_BODY
 from norton_det.models.persistence import describe, origin_of, save_weights
 
 log = logging.getLogger(__name__)
+LESS_MEMORY = "lower train.batch_size, model.min_size, model.max_size or data.workers, or raise train.accumulation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

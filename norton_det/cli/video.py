@@ -19,12 +19,14 @@ from norton_det.deploy.demo import COCO_FRAMES, Treatment, compressed_coco, demo
 from norton_det.deploy.optimize import Runtime
 from norton_det.engine.distributed import find_device
 from norton_det.visualization.comparison import detect, draw_found, summarise
-from norton_det.visualization.video import VideoSource, ahead, open_screen, silence_opencv
+from norton_det.visualization.sources import Camera, Video
+from norton_det.visualization.video import ahead, open_screen
 
 LEAST_SIZE = 32
 """Pixels."""
 RECENT = 15
 """Frames whose median latency is shown."""
+LESS_MEMORY = "lower --size, or play a smaller video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--webcam", nargs="?", const=0, type=int, metavar="INDEX", help="a camera, the first by default"
     )
-    source.add_argument("--video-input", type=Path, help="a video file (default: a drawn clip)")
+    source.add_argument(
+        "--video-input", metavar="FILE", help="a video file, or an address (http, rtsp) (default: a drawn clip)"
+    )
     parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window (q: quit)")
     parser.add_argument(
         "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
@@ -55,11 +59,10 @@ def run(args: argparse.Namespace) -> None:
     if args.output and args.output.suffix.lower() != ".mp4":
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
-    silence_opencv()
     device = find_device(args.device)
     weights = find_weights(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
-    with open_screen(args.output, frame_rate) as screen:
+    with open_screen(args.output, frame_rate, is_live) as screen:
         first = list(itertools.islice(frames, 1 if weights else COCO_FRAMES))
         detectors = demo_detectors(
             weights or compressed_coco(first),
@@ -90,5 +93,5 @@ def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, boo
     """Frames, their rate a second, and whether they are live."""
     if args.webcam is None and args.video_input is None:
         return drawn_clip(), FRAME_RATE, False
-    source = VideoSource(args.video_input if args.webcam is None else args.webcam)
+    source = Video(args.video_input) if args.webcam is None else Camera(args.webcam)
     return iter(source), source.frame_rate, source.is_live

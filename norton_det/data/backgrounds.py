@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from norton_det import opencv as cv2
 from norton_det.data.figures import Colour, colour_from_hsv, ellipse
 
 Plane = npt.NDArray[np.float32]
@@ -59,7 +59,8 @@ def _blobs(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
     cells = int(rng.integers(5, 20))
     coarse = rng.uniform(-1.5, 1.5, (cells, cells))
     height, width = x.shape
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    blobs: Plane = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return blobs
 
 
 def _plain(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:

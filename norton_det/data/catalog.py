@@ -66,7 +66,7 @@ class DatasetFiles:
 
 def datasets_root() -> Path:
     """The folder that holds the datasets: `NORTON_DATASETS`, by default `datasets`."""
-    return Path(os.environ.get("NORTON_DATASETS") or "datasets")
+    return Path(os.environ.get("NORTON_DATASETS") or "datasets").expanduser()
 
 
 def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:

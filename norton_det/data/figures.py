@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+
+from norton_det import opencv as cv2
 
 Points = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]

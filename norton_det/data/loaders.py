@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from norton_det.data.coco import CocoDataset
 from norton_det.data.images import DamagedImageError
@@ -220,7 +221,7 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
         sampler=batches,
         batch_size=None,  # they are batches already
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_handed_over,
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         # fork: the dataset's arrays stay shared with the workers instead of being copied to each
@@ -230,7 +231,22 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _handed_over(batch: Any) -> Any:
+    """A batch in the memory that a loading process shares with the main one; where that is full, the error.
+
+    torch does the same, but in a thread whose errors nobody hears: the main process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        for tensor in tree_leaves(batch):
+            if isinstance(tensor, Tensor):
+                tensor.share_memory_()
+    except RuntimeError as error:
+        return OSError(
+            "a batch of images does not fit into the shared memory (/dev/shm): enlarge it (docker run --shm-size),"
+            f" or load without other processes (data.workers=0) ({error})"
+        )
     return batch
 
 

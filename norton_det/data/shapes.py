@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from norton_det import opencv as cv2
 from norton_det.data.backgrounds import background, lit
 from norton_det.data.figures import FIGURES, Figure, crowd
 from norton_det.keypoints import COCO_KEYPOINTS
@@ -138,7 +138,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, progress: "tqd
         file_name = f"{image_id:012d}.jpg"
         path = folder / split / file_name
         if not cv2.imwrite(str(path), scene.image[..., ::-1].copy(), [cv2.IMWRITE_JPEG_QUALITY, 90]):
-            raise OSError(f"cannot write {path}")
+            raise OSError(f"cannot write {path}; is the disk full?")
         height, width = scene.image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height, "license": 1})
         for annotation in scene.annotations:

@@ -83,12 +83,17 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor]) -> Any:
 
 
 def save_openvino(model: Any, path: Path) -> None:
-    """Write `path` (.xml) and its weights beside it (.bin), the .xml last."""
+    """Write `path` (.xml) and its weights beside it (.bin), the .xml last. Raises OSError where the disk is full."""
     import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        openvino.save_model(model, temporary, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, temporary, compress_to_fp16=False)
+        except RuntimeError as error:
+            if "iostream" not in str(error):
+                raise
+            raise OSError(f"cannot write {path}: is the disk full? ({error})") from None
         for suffix in (".bin", ".xml"):
             temporary.with_suffix(suffix).replace(path.with_suffix(suffix))
 

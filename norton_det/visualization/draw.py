@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from norton_det import opencv as cv2
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 Picture = npt.NDArray[np.uint8]

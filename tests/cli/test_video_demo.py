@@ -23,7 +23,7 @@ from norton_det.deploy.demo import DemoDetector, Treatment
 from norton_det.models.settings import write_settings
 from norton_det.models.weights import read_weights
 from norton_det.visualization import comparison
-from norton_det.visualization.video import VideoSource
+from norton_det.visualization.sources import Video
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_drawn_clip_is_shown_with_the_frame_rate(folder, empty_place, capsys):
     assert play("--weights", folder / "small.pth", "--output", "clip.mp4") == 0
     told = capsys.readouterr().out
     assert re.search(r"3 frames, [\d.]+ frames/s from end to end\ncompressed: median [\d.]+ ms, p95 [\d.]+ ms", told)
-    frames = list(VideoSource(empty_place / "clip.mp4"))
+    frames = list(Video(empty_place / "clip.mp4"))
     assert len(frames) == 3
     assert frames[0].shape[2] == next(drawn_clip(1)).shape[2]
 
@@ -67,7 +67,7 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
     told = capsys.readouterr().out
     assert 0 < told.index("dense: median") < told.index("compressed: median")
     assert re.search(r"^speed-up: [\d.]+x$", told, re.MULTILINE)
-    assert next(iter(VideoSource(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
+    assert next(iter(Video(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_a_video_that_can_be_played(folder, empty_place, monkeypat
 
     monkeypatch.setattr(video, "draw_found", interrupted)
     assert play("--weights", folder / "small.pth", "--output", "clip.mp4", frames=100) == 0
-    assert len(list(VideoSource(empty_place / "clip.mp4"))) == 2
+    assert len(list(Video(empty_place / "clip.mp4"))) == 2
     assert "3 frames" in capsys.readouterr().out
 
 
@@ -257,7 +257,7 @@ class Camera:
 
 def test_a_camera_is_shown_until_it_is_unplugged(folder, empty_place, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("norton_det.visualization.video.cv2.VideoCapture", Camera)
+        patch.setattr("norton_det.visualization.sources.cv2.VideoCapture", Camera)
         patch.setattr("norton_det.visualization.video.VideoFile.close", lambda self: None)
         assert play("--weights", folder / "small.pth", "--webcam", "1", "--output", "clip.mp4", frames=100) == 0
     assert re.match(r"[1-5] frames", capsys.readouterr().out)
@@ -268,7 +268,10 @@ def test_of_a_damaged_video_nothing_but_our_line_is_printed(folder, empty_place)
     words = ["video", "--weights", str(folder / "small.pth"), "--video-input", "cut.mp4", "--output", "clip.mp4"]
     code = f"from norton_det.cli.main import main; raise SystemExit(main({words}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "norton-det video: cut.mp4: not a video that can be read\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "norton-det video: cut.mp4: not a video that can be read (Invalid data found when processing input)\n",
+    )
 
 
 @pytest.mark.parametrize(

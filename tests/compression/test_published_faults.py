@@ -27,7 +27,7 @@ from norton_det.models.channels import read_body
 from norton_det.ops.cp import CPFactors, decompose_filters
 from norton_det.ops.similarity import greedy_selection, pabs_distances
 from norton_det.visualization.draw import draw_predictions
-from norton_det.visualization.video import VideoSource
+from norton_det.visualization.sources import Video
 
 ROOT = Path(__file__).parents[2]
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -157,7 +157,7 @@ def test_a_video_is_read_as_rgb(tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
     writer.write(red.flip(0).permute(1, 2, 0).contiguous().numpy())  # OpenCV takes BGR
     writer.release()
-    (frame,) = VideoSource(tmp_path / "red.avi")
+    (frame,) = Video(tmp_path / "red.avi")
     assert frame.shape == red.shape
     assert (frame.int() - red.int()).abs().max() < 12
 

@@ -222,6 +222,19 @@ def test_evaluation_stops_at_an_image_that_is_damaged_or_gone(files: DatasetFile
         next(iter(evaluation_loader(read(files, training=False), batch_size=2, workers=workers)))
 
 
+def test_a_batch_that_shared_memory_has_no_room_for_ends_the_reading(
+    files: DatasetFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    dataset = read(files, training=False)
+    assert len(list(evaluation_loader(dataset, batch_size=2, workers=0))) > 0
+    with pytest.raises(OSError, match=r"--shm-size.*data\.workers=0"):
+        list(evaluation_loader(dataset, batch_size=2, workers=1))
+
+
 def test_epoch_length(files: DatasetFiles) -> None:
     dataset = read(files, training=True)
     assert [epoch_length(dataset, images) for images in (1, 4, 11, 12)] == [11, 2, 1, 1]

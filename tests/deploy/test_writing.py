@@ -6,6 +6,7 @@ from clear import CATEGORIES, assert_same_detections, clear_detector, detect, pi
 
 import norton_det
 from norton_det.deploy import export
+from norton_det.deploy.openvino import save_openvino
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -56,4 +57,14 @@ def test_a_file_that_differs_from_torch_is_not_written(detector, tmp_path, monke
 def test_what_cannot_be_written_is_said(name, precision, images, message, detector, tmp_path):
     with pytest.raises(ValueError, match=message):
         norton_det.export(detector, tmp_path / name, [torch.rand(3, 60, 80)] * images, precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_an_openvino_file_is_named(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's words for it
+
+    monkeypatch.setattr("openvino.save_model", full)
+    with pytest.raises(OSError, match=r"model\.xml: is the disk full\?"):
+        save_openvino(None, tmp_path / "model.xml")
     assert list(tmp_path.iterdir()) == []

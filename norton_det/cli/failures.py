@@ -1,0 +1,41 @@
+"""What ends a command in one line: what a user can get wrong, and what a machine may lack."""
+
+import errno
+import re
+from tempfile import gettempdir
+
+import torch
+
+LESS_MEMORY = "give it smaller images, or fewer at a time"
+"""What to do where memory is short; a command module that knows better has a text of this name."""
+_NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can.t allocate memory|bad[ _]alloc|_ALLOC_FAILED|insufficient memory", re.I
+)
+_AMOUNT = re.compile(r"(?:tried to|unable to|failed to) allocate ([\d.,]+ ?\w+)", re.I)
+
+
+def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
+    """Tell what went wrong; None where it is a fault of the program, whose traceback is worth more."""
+    text = str(error)
+    if _is_lack_of_memory(error):
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text
+        amount = _AMOUNT.search(text)
+        asked = f" ({amount[1]} more were asked for)" if amount else ""
+        return f"{'the GPU' if on_gpu else 'this machine'} has not enough memory{asked}: {less_memory}"
+    if text.startswith("DataLoader worker (pid"):  # torch raises it wherever the signal of the death finds us
+        return f"a process that reads images died; --resume goes on from the last checkpoint ({text})"
+    if isinstance(error, BrokenPipeError):
+        return f"whoever read the output, or a process that worked with this one, is gone ({text})"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = error.filename or f"a file of this run, or one in the temporary folder (TMPDIR: {gettempdir()})"
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        return f"{where}: {'a file stands where a folder is needed' if in_the_way else error.strerror}"
+    return text if isinstance(error, ValueError | OSError | FloatingPointError) else None
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return not isinstance(error, ValueError) and bool(_NO_MEMORY.search(str(error)))
