@@ -23,6 +23,7 @@ from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import REFERENCE_BATCH, build_optimizer, build_schedule, scaled_lr
+from norton_det.engine.resuming import Contents
 from norton_det.engine.trainer import TrainingRun
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.models.norms import warn_of_small_batches
@@ -32,9 +33,16 @@ log = logging.getLogger(__name__)
 
 
 def build_training(
-    config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
+    config: Config,
+    built: BuiltModel,
+    files: DatasetFiles,
+    categories: Categories,
+    device: torch.device,
+    contents: Contents | None = None,
 ) -> tuple[TrainingRun, CocoDataset]:
     """The training run of a configuration, its model on `device`, and the dataset that it reads.
+
+    Its checkpoints say `contents`, what it belongs to.
 
     Raises ValueError as `images_per_pass`, `build_teacher` and `CocoDataset` do.
     """
@@ -44,6 +52,7 @@ def build_training(
     dataset = build_training_dataset(config, files, categories)
     teacher = build_teacher(config, built.model)
     model: nn.Module = built.model.to(device)
+    distributed.wait_for_all()  # the main process may have restored for hours
     distributed.share(model.state_dict().values())
     built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
@@ -58,8 +67,8 @@ def build_training(
     full = max(1, round(train.epochs * epoch_length(dataset, train.batch_size)))
     iterations = train.max_iterations or full
     schedule = build_schedule(
-        optimizer,
         train.schedule,
+        lr=lr,
         iterations=iterations,
         warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
         milestones=[milestone / train.epochs for milestone in train.milestones],
@@ -79,7 +88,7 @@ def build_training(
         iterations=iterations,
         images_per_step=train.batch_size,
         checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
-        description=lambda: built.description(config),
+        description=lambda: {**built.description(config), "contents": dict(contents or {})},
         checkpoint_period=train.checkpoint_period,
         log_period=train.log_period,
         seed=config.seed,

@@ -7,7 +7,6 @@ Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps,
 
 import copy
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from norton_det.compression.compress import CompressionReport, PartReport, compr
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.saliency import Criterion
-from norton_det.files import load_tensors, save_tensors
+from norton_det.files import free_path, load_tensors, save_tensors, to_json
 from norton_det.models.channels import read_body
 from norton_det.models.parts import regions
 from norton_det.models.weights import load_state
@@ -148,7 +147,8 @@ def _key(
     compressed: nn.Module, dense: nn.Module, images: Sequence[Tensor], kept: Mapping[str, Sequence[int]] | None
 ) -> str:
     """A digest of all that decides what a recovery gives: both networks' tensors, the channels, and the images."""
-    digest = hashlib.sha256(json.dumps({k: list(v) for k, v in (kept or {}).items()}, sort_keys=True).encode())
+    channels = sorted((group, list(indices)) for group, indices in (kept or {}).items())
+    digest = hashlib.sha256(to_json(channels).encode())
 
     def add(name: str, tensor: Tensor) -> None:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -159,7 +159,7 @@ def _key(
             add(name, tensor)
     paths: Sequence[Path] | None = getattr(images, "paths", None)
     for path in paths or ():
-        digest.update(f"{path} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes())
     for index in range(len(images) if paths is None else 0):
         add(str(index), images[index])
     return digest.hexdigest()
@@ -209,7 +209,8 @@ class _Run:
         try:
             content = load_tensors(checkpoint)
             if content["key"] != self._key:
-                log.warning("%s is of another recovery: this one starts afresh", checkpoint)
+                kept = checkpoint.rename(free_path(checkpoint))
+                log.warning("%s is of another recovery: this one starts afresh; kept: %s", checkpoint, kept)
                 return
             load_state(self.student, content["model"], str(checkpoint))
             self._finished = {values[0]: PartReport(*values) for values in content["parts"]}

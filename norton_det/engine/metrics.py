@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from norton_det.engine import distributed
+from norton_det.files import to_json
 
 
 class MetricsWriter:
@@ -46,7 +47,7 @@ class MetricsWriter:
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         """Write the numbers of an iteration and show the loss and the learning rate."""
-        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self._file.write(to_json({"iteration": iteration, **values}) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():

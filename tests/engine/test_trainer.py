@@ -25,7 +25,7 @@ def make_run(folder, iterations=12, period=4, **changes):
         model=model,
         losses=lambda model, batch: {"fit": (model(batch[0]) - batch[1]).square().mean()},
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, "cosine", iterations=iterations, warmup=2),
+        schedule=build_schedule("cosine", lr=0.05, iterations=iterations, warmup=2),
         iterations=iterations,
         images_per_step=16,
         checkpoints=CheckpointFolder(folder / "checkpoints"),
