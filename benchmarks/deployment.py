@@ -1,4 +1,4 @@
-"""The table of docs/benchmarks.md: three detectors, dense, norton and norton-all, in every treatment.
+"""The table of docs/benchmarks.md: five detectors, dense, norton and norton-all, in every treatment.
 
     python benchmarks/deployment.py --machine NAME [--image photo.jpg] [--batch 1] [--runs 5] [--detectors mask_rcnn]
 
@@ -27,7 +27,13 @@ PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
 RESULTS = PAGE.parent / "benchmarks"
 PLANS = ("norton-77", "norton-77-all")
 PROPOSALS = 200
-TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "keypoint_rcnn": "Keypoint R-CNN"}
+TITLES = {
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "keypoint_rcnn": "Keypoint R-CNN",
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+}
 HEAD = """# Speed
 
 Made by `python benchmarks/deployment.py --machine NAME`. Random weights, the same work for all models: proposals are
@@ -175,8 +181,9 @@ def main() -> None:
         words += ["--batch", str(arguments.batch)]
         if norton_det([*words, *options, "--json", str(output)]):
             raise SystemExit(2)
-        fewer = time_fewer_proposals(name, [image] * arguments.batch, int(arguments.runs))
-        write_json(output, json.loads(output.read_text()) | {"fewer": fewer})
+        if name.endswith("rcnn"):
+            fewer = time_fewer_proposals(name, [image] * arguments.batch, int(arguments.runs))
+            write_json(output, json.loads(output.read_text()) | {"fewer": fewer})
     sections = [machine_section(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
     if (accuracy := RESULTS / "accuracy.json").exists():
         sections.append(accuracy_section(json.loads(accuracy.read_text())))

@@ -10,8 +10,8 @@ from torchvision.models import ResNet
 from norton_det.analysis.complexity import count_detector
 from norton_det.analysis.latency import detector_latency
 from norton_det.compression.building import build_network
-from norton_det.compression.compress import CompressionReport, check_dense
-from norton_det.compression.plan import PlanLike, load_plan
+from norton_det.compression.compress import CompressionReport
+from norton_det.compression.plan import PlanLike
 from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.search.plan_search import search_plan
@@ -61,7 +61,7 @@ def compress(
         >>> sum(p.numel() for p in compressed.parameters())
         5885736
     """
-    return compress_and_recover(model, load_plan(plan, check_dense(model), rank), images, criterion)
+    return compress_and_recover(model, plan, images, criterion, rank=rank)
 
 
 def build_detector(

@@ -11,8 +11,9 @@ from norton_det.builders.training import build_training, images_per_pass
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles, read_categories
 from norton_det.data.shapes import write_shapes
-from norton_det.models.parts import class_count
-from norton_det.models.persistence import origin_of, save_weights, structure_of
+from norton_det.models.categories import class_count
+from norton_det.models.persistence import origin_of, save_weights
+from norton_det.models.recognise import structure_of
 from norton_det.models.settings import read_settings, write_settings
 from norton_det.models.structure import BODIES
 

@@ -6,9 +6,9 @@ from detectors import kind_name
 from norton_det.builders.resolve import configure, resolve_plan, resolve_structure
 from norton_det.compression.compress import apply_structure
 from norton_det.config import Config, ModelConfig, configs_folder, load_config
-from norton_det.models.channels import read_body
 from norton_det.models.parts import PARTS, part_layers
-from norton_det.models.persistence import describe, structure_of
+from norton_det.models.persistence import describe
+from norton_det.models.recognise import structure_of
 from norton_det.models.slicing import scale_body
 from norton_det.models.structure import BODIES, KINDS, template
 
@@ -40,7 +40,7 @@ def test_config_loads_and_its_plan_fits_its_detector(path):
     detector = scale_body(template(resolve_structure(config, classes)), config.model.width)
     configure(detector, config)
     layers = {part: part_layers(detector, part) for part in PARTS}
-    plan = resolve_plan(config, read_body(detector))
+    plan = resolve_plan(config)
     if plan:
         apply_structure(detector, plan)
     factorised = {name.rpartition(".")[0] for name, _ in detector.named_parameters() if name.endswith(".channel")}

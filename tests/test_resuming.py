@@ -69,9 +69,7 @@ def test_files_are_told_by_what_they_hold(tmp_path):
     )
     assert set(one) == {"model.teacher", "data.train"}
     assert resumed(["model.teacher=one.pth"], ["model.teacher=copy.pth"], one, copy) == one
-    with pytest.raises(
-        ValueError, match=r"model\.teacher was another file when the run began than"
-    ):
+    with pytest.raises(ValueError, match=r"model\.teacher was another file when the run began than"):
         resumed(["model.teacher=one.pth"], ["model.teacher=one.pth"], one, other)
     gone = {"data.train": one["data.train"]}
     assert resumed(["model.teacher=one.pth"], ["model.teacher=one.pth"], one, gone) == one

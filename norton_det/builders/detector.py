@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from norton_det.builders.resolve import (
     configure,
@@ -20,7 +19,7 @@ from norton_det.builders.resolve import (
 )
 from norton_det.compression.building import build_around, build_network
 from norton_det.compression.compress import CompressionReport
-from norton_det.compression.plan import CompressionPlan, PlanLike, load_plan
+from norton_det.compression.plan import PlanLike
 from norton_det.compression.recover import compress_and_recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
@@ -28,9 +27,11 @@ from norton_det.data.images import ImageFiles, find_images
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.models.categories import keypoint_count
 from norton_det.models.channels import read_body
+from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
-from norton_det.models.parts import keypoint_count, regions
+from norton_det.models.parts import regions
 from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
 from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor, replace_predictors
 from norton_det.models.settings import read_settings
@@ -126,7 +127,7 @@ def _configured(detector: Any, config: Config) -> Any:
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
     detector.to(memory_format=torch.contiguous_format)  # the heads' losses want contiguous outputs
-    detector.backbone.to(memory_format=torch.channels_last)  # faster
+    to_channels_last(detector.backbone)
     return detector
 
 
@@ -187,7 +188,7 @@ def backbone_from_weights(
         log.info("%s is compressed already: its structure is taken", weights.source)
     if weights.is_compressed or plan is None:
         return BuiltModel(network)
-    return _compressed(network, load_plan(plan, read_body(network)), weights, recovery or Recovery())
+    return _compressed(network, plan, weights, recovery or Recovery())
 
 
 def random_pair(config: Config) -> dict[str, Any]:
@@ -197,7 +198,8 @@ def random_pair(config: Config) -> dict[str, Any]:
     A configuration without a plan gives the dense one alone. `model.weights` is not read.
     """
     classes = 2 if resolve_task(config) == "keypoints" else 91
-    plans = {"dense": None, "compressed": config.model.plan} if config.model.plan != "none" else {"dense": None}
+    plan = resolve_plan(config)
+    plans = {"dense": None, **({"compressed": plan} if plan else {})}
     torch.manual_seed(config.seed)
     pair = {}
     for name, plan in plans.items():
@@ -211,14 +213,14 @@ def _from_detector(config: Config, weights: Weights, recovery: Recovery) -> Buil
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltModel(detector)
-    plan = resolve_plan(config, read_body(detector))
+    plan = resolve_plan(config)
     return _compressed(detector, plan, weights, recovery) if plan else BuiltModel(detector)
 
 
 def _from_backbone(
     config: Config, num_classes: int, keypoints: Keypoints, weights: Weights | None, recovery: Recovery
 ) -> BuiltModel:
-    plan = None if config.model.plan == "none" else config.model.plan
+    plan = resolve_plan(config)
     if weights is None:
         structure = resolve_structure(config, num_classes, keypoints=keypoints)
         return BuiltModel(build_network(structure, plan, config.model.width))
@@ -227,16 +229,10 @@ def _from_backbone(
     return BuiltModel(build_around(backbone.model, structure, plan), backbone.report)
 
 
-def _compressed(model: nn.Module, plan: CompressionPlan, weights: Weights, recovery: Recovery) -> BuiltModel:
-    with tqdm(total=len(plan.ranks), desc="compress", disable=not distributed.is_main()) as bar:
-        compressed, report = compress_and_recover(
-            model,
-            plan,
-            recovery.images,
-            device=recovery.device,
-            progress=lambda layer: bar.update(),
-            checkpoint=recovery.unfinished,
-        )
+def _compressed(model: nn.Module, plan: PlanLike, weights: Weights, recovery: Recovery) -> BuiltModel:
+    compressed, report = compress_and_recover(
+        model, plan, recovery.images, device=recovery.device, checkpoint=recovery.unfinished
+    )
     if report.recovery:
         body = read_body(compressed)
         told = {*TOLD, *(body.last_block(stage).name for stage in body.stages)}

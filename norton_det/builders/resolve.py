@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.plan import PlanLike, load_plan
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
-from norton_det.models.channels import Body, read_body
-from norton_det.models.persistence import check_anchors
+from norton_det.models.channels import read_body
+from norton_det.models.rebuild import check_anchors
 from norton_det.models.settings import read_settings, write_settings
 from norton_det.models.structure import KINDS, BodyKind, Structure, default_anchors, named_structure, template
 from norton_det.models.weights import Weights, imagenet_weights, read_weights
@@ -115,16 +115,17 @@ def _anchors(config: Config, own: dict[str, Any]) -> dict[str, Any]:
     return {"sizes": sizes, "aspect_ratios": ratios}
 
 
-def resolve_plan(config: Config, body: Body) -> CompressionPlan | None:
-    """The configured plan for a body; None is dense. Raises ValueError as `load_plan`."""
-    return None if config.model.plan == "none" else load_plan(config.model.plan, body)
+def resolve_plan(config: Config) -> PlanLike | None:
+    """The configured plan; None is dense."""
+    return None if config.model.plan == "none" else config.model.plan
 
 
 def check_plan(config: Config, weights: Weights | None) -> None:
     """Raise ValueError for a plan that the body of `weights` (None: the configured one) cannot have."""
-    if weights is None or not weights.is_compressed:
+    plan = resolve_plan(config)
+    if plan is not None and (weights is None or not weights.is_compressed):
         structure = weights.structure if weights else resolve_structure(config, num_classes=2)
-        resolve_plan(config, read_body(template(structure)))
+        load_plan(plan, read_body(template(structure)))
 
 
 def starting_weights(config: Config) -> Weights | None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from norton_det.cli.options import require_at_least
-from norton_det.compression.compress import CompressionReport, check_dense, planned_ranks
-from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.compress import CompressionReport
 from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.data.catalog import open_images
@@ -48,29 +46,24 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
     require_at_least(args, steps=0, image_count=2)
     dense = model_from_weights(read_dense_weights(args.weights), norm_eps=args.norm_eps)
-    body = check_dense(dense)
-    plan = load_plan(args.plan, body, args.rank)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):
-        write_compressed(args, dense, plan, images)
+        write_compressed(args, dense, images)
 
 
-def write_compressed(
-    args: argparse.Namespace, dense: nn.Module, plan: CompressionPlan, images: Sequence[Tensor]
-) -> None:
+def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequence[Tensor]) -> None:
     """Compress and restore a model, with what is finished kept beside the output until all is."""
     unfinished = args.output.with_suffix(".recovery.pth")
-    with tqdm(total=len(planned_ranks(dense, check_dense(dense), plan)), desc="decompose") as bar:
-        compressed, report = compress_and_recover(
-            dense,
-            plan,
-            images,
-            args.criterion,
-            steps=args.steps,
-            device=find_device("auto"),
-            progress=lambda layer: bar.update(),
-            checkpoint=unfinished,
-        )
+    compressed, report = compress_and_recover(
+        dense,
+        args.plan,
+        images,
+        args.criterion,
+        rank=args.rank,
+        steps=args.steps,
+        device=find_device("auto"),
+        checkpoint=unfinished,
+    )
     origin = replace(origin_of(compressed), dense_weights=str(Path(args.weights).resolve()))
     save_weights(args.output, with_origin(compressed, origin))
     write_json(args.output.with_suffix(".json"), report.to_dict())

@@ -24,6 +24,7 @@ from norton_det.engine.resuming import Rule, check_changes
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier
 from norton_det.files import digest, write_json
+from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.persistence import describe, resnet_from_weights, save_weights
 from norton_det.models.precision import PRECISIONS
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         test = LabelledImages(args.data / "val", training=False, size=args.image_size)
         checkpoint = CheckpointFolder(args.output_dir / "checkpoints").load_newest() if args.resume else None
         network = resumed_network(checkpoint) if checkpoint else starting_network(args, test.classes)
-        network.to(device, memory_format=torch.channels_last)
+        to_channels_last(network.to(device))
         if not args.eval_only:
             finetune(args, network, checkpoint, device)
         share = max(1, args.batch_size // distributed.world_size())

@@ -28,7 +28,7 @@ def build_network(structure: Structure, plan: PlanLike | None = None, width: flo
     """
     network: Any = scale_body(template(structure), width)
     if plan is not None:
-        apply_structure(network, load_plan(plan, read_body(network)))
+        apply_structure(network, plan)
     initialise(network)
     if structure.kind is not None:
         network.categories, network.category_ids = categories_of(network)

@@ -2,14 +2,15 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from norton_det.compression.plan import CompressionPlan, kept_channels
+from norton_det.compression.plan import CompressionPlan, PlanLike, kept_channels, load_plan
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
@@ -61,31 +62,31 @@ class CompressionReport:
 
 def compress(
     model: nn.Module,
-    plan: CompressionPlan,
+    plan: PlanLike,
     criterion: Criterion = "pabs",
-    progress: Callable[[str], object] = lambda layer: None,
+    rank: int | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
     """A compressed copy of a torchvision ResNet, or of a detector with such a body, and the report.
 
     Of a detector the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
+    Plan and rank are as in `load_plan`.
 
-    Frozen BatchNorm becomes trainable BatchNorm with the same statistics. `progress` is told each layer
-    that has been decomposed. Raises ValueError for a model that is not supported or is compressed already, a plan
-    that does not fit it, an unknown criterion, or filters that cannot be decomposed (layer and indices are named).
+    Frozen BatchNorm becomes trainable BatchNorm with the same statistics. Raises ValueError for a model that is not
+    supported or is compressed already, a plan that does not fit it, an unknown criterion, or filters that cannot be
+    decomposed (layer and indices are named).
     """
     body = check_dense(model)
-    plan.check(body)
+    plan = load_plan(plan, body, rank)
     compressed = copy.deepcopy(model)
     unfreeze_batch_norms(compressed)
     ranks = planned_ranks(compressed, body, plan)
     dense_shapes = {name: _weight_shape(compressed, name) for name in dict.fromkeys([*_producers(body), *ranks])}
     errors = {}
-    for name, rank in ranks.items():
+    for name, rank in tqdm(ranks.items(), desc="decompose", disable=not ranks):
         dense = compressed.get_submodule(name)
         factorised = _decomposed(name, dense, rank)
         compressed.set_submodule(name, factorised)
         errors[name] = nmse(dense.weight, factorised.weight)  # type: ignore[arg-type]
-        progress(name)
     kept = {name: _choose(compressed, group, plan, criterion) for name, group in body.groups.items()}
     for name, group in body.groups.items():
         if not group.fixed:
@@ -95,17 +96,17 @@ def compress(
         for name, shape in dense_shapes.items()
     ]
     indices = {name: index.tolist() for name, index in kept.items()}
-    with_origin(compressed, Origin(plan.to_dict(), indices, widths=_widths(body)))
-    return compressed, CompressionReport(tuple(rows), indices)
+    origin = Origin(plan.to_dict(), indices, widths=_widths(body))
+    return with_origin(compressed, origin), CompressionReport(tuple(rows), indices)
 
 
-def apply_structure(model: nn.Module, plan: CompressionPlan) -> nn.Module:
+def apply_structure(model: nn.Module, plan: PlanLike) -> nn.Module:
     """Give a network without numbers, on the meta device, the structure of a plan, in place; returns it.
 
     Raises ValueError as `compress`.
     """
     body = read_body(model)
-    plan.check(body)
+    plan = load_plan(plan, body)
     for name, rank in planned_ranks(model, body, plan).items():
         model.set_submodule(name, factorise_empty(model.get_submodule(name), rank))
     for name, group in body.groups.items():

@@ -9,8 +9,8 @@ import copy
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +21,43 @@ from torchvision.models import ResNet, ResNet50_Weights
 from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
-from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import CompressionReport, PartReport, compress
-from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
-from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.plan import PlanLike
+from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
-from norton_det.files import free_path, load_tensors, save_tensors, to_json
+from norton_det.files import to_json
 from norton_det.models.channels import read_body
+from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
-from norton_det.models.weights import load_state
 
 log = logging.getLogger(__name__)
 STEPS = 240
 """Gradient steps of each part."""
 CROP = 224
 """Pixels of the square that is taken of each resized image for body, neck and RPN."""
-REGIONS = 16
-"""Proposals of each image that the heads are restored on."""
-BATCH, REGION_BATCH = 8, 64
-"""Images, and regions, that are read at a time."""
-STEP, REGION_STEP = 2, 16
-"""Those of a gradient step: many small steps restore more than few large ones in the same time."""
 HELD_BACK = 8
 """One image in so many is measured on, not trained on."""
 
 
 def compress_and_recover(
     model: nn.Module,
-    plan: CompressionPlan,
+    plan: PlanLike,
     images: Sequence[Tensor],
     criterion: Criterion = "pabs",
     *,
+    rank: int | None = None,
     steps: int = STEPS,
     device: torch.device | None = None,
-    progress: Callable[[str], object] = lambda layer: None,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
     """`compress`, then `recover` on the images, where there are any, on `device` (None: where the model is).
 
     The report tells of both; the result lies where the model does. Raises ValueError as they do.
     """
-    compressed, report = compress(model, plan, criterion, progress)
+    compressed, report = compress(model, plan, criterion, rank)
     if not len(images):
         return compressed, report
-    home = _device(model)
+    home = device_of(model)
     restored, parts = recover(
         compressed.to(device or home), model, images, report.kept, steps=steps, checkpoint=checkpoint
     )
@@ -106,30 +99,30 @@ def recover(
         raise ValueError("recovery of a classifier needs `kept`, the channels that compression kept")
     student: Any
     teacher: Any
-    student, teacher = (copy.deepcopy(model).to(_device(compressed)).eval() for model in (compressed, dense))
+    student, teacher = (copy.deepcopy(model).to(device_of(compressed)).eval() for model in (compressed, dense))
     for model in (student, teacher):
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
     held = range(0, len(images), HELD_BACK)
     order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
     with tempfile.TemporaryDirectory() as folder:
         key = "" if checkpoint is None else _key(compressed, dense, images, kept)
-        run = _Run(student, teacher, steps, seed, Path(folder), checkpoint, key)
+        run = RecoveryRun(student, teacher, steps, seed, Path(folder), checkpoint, key)
         pixels = run.new_file()
         for index in tqdm(order, desc="read images"):
             pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
-        maps = _Maps([pixels], [pixels], len(held))
+        maps = Maps([pixels], [pixels], len(held))
         if kept is None:
-            levels = run.pass_on(_Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
+            levels = run.pass_on(Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
         else:
             stages = _restore_body(run, maps, kept)
             if isinstance(student, ResNet):
                 return student, tuple(run.reports)
-            levels = run.pass_on(_Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
+            levels = run.pass_on(Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
         for name, ours, theirs in _towers(student, teacher):
-            run.restore(_Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
+            run.restore(Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
         for kind, seen in run.pool(images, order, len(held)).items():
             ours, theirs = (regions(model)[kind].head for model in (student, teacher))
-            run.restore(_Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
+            run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
         return student, tuple(run.reports)
 
 
@@ -165,127 +158,17 @@ def _key(
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all)."""
-
-    name: str
-    student: nn.Module
-    teacher: nn.Module
-    kept: Sequence[int] | None = None
-    batch: int = BATCH
-    step: int = STEP
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """What lies between two parts, in the compressed model and in the dense one; the first `held` are held back."""
-
-    student: list[ActivationFile]
-    teacher: list[ActivationFile]
-    held: int
-
-    def delete(self) -> None:
-        for file in {id(file): file for file in (*self.student, *self.teacher)}.values():
-            file.delete()
-
-
-class _Run:
-    """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
-
-    def __init__(
-        self, student: Any, teacher: Any, steps: int, seed: int, folder: Path, checkpoint: Path | None, key: str
-    ) -> None:
-        self.student, self.teacher, self.device = student, teacher, _device(student)
-        self.reports: list[PartReport] = []
-        self._steps, self._seed, self._folder, self._checkpoint = steps, seed, folder, checkpoint
-        self._key = {"steps": steps, "seed": seed, "content": key}
-        self._files = 0
-        self._finished: dict[str, PartReport] = {}
-        if checkpoint is not None and checkpoint.exists():
-            self._go_on(checkpoint)
-
-    def _go_on(self, checkpoint: Path) -> None:
-        try:
-            content = load_tensors(checkpoint)
-            if content["key"] != self._key:
-                kept = checkpoint.rename(free_path(checkpoint))
-                log.warning("%s is of another recovery: this one starts afresh; kept: %s", checkpoint, kept)
-                return
-            load_state(self.student, content["model"], str(checkpoint))
-            self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s; recovery starts afresh", error)
-
-    def new_file(self) -> ActivationFile:
-        self._files += 1
-        return ActivationFile(self._folder / f"{self._files}.maps")
-
-    def pass_on(self, part: _Part, maps: _Maps) -> _Maps:
-        """Restore a part on what enters it; what leaves it."""
-        wanted = self.restore(part, maps)
-        return _Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
-
-    def restore(self, part: _Part, maps: _Maps) -> list[ActivationFile]:
-        """Restore a part, unless that was done before it was stopped; what leaves the dense one."""
-        wanted = self._apply(part.teacher, maps.teacher, part.batch)
-        report = self._finished.get(part.name)
-        if report is None:
-            targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
-            generator = torch.Generator().manual_seed(self._seed + len(self.reports))
-            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
-            report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
-        self.reports.append(report)
-        self._save()
-        return wanted
-
-    @torch.no_grad()
-    def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:
-        results: list[ActivationFile] = []
-        for maps in read_batches(files, range(files[0].count), batch, self.device):
-            outputs = outputs_of(module, maps)
-            results = results or [self.new_file() for _ in outputs]
-            for file, output in zip(results, outputs, strict=True):
-                file.append(output)
-        return results
-
-    @torch.no_grad()
-    def pool(self, images: Sequence[Tensor], order: Sequence[int], held: int) -> dict[str, _Maps]:
-        """What each head sees: regions of both pyramids at the dense model's best proposals."""
-        poolers = {kind: region.pooler for kind, region in regions(self.teacher).items()}
-        if not poolers:
-            return {}
-        files = {kind: (self.new_file(), self.new_file()) for kind in poolers}
-        held_regions = 0
-        for place, index in enumerate(tqdm(order, desc="regions")):
-            batch, _ = self.teacher.transform([images[index].to(self.device)])
-            ours, theirs = (model.backbone(batch.tensors) for model in (self.student, self.teacher))
-            boxes = [self.teacher.rpn(batch, theirs)[0][0][:REGIONS]]
-            for kind, (student, teacher) in files.items():
-                student.append(poolers[kind](ours, boxes, batch.image_sizes))
-                teacher.append(poolers[kind](theirs, boxes, batch.image_sizes))
-            held_regions += len(boxes[0]) if place < held else 0
-        return {kind: _Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
-
-    def _save(self) -> None:
-        if self._checkpoint is None or len(self.reports) <= len(self._finished):
-            return
-        parts = [[report.name, report.before, report.after] for report in self.reports]
-        content = {"key": self._key, "model": self.student.state_dict(), "parts": parts}
-        save_tensors(self._checkpoint, content)
-
-
-def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> _Maps:
+def _restore_body(run: RecoveryRun, maps: Maps, kept: Mapping[str, Sequence[int]]) -> Maps:
     """Restore stem and blocks; the outputs of the stages that the neck reads, of a classifier those of the last."""
     body = read_body(run.student)
     student, teacher = (model.get_submodule(body.prefix.removesuffix(".")) for model in (run.student, run.teacher))
-    parts = [_Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
+    parts = [Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
     for block in body.blocks:
         ours, theirs = (model.get_submodule(block.name) for model in (student, teacher))
-        parts.append(_Part(block.name, ours, theirs, kept[block.stage]))
+        parts.append(Part(block.name, ours, theirs, kept[block.stage]))
     read = getattr(student, "return_layers", {body.stages[-1]: "0"})
     last_blocks = {body.last_block(stage).name for stage in body.stages if stage in read}
-    stages: list[_Maps] = []
+    stages: list[Maps] = []
     for part in parts:
         after = run.pass_on(part, maps)
         if maps not in stages:
@@ -293,7 +176,7 @@ def _restore_body(run: _Run, maps: _Maps, kept: Mapping[str, Sequence[int]]) -> 
         maps = after
         if part.name in last_blocks:
             stages.append(maps)
-    return _Maps(
+    return Maps(
         [file for stage in stages for file in stage.student],
         [file for stage in stages for file in stage.teacher],
         maps.held,
@@ -356,7 +239,3 @@ def _crop(image: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     top, left = (int(torch.randint(side - CROP + 1, (), generator=generator)) for side in image.shape[1:])
     return image[None, :, top : top + CROP, left : left + CROP]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.compression.building import uncompressed
-from norton_det.compression.plan import load_plan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.deploy.optimize import Runtime, optimize
 from norton_det.deploy.runtimes import EXPORTED, load_exported
-from norton_det.models.channels import read_body
 from norton_det.models.persistence import detector_from_weights, origin_of, save_weights, with_origin
 from norton_det.models.weights import coco_weights, read_weights
 
@@ -64,7 +62,7 @@ def compressed_coco(frames: Sequence[Tensor]) -> Path:
     dense = detector_from_weights(weights)
     compressed, _ = compress_and_recover(
         dense,
-        load_plan(COCO_PLAN, read_body(dense)),
+        COCO_PLAN,
         [frame / 255 for frame in frames],
         checkpoint=COCO_FILE.with_name("recovery.pth"),
     )

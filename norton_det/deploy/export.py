@@ -20,7 +20,8 @@ from torchvision.ops import boxes as box_ops
 from norton_det.deploy.nms import traced_batched_nms
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
 from norton_det.files import atomic_path, to_json
-from norton_det.models.categories import categories_of
+from norton_det.keypoints import Keypoints
+from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.parts import regions
 from norton_det.models.settings import read_settings
 
@@ -49,6 +50,7 @@ class Description:
     outputs: tuple[Output, ...]
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
+    keypoints: Keypoints | None = None
 
     def to_json(self) -> str:
         """Text for a file's metadata."""
@@ -134,6 +136,7 @@ def describe_export(detector: nn.Module) -> Description:
         outputs=tuple(name for name in OUTPUTS if name not in without),
         categories=tuple(categories),
         category_ids=tuple(category_ids),
+        keypoints=keypoints_of(detector),
     )
 
 

@@ -17,9 +17,9 @@ from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
-from norton_det.models.categories import categories_of
-from norton_det.models.persistence import structure_of
+from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.precision import PRECISIONS, lower_networks
+from norton_det.models.recognise import structure_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Builder = Callable[[nn.Module, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
@@ -39,11 +39,13 @@ class TorchDetector:
         detector: what runs.
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
+        keypoints: what it finds of each object; None: it finds none.
     """
 
     def __init__(self, detector: nn.Module) -> None:
         self.detector = detector
         self.categories, self.category_ids = categories_of(detector)
+        self.keypoints = keypoints_of(detector)
 
     def eval(self) -> "TorchDetector":
         """Itself: there is no training mode."""

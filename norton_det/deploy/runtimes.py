@@ -29,6 +29,7 @@ class ExportedDetector:
     Attributes:
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
+        keypoints: what it finds of each object; None: it finds none.
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
     """
 
@@ -40,6 +41,7 @@ class ExportedDetector:
             description.min_size, description.max_size, [0.0] * 3, [1.0] * 3, fixed_size=description.fixed_size
         ).eval()
         self.categories, self.category_ids = list(description.categories), list(description.category_ids)
+        self.keypoints = description.keypoints
 
     def eval(self) -> "ExportedDetector":
         """Itself: there is no training mode."""

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
-from norton_det.models.parts import class_count, keypoint_count, regions
+from norton_det.models.parts import regions
 
 BACKGROUND = "__background__"
 
@@ -53,8 +53,13 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
     return default_categories(num_classes, "keypoint" in regions(detector))
 
 
-def keypoints_of(detector: nn.Module) -> Keypoints:
-    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones."""
+def keypoints_of(detector: nn.Module) -> Keypoints | None:
+    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones.
+
+    None for a detector that finds none.
+    """
+    if "keypoint" not in regions(detector):
+        return None
     model: Any = detector
     count = keypoint_count(detector)
     own = getattr(model, "keypoints", None)
@@ -65,7 +70,7 @@ def keypoints_of(detector: nn.Module) -> Keypoints:
     )
 
 
-def told_keypoints(told: object, detector: nn.Module) -> Keypoints:
+def told_keypoints(told: object, detector: nn.Module) -> Keypoints | None:
     """The keypoints that a file tells, where they are as many as the detector finds; else as `keypoints_of`."""
     with suppress(TypeError, ValueError, KeyError):
         names, flip, skeleton = (tuple(told[part]) for part in ("names", "flip", "skeleton"))  # type: ignore[index]
@@ -73,3 +78,22 @@ def told_keypoints(told: object, detector: nn.Module) -> Keypoints:
         if found.count == keypoint_count(detector) and all(isinstance(name, str) for name in names):
             return found
     return keypoints_of(detector)
+
+
+def class_layer(detector: nn.Module) -> Any:
+    """The layer that tells the classes apart, and that has its number of them as `out_features` or `num_classes`."""
+    model: Any = detector
+    if hasattr(model, "roi_heads"):
+        return model.roi_heads.box_predictor.cls_score
+    return model.head.classification_head
+
+
+def class_count(detector: nn.Module) -> int:
+    """How many classes a detector tells apart, the background counted."""
+    layer = class_layer(detector)
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.num_classes)
+
+
+def keypoint_count(detector: nn.Module) -> int:
+    """How many keypoints a Keypoint R-CNN finds of each object."""
+    return int(regions(detector)["keypoint"].predictor.kps_score_lowres.out_channels)

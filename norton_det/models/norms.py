@@ -8,6 +8,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 log = logging.getLogger(__name__)
 ENOUGH_IMAGES = 8
+ORDINARY_EPS = 1e-5
+"""torch's for BatchNorm, and torchvision's for frozen ones but with COCO's R-CNNs and RetinaNet."""
 LEAST_EPS = 1e-12
 """What a trainable BatchNorm gets for the eps of 0 that frozen ones have in torchvision's COCO detectors, and that
 torch refuses. In float32 that is still 0 beside a variance above 1e-5."""

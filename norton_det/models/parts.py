@@ -71,22 +71,3 @@ def networks(detector: nn.Module) -> list[nn.Module]:
     model: Any = detector
     of_regions = [module for region in regions(detector).values() for module in (region.head, region.predictor)]
     return [model.backbone, dense_head(detector), *of_regions]
-
-
-def class_layer(detector: nn.Module) -> Any:
-    """The layer that tells the classes apart, and that has its number of them as `out_features` or `num_classes`."""
-    model: Any = detector
-    if hasattr(model, "roi_heads"):
-        return model.roi_heads.box_predictor.cls_score
-    return model.head.classification_head
-
-
-def class_count(detector: nn.Module) -> int:
-    """How many classes a detector tells apart, the background counted."""
-    layer = class_layer(detector)
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.num_classes)
-
-
-def keypoint_count(detector: nn.Module) -> int:
-    """How many keypoints a Keypoint R-CNN finds of each object."""
-    return int(regions(detector)["keypoint"].predictor.kps_score_lowres.out_channels)

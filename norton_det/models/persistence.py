@@ -2,39 +2,29 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import torch
 from torch import nn
 from torchvision.models import ResNet
-from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.categories import categories_of, keypoints_of, told_categories, told_keypoints
 from norton_det.models.channels import DETECTOR_BODY, NORMS
-from norton_det.models.fit import fit, read_geometry, set_geometry, set_norm_eps
+from norton_det.models.fit import read_geometry, set_geometry
 from norton_det.models.initial import allocate, initialise
-from norton_det.models.norms import LEAST_EPS
-from norton_det.models.parts import dense_head, regions
-from norton_det.models.recognise import describe_structure, read_structure
-from norton_det.models.settings import read_settings, write_settings
-from norton_det.models.structure import CLASSES, SUPPORTED, Structure, template
-from norton_det.models.weights import Weights, has_digest, load_state, naming
+from norton_det.models.norms import ORDINARY_EPS
+from norton_det.models.parts import regions
+from norton_det.models.rebuild import rebuild
+from norton_det.models.recognise import structure_of, untold
+from norton_det.models.settings import read_settings
+from norton_det.models.structure import Structure
+from norton_det.models.weights import Weights, load_state, naming
 
 log = logging.getLogger(__name__)
-_ORDINARY_EPS = 1e-5
-OF_STRUCTURE = ("geometry", "norm_eps", "returned_layers", "extra_levels", "tower_groups")
-"""What a file tells of a network that is no setting of a detector."""
-_EPS_OF_COCO = 0.0
-"""Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +60,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
     told: dict[str, Any] = {"norm_eps": _norm_eps(model, structure)}
     beside: dict[str, Any] = {}
     if structure.kind:
-        told |= describe_structure(model) | read_settings(model)
+        told |= untold(structure) | read_settings(model)
         beside["categories"], beside["category_ids"] = categories_of(model)
-        if "keypoint" in regions(model):
-            beside["keypoints"] = asdict(keypoints_of(model))
+        if keypoints := keypoints_of(model):
+            beside["keypoints"] = asdict(keypoints)
     elif hasattr(model, "categories"):
         beside["categories"] = model.categories
     with naming(f"a file cannot hold this {type(model).__name__}"):
@@ -84,31 +74,6 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {"network": told, **beside, **{k: v for k, v in asdict(origin_of(model)).items() if v}}
 
 
-def structure_of(model: nn.Module) -> Structure:
-    """Read the structure of a network in memory. Raises ValueError that says what it is, if it is not supported."""
-    if type(model) not in CLASSES:
-        raise ValueError(f"a {type(model).__name__} is not supported; supported are {SUPPORTED}")
-    if not isinstance(model, ResNet) and not hasattr(model.backbone, "fpn"):
-        raise ValueError(f"a detector without a feature pyramid is not supported; supported are {SUPPORTED}")
-    return read_structure(model.state_dict(), {} if isinstance(model, ResNet) else describe_structure(model))
-
-
-def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: bool = True) -> nn.Module:
-    """Build the network of tensors and of what is told of it, on the meta device.
-
-    Without `strict` layers that have no tensors stay ordinary. Raises ValueError where they make no network.
-    """
-    structure = read_structure(state, told)
-    model = template(structure)
-    fit(model, state, strict)
-    set_geometry(model, told.get("geometry", {}))
-    set_norm_eps(model, DETECTOR_BODY if structure.kind else "", float(told.get("norm_eps", _ORDINARY_EPS)))
-    if structure.kind:
-        write_settings(model, {name: value for name, value in told.items() if name not in OF_STRUCTURE})
-    _check_shapes(model.eval(), structure)
-    return model
-
-
 def model_from_weights(weights: Weights, *, norm_eps: float | None = None, strict: bool = True) -> nn.Module:
     """Load the detector or the classifier that a file holds, in evaluation mode, with its `.categories`.
 
@@ -116,14 +81,8 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     say it. With `strict` every tensor must be there; otherwise missing ones start randomly and are logged. Raises
     ValueError naming the file and what does not fit.
     """
-    is_frozen = weights.is_detector and f"{DETECTOR_BODY}bn1.num_batches_tracked" not in weights.state
-    told = dict(weights.told)
     with naming(weights.source):
-        if "norm_eps" not in told:
-            told["norm_eps"] = _untold_eps(weights, norm_eps) if is_frozen else norm_eps or _ORDINARY_EPS
-        eps = told["norm_eps"]
-        told["norm_eps"] = float(eps) if is_frozen else max(float(eps), LEAST_EPS)
-        model = rebuild(weights.state, told, strict)
+        model = rebuild(weights.state, {**weights.told, "norm_eps": weights.norm_eps(norm_eps)}, strict)
     model = allocate(model) if strict else initialise(model)
     load_state(model, weights.state, weights.source, strict)
     loaded: Any = model
@@ -179,77 +138,9 @@ def _told_origin(metadata: Mapping[str, Any]) -> Origin:
     )
 
 
-def _untold_eps(weights: Weights, given: float | None) -> float:
-    """The eps of a frozen BatchNorm that a file does not say; what is taken is told, unless the file is published."""
-    kind = weights.structure.kind
-    legacy = KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY
-    is_legacy = kind == "keypoint_rcnn" and has_digest(weights.source, _digest(legacy))
-    taken = given if given is not None else _ORDINARY_EPS if kind == "fcos" or is_legacy else _EPS_OF_COCO
-    if given is None and not is_legacy:
-        told = "%s does not say the eps of its frozen BatchNorm: %g is taken, as torchvision's COCO weights have it"
-        log.info(told, weights.source, taken)
-    return taken
-
-
-def _digest(weights: Any) -> str:
-    return str(weights.url).removesuffix(".pth").rsplit("-", 1)[1]
-
-
 def _norm_eps(model: nn.Module, structure: Structure) -> float:
     first = model.get_submodule(f"{DETECTOR_BODY if structure.kind else ''}bn1")
-    return float(getattr(first, "eps", _ORDINARY_EPS))
-
-
-@torch.no_grad()
-def _check_shapes(model: Any, structure: Structure) -> None:
-    """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
-    image = torch.empty(1, 3, 256, 256, device="meta")  # GroupNorm takes no map of one pixel
-    try:
-        with _norms_that_pass_on():
-            if structure.kind is None:
-                model(image)
-                return
-            levels = model.backbone(image)
-            dense_head(model)(list(levels.values()))
-            for pooler, head, predictor in regions(model).values():
-                predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
-    except RuntimeError as error:
-        raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
-    for kind, region in regions(model).items():
-        if unknown := set(region.pooler.featmap_names) - set(levels):
-            raise ValueError(f"{kind}_roi_pool reads {sorted(unknown)}, the pyramid has {', '.join(levels)}")
-    if len(_anchors(model).sizes) != len(levels):
-        raise ValueError(f"anchors of {len(_anchors(model).sizes)} levels, but the pyramid has {len(levels)}")
-    check_anchors(model)
-
-
-@contextmanager
-def _norms_that_pass_on() -> Iterator[None]:
-    """While it lasts BatchNorm only looks at the number of channels: computing it takes long on the meta device."""
-
-    def look(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[1] != len(norm.weight):
-            raise RuntimeError(f"a norm of {len(norm.weight)} channels reads {x.shape[1]}")
-        return x
-
-    with patch.object(nn.BatchNorm2d, "forward", look), patch.object(FrozenBatchNorm2d, "forward", look):
-        yield
-
-
-def check_anchors(detector: Any) -> None:
-    """Raise ValueError where a detector's anchors are more or fewer boxes at a place than its head predicts."""
-    head: Any = dense_head(detector)
-    boxes = head.bbox_pred if isinstance(head, RPNHead) else head.regression_head.bbox_reg
-    predicted, found = boxes.out_channels // 4, set(_anchors(detector).num_anchors_per_location())
-    if found != {predicted}:
-        raise ValueError(
-            f"anchors of {', '.join(map(str, sorted(found)))} boxes a place, but the head predicts {predicted};"
-            " weights that do not say their sizes and aspect ratios can only have torchvision's"
-        )
-
-
-def _anchors(detector: Any) -> Any:
-    return detector.rpn.anchor_generator if hasattr(detector, "rpn") else detector.anchor_generator
+    return float(getattr(first, "eps", ORDINARY_EPS))
 
 
 def _compare(model: nn.Module, rebuilt: nn.Module) -> None:

@@ -7,8 +7,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
+from norton_det.models.categories import keypoint_count
 from norton_det.models.initial import draw
-from norton_det.models.parts import keypoint_count, regions
+from norton_det.models.parts import regions
 
 
 def replace_predictors(detector: nn.Module, num_classes: int) -> None:

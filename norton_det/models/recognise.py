@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models import ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from norton_det.models.channels import DETECTOR_BODY
-from norton_det.models.structure import STAGES, SUPPORTED, BodyKind, Extra, Kind, Structure
+from norton_det.models.structure import CLASSES, STAGES, SUPPORTED, BodyKind, Extra, Kind, Structure
 
 State = Mapping[str, Tensor]
 
@@ -60,8 +61,25 @@ def read_structure(state: State, told: Mapping[str, Any]) -> Structure:
     )
 
 
-def describe_structure(detector: nn.Module) -> dict[str, Any]:
+def structure_of(model: nn.Module) -> Structure:
+    """Read the structure of a network in memory. Raises ValueError that says what it is, if it is not supported."""
+    if type(model) not in CLASSES:
+        raise ValueError(f"a {type(model).__name__} is not supported; supported are {SUPPORTED}")
+    if not isinstance(model, ResNet) and not hasattr(model.backbone, "fpn"):
+        raise ValueError(f"a detector without a feature pyramid is not supported; supported are {SUPPORTED}")
+    return read_structure(model.state_dict(), {} if isinstance(model, ResNet) else _told_by(model))
+
+
+def untold(structure: Structure) -> dict[str, Any]:
     """Return what `read_structure` must be told beside a detector's tensors, plain types."""
+    return {
+        "returned_layers": list(structure.returned),
+        "extra_levels": structure.extra,
+        "tower_groups": structure.tower_groups,
+    }
+
+
+def _told_by(detector: nn.Module) -> dict[str, Any]:
     model: Any = detector
     extra = model.backbone.fpn.extra_blocks
     levels: dict[type, Extra | None] = {type(None): None, LastLevelMaxPool: "pool"}

@@ -14,14 +14,18 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
 from norton_det.files import load_tensors
+from norton_det.models.channels import DETECTOR_BODY
 from norton_det.models.foreign import find_weights, todays_description, todays_names
+from norton_det.models.norms import LEAST_EPS, ORDINARY_EPS
 from norton_det.models.recognise import read_structure
 from norton_det.models.structure import SUPPORTED, Structure
 
 log = logging.getLogger(__name__)
+_EPS_OF_COCO = 0.0
+"""Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,24 @@ class Weights:
     def is_detector(self) -> bool:
         """Whether these are a detector's weights, not a classifier's."""
         return self.structure.kind is not None
+
+    def norm_eps(self, given: float | None) -> float:
+        """The eps of the body's BatchNorm: what the file says, else what is given, else what torchvision's files of
+        this kind mean, which is logged where it is a guess."""
+        is_frozen = self.is_detector and f"{DETECTOR_BODY}bn1.num_batches_tracked" not in self.state
+        if is_frozen and "norm_eps" not in self.told and given is None:
+            return self._published_eps()
+        eps = float(self.told.get("norm_eps", ORDINARY_EPS if given is None else given))
+        return eps if is_frozen else max(eps, LEAST_EPS)
+
+    def _published_eps(self) -> float:
+        legacy = KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY
+        if self.structure.kind == "keypoint_rcnn" and has_digest(self.source, _digest(legacy)):
+            return ORDINARY_EPS
+        eps = ORDINARY_EPS if self.structure.kind == "fcos" else _EPS_OF_COCO
+        told = "%s does not say the eps of its frozen BatchNorm: %g is taken, as torchvision's COCO weights have it"
+        log.info(told, self.source, eps)
+        return eps
 
     @property
     def is_compressed(self) -> bool:
@@ -145,6 +167,10 @@ def has_digest(path: str | Path, digest: str) -> bool:
     """Whether a file's SHA-256 begins with `digest`, as torchvision's names of files end."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest)
+
+
+def _digest(weights: Any) -> str:
+    return str(weights.url).removesuffix(".pth").rsplit("-", 1)[1]
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:

@@ -10,9 +10,8 @@ from torchvision.models import ResNet
 
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.recover import compress_and_recover
-from norton_det.models.categories import categories_of
+from norton_det.models.categories import categories_of, class_count
 from norton_det.models.norms import unfreeze_batch_norms
-from norton_det.models.parts import class_count
 from norton_det.models.persistence import model_from_weights
 from norton_det.models.weights import Weights, read_weights
 from norton_det.report.gradcam import Explanation, Subject, class_names

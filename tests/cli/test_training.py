@@ -21,7 +21,7 @@ from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_dataset
 from norton_det.builders.training import build_training
 from norton_det.cli.main import main
-from norton_det.compression import recover
+from norton_det.compression import recovery_run
 from norton_det.config import load_config
 from norton_det.data import coco
 from norton_det.data.catalog import read_categories
@@ -204,7 +204,7 @@ def test_a_resumed_run_neither_reads_its_weights_nor_restores_them_again(kind, f
 
 def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few_steps, monkeypatch, caplog):
     _, words = from_detector("faster_rcnn")
-    distill, parts = recover.distill, []
+    distill, parts = recovery_run.distill, []
 
     def stopped(*args, **more):
         parts.append(None)
@@ -213,14 +213,15 @@ def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few
         return distill(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recover, "distill", stopped)
+        patch.setattr(recovery_run, "distill", stopped)
         assert train("used", *words) == 130
     left = torch.load("used/recovery.pth", weights_only=True)
     assert len(left["parts"]) == 4
 
     _, others = from_detector("faster_rcnn", seed=1)
     assert train("used", *others) == 0
-    assert "used/recovery.pth is of another recovery: this one starts afresh" in caplog.messages
+    assert "used/recovery.pth is of another recovery: this one starts afresh; kept: used/recovery-1.pth" in caplog.text
+    assert torch.load("used/recovery-1.pth", weights_only=True)["key"] == left["key"]
     assert train("fresh", *others) == 0
     assert_same_weights(weights("used"), weights("fresh"))
     assert not Path("used/recovery.pth").exists()
@@ -229,7 +230,7 @@ def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few
 def test_a_stopped_recovery_goes_on_where_it_is_the_same_one(few_steps, monkeypatch):
     _, words = from_detector("fcos")
     assert train("whole", *words, "train.max_iterations=1") == 0
-    distill, parts = recover.distill, []
+    distill, parts = recovery_run.distill, []
 
     def counted(*args, **more):
         parts.append(None)
@@ -237,7 +238,7 @@ def test_a_stopped_recovery_goes_on_where_it_is_the_same_one(few_steps, monkeypa
             raise KeyboardInterrupt
         return distill(*args, **more)
 
-    monkeypatch.setattr(recover, "distill", counted)
+    monkeypatch.setattr(recovery_run, "distill", counted)
     assert train("parts", *words, "train.max_iterations=1") == 130
     assert train("parts", *words, "train.max_iterations=1", "--resume") == 0
     assert len(json.loads(Path("parts/compression.json").read_text())["recovery"]) == len(parts) - 1

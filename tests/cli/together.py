@@ -1,4 +1,4 @@
-"""Runs command lines one after the other in the processes that torchrun starts, which takes long: a JSON list of them."""
+"""Runs a JSON list of command lines one after the other in the processes that torchrun takes long to start."""
 
 import json
 import sys

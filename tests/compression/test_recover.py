@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.detection._utils import overwrite_eps
 
 from norton_det.compression import recover as module
+from norton_det.compression import recovery_run
 from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import compress
 from norton_det.compression.distill import Distillation, distill, relative_error, settle_statistics
@@ -63,7 +64,7 @@ def as_if_trained(network, images):
 
 
 def detector(kind, images, body="resnet18"):
-    built = tiny_detector(kind, body, width=0.25)  # oneDNN's backward of strided 1x1 layers reads past 7 channels
+    built = tiny_detector(kind, body)
     as_if_trained(built.backbone, images)
     return built
 
@@ -180,7 +181,7 @@ def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
             return image
 
     def counted(file, chosen, *window):
-        assert len(chosen) <= module.BATCH
+        assert len(chosen) <= recovery_run.BATCH
         return read(file, chosen, *window)
 
     monkeypatch.setattr(ActivationFile, "read", counted)
@@ -199,7 +200,7 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_pat
             raise KeyboardInterrupt
         return distill(part, inputs, targets, how)
 
-    monkeypatch.setattr(module, "distill", stopped)
+    monkeypatch.setattr(recovery_run, "distill", stopped)
     kept_in = tmp_path / "recovery.pth"
     with pytest.raises(KeyboardInterrupt):
         recover(compressed, network, images, report.kept, steps=2, checkpoint=kept_in)
@@ -259,7 +260,7 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
 
 @pytest.fixture(scope="module")
 def basic(images):
-    return as_if_trained(tiny_classifier("resnet18", width=0.25), images)
+    return as_if_trained(tiny_classifier("resnet18"), images)
 
 
 def changed_weights(dense):
@@ -308,7 +309,7 @@ def test_a_finished_recovery_is_taken_from_its_file(basic, images, tmp_path, mon
     compressed, report = compressed_by(notation(basic), basic)
     path = tmp_path / "recovery.pth"
     expected, parts = recover(compressed, basic, images[:3], report.kept, steps=1, checkpoint=path)
-    monkeypatch.setattr(module, "distill", None)
+    monkeypatch.setattr(recovery_run, "distill", None)
     found, same = recover(compressed, basic, images[:3], report.kept, steps=1, checkpoint=path)
     assert same == parts
     assert all(torch.equal(v, found.state_dict()[name]) for name, v in expected.state_dict().items())
@@ -335,7 +336,7 @@ def test_the_heads_are_restored_on_regions_of_the_restored_pyramid(images, monke
             seen.update(held=how.held, count=inputs[0].count, maps=inputs[0].read(range(16)))
         return distill(part, inputs, targets, how)
 
-    monkeypatch.setattr(module, "distill", noted)
+    monkeypatch.setattr(recovery_run, "distill", noted)
     restored, _ = recover(compressed, dense, images, report.kept, steps=0)
     assert (seen["held"], seen["count"]) == (3 * 16, 17 * 16)  # every eighth of 17 images, 16 proposals each
     with torch.no_grad():

@@ -9,9 +9,11 @@ from torchvision.models.detection import fcos_resnet50_fpn, ssdlite320_mobilenet
 
 from norton_det.deploy import fold, treatments
 from norton_det.deploy import optimize as optimizing
-from norton_det.deploy.export import describe_export
+from norton_det.deploy.export import Description, describe_export
 from norton_det.deploy.forms import choose_forms
-from norton_det.deploy.optimize import optimize
+from norton_det.deploy.optimize import TorchDetector, optimize
+from norton_det.deploy.runtimes import ExportedDetector
+from norton_det.keypoints import Keypoints
 from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
 from norton_det.models.settings import write_settings
 
@@ -146,3 +148,13 @@ def test_a_runtime_that_is_not_installed_is_said(runtime, images, monkeypatch):
     monkeypatch.setattr(optimizing.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"{runtime} is not installed: pip install"):
         optimize(compressed(), images[:1], runtime)
+
+
+@pytest.mark.parametrize("kind", ["keypoint_rcnn", "faster_rcnn"])
+def test_the_keypoints_of_a_detector_are_known_in_every_runtime(kind, images):
+    detector = clear_detector(kind)
+    detector.keypoints = Keypoints.named([f"k{i}" for i in range(17)], [(0, 1)])
+    expected = detector.keypoints if kind == "keypoint_rcnn" else None
+    description = Description.from_json(describe_export(detector).to_json(), "a file")
+    assert ExportedDetector(lambda image: [], description).keypoints == expected
+    assert TorchDetector(detector).keypoints == expected

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectors import ALL_KINDS, frames, tiny_detector
 
-from norton_det.models.parts import class_count
+from norton_det.models.categories import class_count
 from norton_det.models.persistence import describe
 from norton_det.models.predictors import freeze_stages, replace_predictors
 

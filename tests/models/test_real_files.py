@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 import norton_det
-from norton_det.models import persistence
+from norton_det.models import weights as weights_module
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.persistence import describe
 from norton_det.models.settings import write_settings
@@ -102,7 +102,7 @@ def test_a_published_detector_gives_what_torchvision_makes_of_its_file(name, wei
         assert not any("inner_blocks.0.0" in key for key in state)
     torch.save(state, path, _use_new_zipfile_serialization=not is_old)
     if weights == "COCO_LEGACY":
-        monkeypatch.setattr(persistence, "has_digest", lambda path, digest: path.endswith(f"-{digest}.pth"))
+        monkeypatch.setattr(weights_module, "has_digest", lambda path, digest: path.endswith(f"-{digest}.pth"))
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: torch.load(path))
     score = "box_score_thresh" if "rcnn" in name else "score_thresh"

@@ -1,0 +1,143 @@
+"""A recovery under way: its parts, the maps that lie between them, and the file that keeps the finished ones."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from norton_det.compression.activations import ActivationFile
+from norton_det.compression.compress import PartReport
+from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
+from norton_det.files import free_path, load_tensors, save_tensors
+from norton_det.models.parts import regions
+from norton_det.models.weights import load_state
+
+log = logging.getLogger(__name__)
+REGIONS = 16
+"""Proposals of each image that the heads are restored on."""
+BATCH, REGION_BATCH = 8, 64
+"""Images, and regions, that are read at a time."""
+STEP, REGION_STEP = 2, 16
+"""Those of a gradient step: many small steps restore more than few large ones in the same time."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all)."""
+
+    name: str
+    student: nn.Module
+    teacher: nn.Module
+    kept: Sequence[int] | None = None
+    batch: int = BATCH
+    step: int = STEP
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What lies between two parts, in the compressed model and in the dense one; the first `held` are held back."""
+
+    student: list[ActivationFile]
+    teacher: list[ActivationFile]
+    held: int
+
+    def delete(self) -> None:
+        """Delete the files of both."""
+        for file in {id(file): file for file in (*self.student, *self.teacher)}.values():
+            file.delete()
+
+
+class RecoveryRun:
+    """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
+
+    def __init__(
+        self, student: Any, teacher: Any, steps: int, seed: int, folder: Path, checkpoint: Path | None, key: str
+    ) -> None:
+        self.student, self.teacher, self.device = student, teacher, device_of(student)
+        self.reports: list[PartReport] = []
+        self._steps, self._seed, self._folder, self._checkpoint = steps, seed, folder, checkpoint
+        self._key = {"steps": steps, "seed": seed, "content": key}
+        self._files = 0
+        self._finished: dict[str, PartReport] = {}
+        if checkpoint is not None and checkpoint.exists():
+            self._go_on(checkpoint)
+
+    def _go_on(self, checkpoint: Path) -> None:
+        try:
+            content = load_tensors(checkpoint)
+            if content["key"] != self._key:
+                kept = checkpoint.rename(free_path(checkpoint))
+                log.warning("%s is of another recovery: this one starts afresh; kept: %s", checkpoint, kept)
+                return
+            load_state(self.student, content["model"], str(checkpoint))
+            self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s; recovery starts afresh", error)
+
+    def new_file(self) -> ActivationFile:
+        """Return an empty file for maps, which goes with the run's folder."""
+        self._files += 1
+        return ActivationFile(self._folder / f"{self._files}.maps")
+
+    def pass_on(self, part: Part, maps: Maps) -> Maps:
+        """Restore a part on what enters it; what leaves it."""
+        wanted = self.restore(part, maps)
+        return Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
+
+    def restore(self, part: Part, maps: Maps) -> list[ActivationFile]:
+        """Restore a part, unless that was done before it was stopped; what leaves the dense one."""
+        wanted = self._apply(part.teacher, maps.teacher, part.batch)
+        report = self._finished.get(part.name)
+        if report is None:
+            targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
+            generator = torch.Generator().manual_seed(self._seed + len(self.reports))
+            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
+            report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
+        self.reports.append(report)
+        self._save()
+        return wanted
+
+    @torch.no_grad()
+    def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:
+        results: list[ActivationFile] = []
+        for maps in read_batches(files, range(files[0].count), batch, self.device):
+            outputs = outputs_of(module, maps)
+            results = results or [self.new_file() for _ in outputs]
+            for file, output in zip(results, outputs, strict=True):
+                file.append(output)
+        return results
+
+    @torch.no_grad()
+    def pool(self, images: Sequence[Tensor], order: Sequence[int], held: int) -> dict[str, Maps]:
+        """What each head sees: regions of both pyramids at the dense model's best proposals."""
+        poolers = {kind: region.pooler for kind, region in regions(self.teacher).items()}
+        if not poolers:
+            return {}
+        files = {kind: (self.new_file(), self.new_file()) for kind in poolers}
+        held_regions = 0
+        for place, index in enumerate(tqdm(order, desc="regions")):
+            batch, _ = self.teacher.transform([images[index].to(self.device)])
+            ours, theirs = (model.backbone(batch.tensors) for model in (self.student, self.teacher))
+            boxes = [self.teacher.rpn(batch, theirs)[0][0][:REGIONS]]
+            for kind, (student, teacher) in files.items():
+                student.append(poolers[kind](ours, boxes, batch.image_sizes))
+                teacher.append(poolers[kind](theirs, boxes, batch.image_sizes))
+            held_regions += len(boxes[0]) if place < held else 0
+        return {kind: Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
+
+    def _save(self) -> None:
+        if self._checkpoint is None or len(self.reports) <= len(self._finished):
+            return
+        parts = [[report.name, report.before, report.after] for report in self.reports]
+        content = {"key": self._key, "model": self.student.state_dict(), "parts": parts}
+        save_tensors(self._checkpoint, content)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters lie."""
+    return next(model.parameters()).device
