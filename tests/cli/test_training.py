@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import tiny_detector
+from detectors import tiny_classifier, tiny_detector
 
 from norton_det.builders import detector as building
 from norton_det.builders import training
@@ -220,7 +220,7 @@ def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few
 
     _, others = from_detector("faster_rcnn", seed=1)
     assert train("used", *others) == 0
-    assert "used/recovery.pth is of another recovery: this one starts afresh; kept: used/recovery-1.pth" in caplog.text
+    assert "used/recovery.pth is of another recovery" in caplog.text
     assert torch.load("used/recovery-1.pth", weights_only=True)["key"] == left["key"]
     assert train("fresh", *others) == 0
     assert_same_weights(weights("used"), weights("fresh"))
@@ -326,6 +326,37 @@ def test_a_loading_process_that_dies_is_one_line_and_the_run_goes_on(end, whole,
     assert CheckpointFolder(Path("orphan/checkpoints")).load_newest()["iteration"] >= 3
     assert train("orphan", "train.ema=0.9", "data.workers=1", "--resume") == 0
     assert_same_weights(weights(whole), weights("orphan"))
+
+
+def test_two_processes_start_from_anything_and_resume_as_one_process_goes_through(monkeypatch):
+    """Dense weights that are compressed and restored, a backbone likewise, and compressed weights with a teacher."""
+    monkeypatch.setattr(building, "compress_and_recover", partial(building.compress_and_recover, steps=1))
+    common = [*WORDS, *SHORT, "train.ema=0.9", "train.schedule=multistep", "train.milestones=[]", "model.norm=frozen"]
+    several = [*common, "train.accumulation=2"]
+    once = [*several, "train.max_iterations=1", "model.recover_images=2"]
+    for kind in ("mask_rcnn_v2", "fcos"):
+        save_weights(Path(f"{kind}.pth"), tiny_detector(kind, "resnet18"))
+    save_weights(Path("small.pth"), tiny_detector("fcos", "resnet18", plan="[0.]*2+[0.25]*10"))
+    save_weights(Path("body.pth"), tiny_classifier("resnet18"))
+    dense = ["model.detector=mask_rcnn_v2", "model.weights=mask_rcnn_v2.pth", "model.recover_images=2"]
+    runs = [
+        [*once, *dense, "output_dir=dense"],
+        [*several, *dense, "output_dir=dense", "train.max_iterations=2", "--resume"],
+        [*once, "output_dir=body", "model.detector=keypoint_rcnn", "model.backbone_weights=body.pth"],
+        [*once, "output_dir=small", "model.detector=fcos", "model.weights=small.pth", "model.teacher=fcos.pth"],
+    ]
+    command = [*TORCHRUN, str(Path(__file__).with_name("together.py")), json.dumps([["train", *run] for run in runs])]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "restored on 2 images" in done.stderr
+
+    assert train("one", *common[len(WORDS) :], *dense, "train.accumulation=4", "train.max_iterations=2") == 0
+    torch.testing.assert_close(weights("dense"), weights("one"), rtol=0, atol=1e-6)
+    for run in ("body", "small"):
+        assert json.loads(Path(run, "evaluation/metrics.json").read_text())["bbox"]
+        assert all(value.isfinite().all() for value in weights(run).values())
+    [line] = Path("small/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss_distillation"] > 0
 
 
 def test_two_processes_save_once_on_sigterm():

@@ -72,7 +72,8 @@ def run_to_end(run, folder, start=0, data=None):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
 def same_weights(one, other):
@@ -194,6 +195,38 @@ def test_without_a_checkpoint_a_run_begins_at_its_beginning(tmp_path):
     assert resume(make_run(tmp_path), None) == 0
 
 
+def rates(folder):
+    return [line["lr"] for line in lines(folder)]
+
+
+def test_a_resumed_run_takes_its_rate_and_options_from_what_is_configured_now(tmp_path):
+    run_to_end(make_run(tmp_path, iterations=6, log_period=1), tmp_path)
+    run = make_run(tmp_path, iterations=12, log_period=1)
+    for group in run.optimizer.param_groups:
+        group["momentum"] = 0.5
+    run = replace(run, schedule=build_schedule("cosine", lr=0.5, iterations=12, warmup=0))
+    assert resume(run, run.checkpoints.load_newest()) == 6
+    assert {group["momentum"] for group in run.optimizer.param_groups} == {0.5}
+    assert any(state["momentum_buffer"].any() for state in run.optimizer.state.values())
+    run_to_end(run, tmp_path, 6)
+    assert rates(tmp_path)[6:] == pytest.approx([0.25 * (1 + math.cos(math.pi * i / 12)) for i in range(6, 12)])
+
+
+def test_a_finished_run_that_is_asked_for_more_goes_on_at_the_rate_of_the_longer_run(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run_to_end(make_run(tmp_path / "longer", iterations=12, log_period=1), tmp_path / "longer")
+    run_to_end(make_run(tmp_path, iterations=6, log_period=1), tmp_path)
+    same = make_run(tmp_path, iterations=6)
+    assert resume(same, same.checkpoints.load_newest()) == 6
+    assert "all 6 iterations are done: nothing is left to train" in caplog.messages
+    more = make_run(tmp_path, iterations=12, log_period=1)
+    run_to_end(more, tmp_path, resume(more, more.checkpoints.load_newest()))
+    assert rates(tmp_path)[6:] == rates(tmp_path / "longer")[6:]
+    fewer = make_run(tmp_path, iterations=5)
+    with pytest.raises(ValueError, match=r"^--resume: 12 iterations are done, more than the 5 that are asked for"):
+        resume(fewer, fewer.checkpoints.load_newest())
+
+
 def test_averaging_can_begin_at_a_resume(tmp_path):
     first = make_run(tmp_path)
     run_to_end(first, tmp_path)
@@ -207,6 +240,23 @@ def test_float16_leaves_out_steps_that_overflow(tmp_path):
     run_to_end(run, tmp_path)
     assert run.scaler.get_scale() < 2.0**24
     assert lines(tmp_path)[-1]["loss"] < lines(tmp_path)[0]["loss"]
+
+
+def overflowing(run):
+    """Its gradients have no end however little the loss is scaled."""
+    return replace(with_float16(run), losses=lambda model, batch: {"fit": (0 * model(batch[0])).abs().sqrt().mean()})
+
+
+@pytest.mark.parametrize(
+    ("iterations", "told"),
+    [(8, "overflowed in every step up to iteration 8: nothing was trained"), (99, "at iteration 39 however little")],
+)
+def test_a_float16_run_that_makes_no_step_says_so_and_stops(iterations, told, tmp_path):
+    run = overflowing(make_run(tmp_path, iterations=iterations, period=100))
+    with pytest.raises(FloatingPointError, match=f"^float16: gradients .*{told}"):
+        run_to_end(run, tmp_path)
+    assert all(line["skipped_steps"] == 1 and "gradient_norm" not in line for line in lines(tmp_path))
+    assert run.checkpoints.load_newest() is None
 
 
 def named_batch(value, *ids):
