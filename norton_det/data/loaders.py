@@ -236,5 +236,5 @@ def _as_it_is(batch: Any) -> Any:
 
 def _ignore_signals(worker: int) -> None:
     """A signal to the whole group of processes is the main one's to answer; it stops its workers by itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -281,7 +281,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
     assert run.checkpoints.load_newest() is None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     caplog.set_level("INFO")
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -297,6 +297,15 @@ def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     assert resume(resumed, resumed.checkpoints.load_newest()) == 6
     run_to_end(resumed, tmp_path, 6)
     assert same_weights(resumed.model, whole.model)
+
+
+def test_a_closed_terminal_does_not_end_what_was_started_with_nohup(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_to_end(make_run(tmp_path, iterations=3), tmp_path, data=interrupted(batches(0), 2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert [line["iteration"] for line in lines(tmp_path)] == [3]
 
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
@@ -334,6 +343,19 @@ def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run_to_end(make_run(tmp_path), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
+
+
+class Broken:
+    """A package whose parts do not go together, as older setuptools, protobuf and numpy make TensorBoard one."""
+
+    def __getattr__(self, name):
+        raise TypeError("Descriptors cannot be created directly")
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_told_and_trained_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Broken())
+    run_to_end(make_run(tmp_path, iterations=1), tmp_path)
+    assert "TensorBoard cannot be imported, so it gets no numbers: Descriptors cannot be" in caplog.text
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
