@@ -86,7 +86,7 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
     Raises:
         FloatingPointError: a loss or a gradient is not finite, in whichever process, or float16 overflows in every
             step; the last checkpoint stays.
-        SystemExit: SIGTERM, SIGHUP or Ctrl-C, with 128 + the signal's number, after the iteration's end and a checkpoint.
+        SystemExit: one of StopSignals' came, with 128 + its number, after the iteration's end and a checkpoint.
     """
     run.model.train()
     model = distributed.parallel(run.model)
