@@ -1,6 +1,7 @@
 """Which images form a batch, in which order and on which process; a resumed training sees the same."""
 
 import itertools
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sized
@@ -17,6 +18,7 @@ from norton_det.data.images import DamagedImageError
 from norton_det.data.transforms import Target, to_model_targets
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+MANY_FILES = 65536
 Collate = Callable[[list[Any]], Any]
 
 
@@ -215,6 +217,8 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
 
     What reading them raises, ValueError or OSError, is raised when the batch's turn comes.
     """
+    if workers:
+        _let_many_files_be_open()
     return _Raising(
         _WholeBatches(dataset, collate),
         sampler=batches,
@@ -228,6 +232,14 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
         # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
         generator=torch.Generator(),
     )
+
+
+def _let_many_files_be_open() -> None:
+    """Raise this process's limit as far as it may itself: each tensor that another process read is an open file."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _as_it_is(batch: Any) -> Any:
