@@ -53,19 +53,21 @@ def _take(lock: Path, place: str) -> TextIO:
     while True:
         file = lock.open("a+", encoding="utf-8")
         file.seek(0)
-        said = file.read().strip()
+        holder = file.read().strip()
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.close()
-                raise ValueError(f"{place} is in use by {said}: wait until that has ended, or name another") from None
+                told = f"{place} is in use by {holder or 'another run'}"
+                raise ValueError(f"{told}: wait until that has ended, or name another") from None
             log.warning("%s cannot be locked (%s): see that no other run writes there", place, error.strerror)
+            holder = ""
         if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             break
         file.close()  # the one before has just ended, and its file with it
-    if said:
-        log.warning("%s was in use by %s, which is gone: this run takes its place", place, said)
+    if holder:
+        log.warning("%s was in use by %s, which is gone: this run takes its place", place, holder)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()
