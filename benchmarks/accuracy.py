@@ -14,12 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from norton_det.builders.datasets import build_evaluator, build_test_dataset
 from norton_det.builders.resolve import resolve_categories, resolve_dataset
-from norton_det.builders.training import build_evaluator
 from norton_det.cli.main import main as norton_det
 from norton_det.cli.train import evaluate as evaluate_detector
 from norton_det.config import load_config
-from norton_det.data.catalog import Task, open_images
+from norton_det.data.catalog import open_images
+from norton_det.data.reading import Task
 from norton_det.deploy.agreement import Agreement, agreement
 from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import Precision, load_exported
@@ -68,7 +69,7 @@ def evaluate_bfloat16(kind: str, exported: Path, folder: Path) -> dict[str, floa
         files = resolve_dataset(config, "test")
         detector = load_exported(exported, "bfloat16")
         evaluator = build_evaluator(config, files, resolve_categories(config, files))
-        evaluate_detector(config, detector, files, evaluator, folder)
+        evaluate_detector(config, detector, build_test_dataset(config, files), evaluator, folder)
     return read_metrics(kind, folder)
 
 

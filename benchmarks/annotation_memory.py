@@ -27,8 +27,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CocoDetection
 
-from norton_det.data.catalog import DatasetFiles, Task, read_categories
+from norton_det.data.catalog import DatasetFiles, read_categories
 from norton_det.data.coco import CocoDataset
+from norton_det.data.reading import Task
 
 HEIGHT, WIDTH = 480, 640
 EMPTY_IMAGES = 1021 / 118_287  # train2017's share of images without objects

@@ -111,6 +111,8 @@ class DataConfig(_Section):
     oks_sigmas: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
     """Of OKS, one a keypoint; `none`: COCO's for COCO's keypoints, 0.05 for others."""
     workers: Annotated[int, Field(ge=0)] = 4
+    keep_empty: bool = False
+    """Whether images that show no object are trained on too, against false alarms."""
     damaged_images: Annotated[int, Field(ge=0)] = 0
     """How many training images that cannot be read are skipped, each with a warning, before a run stops."""
 

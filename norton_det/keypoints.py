@@ -85,20 +85,26 @@ def mirrored(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse_keypoints(category: Mapping[str, Any]) -> Keypoints:
-    """The keypoints that a category of a JSON in COCO's format declares; it may have no skeleton.
+    """The keypoints that a category of a JSON in COCO's format declares; it may have no skeleton, or one that counts
+    from 0, as some tools do, where a 0 is in it.
 
     Raises ValueError for what is no list of names or no list of pairs, and as `Keypoints` does.
     """
     names, bones = category.get("keypoints"), category.get("skeleton") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"no list of keypoints, expected names, got {names!r}")
-    if not isinstance(bones, list) or not all(_is_bone(bone, len(names)) for bone in bones):
+    first = 0 if isinstance(bones, list) and any(isinstance(bone, list) and 0 in bone for bone in bones) else 1
+    if not isinstance(bones, list) or not all(_is_bone(bone, first, len(names)) for bone in bones):
         raise ValueError(f"skeleton {bones!r}, expected pairs of numbers from 1 to {len(names)}")
-    return Keypoints.named(names, [(start - 1, end - 1) for start, end in bones])
+    return Keypoints.named(names, [(start - first, end - first) for start, end in bones])
 
 
-def _is_bone(bone: Any, count: int) -> bool:
-    return isinstance(bone, list) and len(bone) == 2 and all(isinstance(i, int) and 1 <= i <= count for i in bone)
+def _is_bone(bone: Any, first: int, count: int) -> bool:
+    return (
+        isinstance(bone, list)
+        and len(bone) == 2
+        and all(isinstance(i, int) and first <= i < first + count for i in bone)
+    )
 
 
 def _repeated(names: Sequence[str]) -> str | None:

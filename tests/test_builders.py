@@ -5,6 +5,7 @@ import torch
 from detectors import ALL_KINDS, SIZES, kind_name, tiny_classifier, tiny_detector
 
 import norton_det
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import configure, resolve_task, starting_weights
 from norton_det.builders.training import build_training, images_per_pass
@@ -221,7 +222,8 @@ def training(files, *words):
     config = load_config("quickstart.yaml", [*WORDS, *words])
     categories = read_categories(files, "bbox")
     built = build_detector(config, categories, None)
-    return built.model, *build_training(config, built, files, categories, torch.device("cpu"))
+    dataset = build_training_dataset(config, files, categories)
+    return built.model, build_training(config, built, dataset, torch.device("cpu")), dataset
 
 
 def rates(run):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from norton_det.builders.categories import adopt_names, fit_categories
 from norton_det.builders.resolve import (
     configure,
     resolve_device,
@@ -33,7 +34,7 @@ from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import freeze_batch_norms, unfreeze_batch_norms
 from norton_det.models.parts import regions
 from norton_det.models.persistence import describe, detector_from_weights, origin_of, resnet_from_weights, with_origin
-from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor, replace_predictors
+from norton_det.models.predictors import freeze_stages, replace_keypoint_predictor
 from norton_det.models.settings import read_settings
 from norton_det.models.weights import Weights, read_weights
 
@@ -91,7 +92,8 @@ def build_detector(
 
     Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
     parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
-    the predictors start afresh, where another number of keypoints theirs; not `for_training` either is a ValueError.
+    the predictors keep those that both know, where another number of keypoints theirs starts afresh. Not
+    `for_training` the categories stay as they are, and another number of keypoints is a ValueError.
     """
     torch.manual_seed(config.seed)
     recovery = Recovery(images, resolve_device(config), unfinished_recovery(config))
@@ -102,13 +104,7 @@ def build_detector(
         built = _from_backbone(config, len(categories.names), keypoints, weights, recovery)
         built.model.categories, built.model.category_ids = list(categories.names), list(categories.ids)
     detector = built.model
-    if not for_training:
-        _check_categories(config.model.weights, detector, categories)
-    if not _knows(detector, categories):
-        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
-        log.info("weights know %d other categories: the predictors start afresh for %d", known, wanted)
-        replace_predictors(detector, len(categories.names))
-        detector.categories, detector.category_ids = list(categories.names), list(categories.ids)
+    (fit_categories if for_training else adopt_names)(detector, categories, config.model.weights)
     if "keypoint" in regions(detector):
         _fit_keypoints(config.model.weights, detector, keypoints, for_training)
     _configured(detector, config)
@@ -134,13 +130,14 @@ def _configured(detector: Any, config: Config) -> Any:
 def build_evaluated(config: Config, categories: Categories) -> Any:
     """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
 
-    Raises ValueError where it knows other categories, or does not do the configured task.
+    Its own categories stay; `evaluated_categories` says which of the data's they are. Raises ValueError where it does
+    not do the configured task.
     """
     path = config.model.weights
     if Path(path).suffix not in EXPORTED:
         return build_detector(config, categories, starting_weights(config), for_training=False).model
     detector = load_exported(path)
-    _check_categories(path, detector, categories)
+    adopt_names(detector, categories, path)
     wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[resolve_task(config)]
     if wanted not in detector.outputs:
         raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
@@ -251,13 +248,3 @@ def _fit_keypoints(path: str, detector: Any, keypoints: Keypoints, for_training:
         log.info("weights know %d keypoints: their predictor starts afresh for %d", known, keypoints.count)
         replace_keypoint_predictor(detector, keypoints.count)
     detector.keypoints = keypoints
-
-
-def _knows(detector: Any, categories: Categories) -> bool:
-    return (detector.categories, detector.category_ids) == (list(categories.names), list(categories.ids))
-
-
-def _check_categories(path: str, detector: Any, categories: Categories) -> None:
-    if not _knows(detector, categories):
-        known, wanted = len(detector.categories) - 1, len(categories.names) - 1
-        raise ValueError(f"model.weights: {path} knows {known} other categories than the data's {wanted}")

@@ -7,7 +7,8 @@ import torch
 
 from norton_det.compression.plan import PlanLike, load_plan
 from norton_det.config import Config
-from norton_det.data.catalog import Categories, DatasetFiles, Task, find_dataset, read_categories
+from norton_det.data.catalog import Categories, DatasetFiles, find_dataset, read_categories
+from norton_det.data.reading import Task
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.channels import read_body

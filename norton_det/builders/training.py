@@ -1,4 +1,4 @@
-"""A configuration's training run, and the data that training and evaluation read."""
+"""A configuration's training run and its batches."""
 
 import logging
 from collections.abc import Iterator
@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from norton_det.builders.datasets import shrink_to_trained_size
 from norton_det.builders.detector import BuiltModel, build_teacher
-from norton_det.builders.resolve import resolve_task
 from norton_det.config import Config
-from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.coco import CocoDataset
-from norton_det.data.loaders import epoch_length, evaluation_loader, training_loader
-from norton_det.data.transforms import evaluation_transforms, output_size, training_transforms
+from norton_det.data.loaders import epoch_length, training_loader
+from norton_det.data.transforms import output_size
 from norton_det.engine import distributed
 from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
@@ -24,24 +23,22 @@ from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import REFERENCE_BATCH, build_optimizer, build_schedule, scaled_lr
 from norton_det.engine.trainer import TrainingRun
-from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.precision import PRECISIONS
 
 log = logging.getLogger(__name__)
 
 
-def build_training(
-    config: Config, built: BuiltModel, files: DatasetFiles, categories: Categories, device: torch.device
-) -> tuple[TrainingRun, CocoDataset]:
-    """The training run of a configuration, its model on `device`, and the dataset that it reads.
+def build_training(config: Config, built: BuiltModel, dataset: CocoDataset, device: torch.device) -> TrainingRun:
+    """The training run of a configuration on a dataset, which then gives images of the size that is trained on; the
+    model is on `device`.
 
-    Raises ValueError as `images_per_pass`, `build_teacher` and `CocoDataset` do.
+    Raises ValueError as `images_per_pass` and `build_teacher` do.
     """
     train = config.train
     processes = distributed.world_size()
     images = images_per_pass(config)
-    dataset = build_training_dataset(config, files, categories)
+    shrink_to_trained_size(config, dataset, built.model)
     teacher = build_teacher(config, built.model)
     model: nn.Module = built.model.to(device)
     distributed.share(model.state_dict().values())
@@ -65,7 +62,7 @@ def build_training(
         milestones=[milestone / train.epochs for milestone in train.milestones],
     )
     precision = PRECISIONS[train.precision]
-    run = TrainingRun(
+    return TrainingRun(
         model=model,
         losses=partial(
             detection_losses,
@@ -89,16 +86,6 @@ def build_training(
         scaler=GradScaler(device.type, enabled=precision == torch.float16),
         image_ids=image_ids,
     )
-    return run, dataset
-
-
-def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
-    """The training images and targets, augmented as configured."""
-    task, preset, keypoints = resolve_task(config), config.data.augmentation, categories.keypoints
-    if keypoints and preset != "none" and keypoints.flip == tuple(range(keypoints.count)):
-        log.info("no keypoints change places in a mirrored image: data.flip_pairs names those that should")
-    transforms = training_transforms(preset, task, keypoints)
-    return CocoDataset(files, categories, task, training=True, transforms=transforms, seed=config.seed)
 
 
 def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
@@ -129,20 +116,3 @@ def images_per_pass(config: Config) -> int:
             f" with {passes} passes each (train.accumulation)"
         )
     return images // (processes * passes)
-
-
-def build_evaluator(config: Config, files: DatasetFiles, categories: Categories) -> CocoEvaluator:
-    """What makes AP of a detector's outputs on the test set. Raises ValueError as `CocoEvaluator` does."""
-    return CocoEvaluator(files.annotations, categories, resolve_task(config), config.data.oks_sigmas)
-
-
-def build_evaluation_loader(config: Config, files: DatasetFiles, categories: Categories) -> Any:
-    """The loader of this process's share of the test images."""
-    dataset = CocoDataset(files, categories, resolve_task(config), training=False, transforms=evaluation_transforms())
-    return evaluation_loader(
-        dataset,
-        batch_size=config.test.batch_size,
-        workers=config.data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )

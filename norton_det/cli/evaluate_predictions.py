@@ -16,13 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--oks-sigmas", nargs="+", type=float, metavar="S",
         help="of OKS, one a keypoint (default: COCO's for COCO's keypoints, 0.05 for others)",
     )  # fmt: skip
+    parser.add_argument("--detections", type=int, help="that count in an image, where more than 100 should")
     parser.add_argument("--json", type=Path, help="write the numbers there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the metrics and write the JSON."""
     results = load_results(args.predictions, args.annotations, args.task)
-    metrics = evaluate_results(args.annotations, results, args.task, sigmas=args.oks_sigmas)
+    metrics = evaluate_results(
+        args.annotations, results, args.task, sigmas=args.oks_sigmas, detections=args.detections
+    )
     for name, value in metrics.items():
         print(f"{name:6}{value:8.2f}")
     if args.json:

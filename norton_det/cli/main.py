@@ -15,6 +15,7 @@ from norton_det.cli.failures import LESS_MEMORY, explain
 
 COMMANDS = {
     "train": "train and evaluate a detector",
+    "check": "look at a dataset before training on it",
     "compress": "compress trained weights by a plan",
     "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",

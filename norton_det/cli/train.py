@@ -7,6 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from norton_det.builders.categories import known_categories
+from norton_det.builders.datasets import (
+    build_evaluation_loader,
+    build_evaluator,
+    build_test_dataset,
+    build_training_dataset,
+    require_files,
+)
 from norton_det.builders.detector import (
     build_detector,
     build_evaluated,
@@ -21,9 +29,9 @@ from norton_det.builders.resolve import (
     resolve_device,
     starting_weights,
 )
-from norton_det.builders.training import build_batches, build_evaluation_loader, build_evaluator, build_training
+from norton_det.builders.training import build_batches, build_training
 from norton_det.config import Config, load_config, save_config
-from norton_det.data.catalog import DatasetFiles
+from norton_det.data.coco import CocoDataset
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
@@ -65,10 +73,11 @@ def evaluate_weights(config: Config) -> None:
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = resolve_dataset(config, "test")
-    categories = resolve_categories(config, files)
-    evaluator = build_evaluator(config, files, categories)
-    detector = build_evaluated(config, categories).to(resolve_device(config))
-    evaluate(config, detector, files, evaluator, Path(config.output_dir) / "evaluation")
+    images = build_test_dataset(config, files)
+    require_files(config, images, files, training=False)
+    detector = build_evaluated(config, resolve_categories(config, files)).to(resolve_device(config))
+    evaluator = build_evaluator(config, files, known_categories(detector))
+    evaluate(config, detector, images, evaluator, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
@@ -82,11 +91,14 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         check_plan(config, weights)
     categories = resolve_categories(config, files)
     evaluator = build_evaluator(config, test_files, categories)
+    dataset, test_images = build_training_dataset(config, files, categories), build_test_dataset(config, test_files)
+    require_files(config, dataset, files, training=True)
+    require_files(config, test_images, test_files, training=False)
     if checkpoint:
         built = resumed_detector(config, checkpoint)
     else:
         built = build_detector(config, categories, weights, images=recovery_images(config, files))
-    run, dataset = build_training(config, built, files, categories, device)
+    run = build_training(config, built, dataset, device)
     output.mkdir(parents=True, exist_ok=True)
     start = resume(run, checkpoint)
     if distributed.is_main():
@@ -102,7 +114,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         save_weights(output / "model_final.pth", run.result, config=config.model_dump(mode="json"))
         unfinished_recovery(config).unlink(missing_ok=True)
         log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, run.result, test_files, evaluator, output / "evaluation")
+    evaluate(config, run.result, test_images, evaluator, output / "evaluation")
 
 
 def save_backbone(path: Path, detector: Any) -> None:
@@ -118,13 +130,13 @@ def save_backbone(path: Path, detector: Any) -> None:
 def evaluate(
     config: Config,
     detector: nn.Module | ExportedDetector,
-    files: DatasetFiles,
+    images: CocoDataset,
     evaluator: CocoEvaluator,
     folder: Path,
 ) -> None:
     """AP on the test set, by all processes together, into `folder`/metrics.json and predictions.json."""
     device = resolve_device(config)
-    loader = build_evaluation_loader(config, files, evaluator.categories)
+    loader = build_evaluation_loader(config, images)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())
     image_ids = sorted(image_id for part in distributed.gather(seen) for image_id in part)
     results = [result for part in distributed.gather(evaluator.results) for result in part]

@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype
 from tqdm import tqdm
 
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.resolve import resolve_categories, resolve_dataset
-from norton_det.builders.training import build_batches, build_training_dataset
+from norton_det.builders.training import build_batches
 from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.catalog import Categories, DatasetFiles

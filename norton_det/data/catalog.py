@@ -7,16 +7,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.reading import Task, read_annotations, read_category
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints, parse_keypoints
-
-Task = Literal["bbox", "segm", "keypoints"]
 
 BACKGROUND = "__background__"
 UNUSED = "N/A"
@@ -118,10 +117,8 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
             (`Keypoints`), or two categories with different ones.
     """
     found: dict[int, str] = {}
-    declared = _declared_categories(files.annotations)
+    declared = [read_category(category, files.annotations) for category in _declared_categories(files.annotations)]
     for category in declared:
-        if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
-            raise ValueError(f"{files.annotations}: category {category} needs an integer id and a name")
         if category["id"] in found:
             raise ValueError(f"{files.annotations}: two categories have the id {category['id']}")
         if task != "keypoints" or category.get("keypoints"):
@@ -163,23 +160,6 @@ def _common_keypoints(categories: Iterable[Mapping[str, Any]], file: Path) -> Ke
                 f" expected the same: {', '.join(first[1].names)}"
             )
     return first[1] if first else None
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """A JSON in COCO's format, with its lists `images`, `annotations` and `categories`.
-
-    Raises:
-        ValueError: no JSON, or one of the three lists is missing; the message names the file.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{path}: not in COCO's format, expected a list of objects under {key!r}")
-    return dict(content)
 
 
 def _declared_categories(path: Path) -> list[dict[str, Any]]:

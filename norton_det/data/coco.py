@@ -1,19 +1,23 @@
 """Reading images and targets of a dataset in COCO's format."""
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from norton_det.data.annotations import load_annotations
-from norton_det.data.catalog import Categories, DatasetFiles, Task
-from norton_det.data.images import read_image
+from norton_det.data.annotations import describe_left_out, load_annotations
+from norton_det.data.catalog import Categories, DatasetFiles
+from norton_det.data.images import describe_misfit, read_header, read_image
+from norton_det.data.reading import Task
 from norton_det.data.transforms import Target, Transform, seeded
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
     Training leaves out crowds, boxes that are less than a pixel wide or high inside the image, for segm
     objects without a mask, for keypoints all objects of categories without them and images that show none (of COCO's
     17 keypoints fewer than 10), and images without objects. Otherwise every image is there, and no object is read.
+    Images are read upright, as their EXIF data say, and that is what sizes and annotations refer to.
 
     Args:
         files: where it is.
@@ -40,10 +45,11 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         task: what to read.
         training: see above.
         transforms: applied to each sample, with torch's generator seeded from (seed, epoch, image id).
-        keep_empty: keeps images without objects.
+        keep_empty: keeps images without objects, but for those whose objects were all left out.
         seed: of the transforms.
 
     Attributes:
+        folder: of the images.
         ids: (n,) int64, image ids.
         sizes: (n, 2) int64, heights and widths.
         counts: what was left out, by reason.
@@ -69,59 +75,89 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self.counts = annotations.dropped
         self._file_names = annotations.file_names
         self._objects = annotations.objects
-        self._folder = files.images
+        self.folder = files.images
         self._task = task
         self._transforms = transforms
         self._seed = seed
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        logger.info("%s: %d images; left out: %s", files.name, len(self), left_out or "nothing")
+        self._most: tuple[int, int] | None = None
+        logger.info("%s: %d images; left out: %s", files.name, len(self), describe_left_out(self.counts))
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def paths(self) -> Iterator[Path]:
+        """The files of the images."""
+        return (self.folder / name.decode() for name in self._file_names)
+
+    def shrink(self, shorter: int, longer: int) -> None:
+        """Let larger images, with all that is in them, be made smaller as they are read: to these pixels at most on
+        their shorter and longer sides. What a sample needs of memory then is bounded by this, not by the photo."""
+        self._most = (shorter, longer)
+
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, Target]:
         epoch, index = index if isinstance(index, tuple) else (0, index)
         index = range(len(self))[index]
-        image = self._read_image(index)
-        target = {"image_id": int(self.ids[index]), **self._read_objects(index)}
+        size = self._read_size(index)
+        image = self._read_image(index, size)
+        target = {"image_id": int(self.ids[index]), **self._read_objects(index, size)}
         if self._transforms is None:
             return image, target
         with seeded(self._seed, epoch, target["image_id"]):
             return self._transforms(image, target)
 
-    def _read_image(self, index: int) -> Tensor:
-        path = self._folder / self._file_names[index].decode()
-        pixels = read_image(path)
-        (height, width), expected = pixels.shape[1:], self.sizes[index].tolist()
-        if [height, width] != expected:
-            raise ValueError(
-                f"{path}: {width} x {height} pixels, but the annotations say {expected[1]} x {expected[0]}"
-            )
-        return pixels
+    def _read_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` as it is read."""
+        height, width = self.sizes[index].tolist()
+        if self._most is None:
+            return height, width
+        (shorter, longer), most = sorted((height, width)), self._most
+        scale = min(most[0] / shorter, most[1] / longer, 1.0)
+        return max(1, round(scale * height)), max(1, round(scale * width))
 
-    def _read_objects(self, index: int) -> Target:
+    def _read_image(self, index: int, size: tuple[int, int]) -> Tensor:
+        path = self.folder / self._file_names[index].decode()
+        pixels = read_image(path)
+        if list(pixels.shape[1:]) != self.sizes[index].tolist():
+            raise ValueError(describe_misfit(path, read_header(path), tuple(self.sizes[index].tolist())))
+        image: Tensor = tv_tensors.Image(resized(pixels, size, "bilinear"))
+        return image
+
+    def _read_objects(self, index: int, size: tuple[int, int]) -> Target:
         if self._objects is None:
             return {}
         first, stop = self._objects.offsets[index : index + 2]
-        height, width = size = tuple(self.sizes[index].tolist())
-        boxes = torch.from_numpy(self._objects.boxes[first:stop].copy())
+        height, width = self.sizes[index].tolist()
+        scale = torch.tensor([size[1] / width, size[0] / height])
+        boxes = torch.from_numpy(self._objects.boxes[first:stop]) * scale.repeat(2)
         labels = torch.from_numpy(self._objects.labels[first:stop].copy())
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": labels,
-            "area": torch.from_numpy(self._objects.areas[first:stop].copy()),
+            "area": torch.from_numpy(self._objects.areas[first:stop]) * scale.prod(),
             "iscrowd": torch.zeros_like(labels),
         }
         if self._task == "segm":
-            masks = np.zeros((len(labels), height, width), dtype=np.uint8)
-            for mask, number in zip(masks, range(first, stop), strict=True):
-                mask[:] = decode_segmentation(self._objects.segmentation(number), height, width)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+            masks = torch.zeros((len(labels), *size), dtype=torch.uint8)
+            for mask, number in zip(masks, range(first, stop), strict=True):  # one by one: a photo's may be large
+                whole = torch.from_numpy(decode_segmentation(self._objects.segmentation(number), height, width))
+                mask[:] = resized(whole[None], size, "nearest")[0]
+            target["masks"] = tv_tensors.Mask(masks)
         if self._task == "keypoints":
-            keypoints = torch.from_numpy(self._objects.keypoints[first:stop].copy())
-            target["keypoints"] = tv_tensors.KeyPoints(keypoints[..., :2], canvas_size=size)
+            keypoints = torch.from_numpy(self._objects.keypoints[first:stop])
+            target["keypoints"] = tv_tensors.KeyPoints(keypoints[..., :2] * scale, canvas_size=size)
             target["visibility"] = keypoints[..., 2].long()
         return target
+
+
+def resized(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """A uint8 picture (C, H, W) in another size, as a detector's own transform would make it."""
+    if picture.shape[1:] == size:
+        return picture
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    plain = picture.as_subclass(Tensor)[None].float()
+    made: Tensor = F.interpolate(plain, size, mode=mode, **options)[0].round().to(torch.uint8)
+    return made
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:

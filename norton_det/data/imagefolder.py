@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from norton_det.data.images import read_image
+from norton_det.data.images import is_image_name, read_image
 from norton_det.data.loaders import TrainingBatchSampler, evaluation_loader, training_batches
 from norton_det.data.transforms import seeded
 
@@ -47,7 +47,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"no folder {str(folder)!r}, expected {folder}/<class>/*.jpg")
         transform = _training_transform(size) if training else _evaluation_transform(size)
         try:
-            self._images = ImageFolder(folder, transform, loader=read_image)
+            self._images = _VisibleFolders(folder, transform, loader=read_image, is_valid_file=is_image_name)
         except FileNotFoundError as error:
             raise ValueError(f"{folder}: expected {folder}/<class>/*.jpg: {error}") from None
         self.classes: list[str] = self._images.classes
@@ -61,6 +61,16 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         with seeded(self._seed, epoch, index):
             image, label = self._images[index]
         return image, label
+
+
+class _VisibleFolders(ImageFolder):  # type: ignore[misc]
+    """torchvision's `ImageFolder` without hidden folders, as .ipynb_checkpoints."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The names of the classes, sorted, and their labels."""
+        found, _ = super().find_classes(directory)
+        names = [name for name in found if not name.startswith(".")]
+        return names, {name: label for label, name in enumerate(names)}
 
 
 def classification_batches(

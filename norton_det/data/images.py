@@ -1,13 +1,18 @@
-"""Reading and writing image files."""
+"""Reading and writing image files.
+
+A picture is always read upright, as its EXIF data say: training, evaluation, recovery and the demos see the same,
+which is what an annotation tool in a browser shows too.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_image, to_pil_image
 
@@ -17,14 +22,31 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLIMMEST = 64
 """Times that a photo's longer side may be its shorter one; a detector's resize leaves nothing of a slimmer one."""
 
+_TURNS = dict(
+    enumerate(
+        [
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ],
+        start=2,
+    )
+)
+"""How a picture of each EXIF orientation is set upright."""
+_ON_THE_SIDE = range(5, 9)
+
 
 class DamagedImageError(ValueError):
     """An image file that cannot be read; the message names it."""
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file, its pixels as they lie there; grey, palette, CMYK and
-    16-bit images are converted.
+    """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file, upright; grey, palette, CMYK and 16-bit images are
+    converted.
 
     Raises:
         DamagedImageError: it is no image that can be read.
@@ -36,8 +58,8 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
-    """An image to look at, as `read_image` gives it, but upright, as its EXIF data say, and at most `longest` pixels
-    a side; and how many of the file's pixels make one of its sides' pixels.
+    """An image to look at, as `read_image` gives it, but at most `longest` pixels a side; and how many of the file's
+    pixels make one of its sides' pixels.
 
     Raises as `read_image` does, and ValueError for one that is too slim.
     """
@@ -46,10 +68,47 @@ def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
         if side > SLIMMEST * min(file.size):
             raise ValueError(f"{file.width}x{file.height} pixels, one side more than {SLIMMEST} times the other")
         file.draft("RGB", (longest, longest))  # of a large JPEG only a smaller version is decoded
-        picture = ImageOps.exif_transpose(_as_rgb(file))
+        picture = _as_rgb(file)
         picture.thumbnail((longest, longest))
         pixels: Tensor = to_image(picture)
     return pixels, side / max(picture.size)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself: (height, width) of its pixels as they lie there, and EXIF's orientation."""
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the picture is another upright than as it lies there."""
+        return self.orientation in _TURNS
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) of the picture as it is read."""
+        height, width = self.size
+        return (width, height) if self.orientation in _ON_THE_SIDE else self.size
+
+
+def read_header(path: str | Path) -> Header:
+    """What an image file says of itself, without its pixels. Raises as `read_image` does."""
+    with _opened(path) as file:
+        return Header((file.height, file.width), _orientation(file))
+
+
+def describe_misfit(path: Path, header: Header, expected: tuple[int, ...]) -> str:
+    """Say in what an image and the (height, width) that annotations tell differ."""
+    told = f"the annotations say {expected[1]} x {expected[0]}"
+    height, width = header.upright
+    if header.size == expected and header.is_turned:
+        return (
+            f"{path}: {told}, as its pixels lie there, but its EXIF orientation {header.orientation} turns it to"
+            f" {width} x {height}: write images and annotations anew, upright"
+        )
+    return f"{path}: {width} x {height} pixels, but {told}"
 
 
 def write_png(path: Path, picture: Tensor) -> None:
@@ -71,12 +130,23 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
 
+def _orientation(file: Image.Image) -> int:
+    """EXIF's number, 1 for a picture that lies as it stands; 1 where the data are broken, as browsers take them."""
+    try:
+        number = Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1)  # that of a PNG decodes all of it
+    except Exception:  # of many kinds: these are bytes from anywhere
+        return 1
+    return number if isinstance(number, int) else 1
+
+
 def _as_rgb(file: Image.Image) -> Image.Image:
+    orientation = _orientation(file)
     if file.mode in ("I", "F"):
         raise ValueError("32 bits a pixel, and no telling which of their numbers is white")
     if file.mode.startswith("I;16"):  # which `convert` would cut off at 255
         file = Image.fromarray((np.asarray(file) / 257).astype(np.uint8))
-    return file.convert("RGB")
+    picture = file.convert("RGB")
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
 class ImageFiles(Sequence[Tensor]):
@@ -100,10 +170,16 @@ class ImageFiles(Sequence[Tensor]):
         return read_image(self.paths[index]).as_subclass(Tensor).float() / 255
 
 
+def is_image_name(path: str | Path) -> bool:
+    """Whether a file is an image by its name; hidden ones, as macOS and editors leave them, are not."""
+    path = Path(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
     """The first `count` images of a folder by name (None: all). Raises ValueError where there are none."""
     files = folder.iterdir() if folder.is_dir() else ()
-    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in files if is_image_name(path))
     if not paths:
         raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return paths[:count]

@@ -15,13 +15,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from norton_det.data.catalog import Task
+from norton_det.data.reading import Task
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
 Target = dict[str, Any]
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 JITTER_SIZE = 1024
+JITTER_LONGEST = 2 * JITTER_SIZE
+"""Pixels of the longest side that large-scale jitter makes, before it cuts."""
 _IMAGENET_MEAN = (124, 116, 104)  # RGB, what padding is filled with: 0 once normalised
 
 

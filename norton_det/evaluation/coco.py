@@ -4,8 +4,10 @@ import contextlib
 import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from norton_det.data.annotations import are_numbers, check_points
-from norton_det.data.catalog import Categories, Task, read_annotations, read_keypoints
+from norton_det.data.catalog import Categories, read_keypoints
+from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content
 from norton_det.evaluation.results import load_results, to_results
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
@@ -24,13 +26,8 @@ __all__ = ["CocoEvaluator", "PrecisionRecall", "evaluate_results", "load_results
 log = logging.getLogger(__name__)
 UNIFORM_SIGMA = 0.05
 """Of OKS, for keypoints that are not COCO's."""
-_BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-_METRICS: dict[Task, tuple[str, ...]] = {
-    "bbox": _BOX_METRICS,
-    "segm": _BOX_METRICS,
-    "keypoints": _KEYPOINT_METRICS,
-}
+MOST_DETECTIONS: dict[Task, int] = {"bbox": 100, "segm": 100, "keypoints": 20}
+"""That COCO's protocol counts in an image, of each category."""
 
 
 class CocoEvaluator:
@@ -44,19 +41,26 @@ class CocoEvaluator:
         categories: the labels of the outputs.
         task: what is evaluated beside boxes.
         sigmas: of OKS, one a keypoint; None: as `oks_sigmas` has them.
+        detections: that count in an image, of each category, where that is more than 100; see `counted`.
 
     Raises:
         ValueError: annotations with other keypoints than `categories`, another number of sigmas; on evaluation,
-            annotations that are not in COCO's format or lack boxes or, for segm, masks.
+            annotations that are not in COCO's format or hold what cannot be taken, see `reading`.
     """
 
     def __init__(
-        self, annotations: Path, categories: Categories, task: Task, sigmas: Sequence[float] | None = None
+        self,
+        annotations: Path,
+        categories: Categories,
+        task: Task,
+        sigmas: Sequence[float] | None = None,
+        detections: int | None = None,
     ) -> None:
         self.annotations = annotations
         self.categories = categories
         self.task = task
         self._sigmas = _sigmas(annotations, task, sigmas, categories.keypoints)
+        self._detections = detections
         self.results: list[dict[str, Any]] = []
 
     def reset(self) -> None:
@@ -98,9 +102,27 @@ class CocoEvaluator:
         )
 
     def _compare(self, image_ids: Sequence[int] | None) -> dict[Task, Any]:
-        truth = _ground_truth(self.annotations, self.task, self._sigmas)
+        truth = _ground_truth(self.annotations, self.task, self._sigmas, self._detections)
         kinds: list[Task] = ["bbox"] if self.task == "bbox" else ["bbox", self.task]
-        return {kind: _compare(truth, self.results, kind, self._sigmas, image_ids) for kind in kinds}
+        return {
+            kind: _compare(truth, self.results, kind, self._sigmas, image_ids, self._detections) for kind in kinds
+        }
+
+
+def counted(task: Task, detections: int | None = None) -> int:
+    """How many detections AP counts in an image, of each category: COCO's 100, for keypoints 20; the given number
+    where that is above 100."""
+    return detections if detections and detections > max(MOST_DETECTIONS.values()) else MOST_DETECTIONS[task]
+
+
+def tell_of_crowded_images(content: Content, file: Path, most: int) -> None:
+    """Warn where images have more objects than AP counts detections."""
+    objects = Counter(annotation["image_id"] for annotation in content.annotations if not annotation["iscrowd"])
+    crowded = [count for count in objects.values() if count > most]
+    if crowded:
+        told = f"{file}: {len(crowded)} images have more than {most} objects, up to {max(crowded)}"
+        way_on = "test.detections (of evaluate-predictions: --detections) raises that"
+        log.warning("%s, but %d detections an image and category are counted; %s", told, most, way_on)
 
 
 def oks_sigmas(keypoints: Keypoints, given: Sequence[float] | None = None) -> NDArray[np.float64]:
@@ -126,14 +148,16 @@ def evaluate_results(
     task: Task,
     image_ids: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    detections: int | None = None,
 ) -> dict[str, float]:
-    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN. `sigmas` as for `CocoEvaluator`.
+    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN. The rest as for `CocoEvaluator`.
 
     They are pycocotools' to the last digit, which means: where results have a `bbox` beside a mask or
     keypoints, its area decides what is small, medium and large. Raises ValueError as `CocoEvaluator` does.
     """
     chosen = _sigmas(annotations, task, sigmas)
-    return _summarize(_compare(_ground_truth(annotations, task, chosen), results, task, chosen, image_ids))
+    truth = _ground_truth(annotations, task, chosen, detections)
+    return _summarize(_compare(truth, results, task, chosen, image_ids, detections))
 
 
 @dataclass(frozen=True)
@@ -180,28 +204,23 @@ def _sigmas(
     return oks_sigmas(keypoints, given)
 
 
-def _ground_truth(annotations: Path, task: Task, sigmas: NDArray[np.float64] | None) -> Any:
+def _ground_truth(
+    annotations: Path, task: Task, sigmas: NDArray[np.float64] | None, detections: int | None = None
+) -> Any:
     """pycocotools' COCO, with what it needs and other datasets than COCO may lack.
 
     The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
     """
-    content = read_annotations(annotations)
-    for number, annotation in enumerate(content["annotations"], start=1):
-        if not are_numbers(annotation.get("bbox"), 4):
-            raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no bbox of four numbers")
-        if task == "segm" and not annotation.get("segmentation"):
-            raise ValueError(f"{annotations}: annotation {annotation.get('id')} has no segmentation")
-        if sigmas is not None:
-            points = annotation["keypoints"] = annotation.get("keypoints") or [0] * 3 * len(sigmas)
-            try:
-                check_points(points, len(sigmas))
-            except ValueError as error:
-                raise ValueError(f"{annotations}: annotation {annotation.get('id')}: {error}") from None
-            annotation.setdefault("num_keypoints", sum(v > 0 for v in points[2::3]))
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    content = read_content(annotations, task, 0 if sigmas is None else len(sigmas)).sound()
+    tell_of_crowded_images(content, annotations, counted(task, detections))
+    truth = [a for a in content.annotations if task != "segm" or a["segmentation"]]
+    left_out = content.left_out + Counter({WITHOUT_MASK: len(content.annotations) - len(truth)})
+    for reason, count in left_out.items():
+        log.warning("%s: left out of the evaluation: %d %s", annotations, count, reason)
+    for number, annotation in enumerate(truth, start=1):
         annotation["id"] = number
-    return _coco({"info": {}, **content})
+    images = list(content.images.values())
+    return _coco({"info": {}, "images": images, "annotations": truth, "categories": content.categories})
 
 
 def _coco(content: dict[str, Any]) -> Any:
@@ -218,6 +237,7 @@ def _compare(
     kind: Task,
     sigmas: NDArray[np.float64] | None,
     image_ids: Sequence[int] | None = None,
+    detections: int | None = None,
 ) -> Any:
     """A COCOeval that has been run; the results stay as they are."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -228,21 +248,39 @@ def _compare(
         comparison = COCOeval(truth, found, kind)
         if kind == "keypoints":
             comparison.params.kpt_oks_sigmas = sigmas
+        comparison.params.maxDets[-1] = counted(kind, detections)
         if image_ids is not None:
             comparison.params.imgIds = sorted(image_ids)
         comparison.evaluate()
         comparison.accumulate()
-        comparison.summarize()
     return comparison
 
 
 def _summarize(comparison: Any) -> dict[str, float]:
-    names = _METRICS[comparison.params.iouType]
-    return {name: _points(value) for name, value in zip(names, comparison.stats, strict=True)}
+    """What pycocotools' `summarize` prints, which knows no other numbers of detections than COCO's."""
+    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; of keypoints no small ones
+    most = comparison.params.maxDets
+    mean = partial(_mean, comparison)
+    metrics = {"AP": mean("precision"), "AP50": mean("precision", iou=0.5), "AP75": mean("precision", iou=0.75)}
+    metrics |= {f"AP{size[0]}": mean("precision", size) for size in sizes}
+    if comparison.params.iouType == "keypoints":
+        metrics |= {"AR": mean("recall"), "AR50": mean("recall", iou=0.5), "AR75": mean("recall", iou=0.75)}
+    else:
+        metrics |= {f"AR{count}": mean("recall", most=place) for place, count in enumerate(most)}
+    return metrics | {f"AR{size[0]}": mean("recall", size) for size in sizes}
+
+
+def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None, most: int = -1) -> float:
+    """The mean in points over thresholds, categories and, of precision, recalls; NaN where there is none."""
+    values = comparison.eval[of][..., comparison.params.areaRngLbl.index(size), most]
+    if iou is not None:
+        values = values[np.isclose(comparison.params.iouThrs, iou)]
+    valid = values[values > -1]  # which stands for undefined
+    return float(100 * np.mean(valid)) if valid.size else math.nan
 
 
 def _average_precisions(comparison: Any) -> dict[str, float]:
-    return {name: _points(values.mean()) for name, values in _precisions(comparison).items()}
+    return {name: float(100 * values.mean()) for name, values in _precisions(comparison).items()}
 
 
 def _precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
@@ -252,8 +290,3 @@ def _precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
     names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]
     valid = np.where(precision >= 0, precision, np.nan)
     return {name: valid[:, :, k] for k, name in enumerate(names)}
-
-
-def _points(value: float) -> float:
-    """COCO's shares as points; what it writes as -1, undefined, as NaN."""
-    return float(100 * value) if value >= 0 else math.nan

@@ -10,8 +10,8 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from norton_det.data.annotations import are_numbers
-from norton_det.data.catalog import Categories, Task, read_annotations, read_keypoints
+from norton_det.data.catalog import Categories, read_keypoints
+from norton_det.data.reading import Task, are_numbers, read_content, whole
 
 _RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
@@ -21,10 +21,11 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
     """One COCO result, a dictionary of plain values, for each detection of an image.
 
     `output` is described at `CocoEvaluator.process`. The background, which detectors of one stage score like any
-    class, makes no result. Raises ValueError for a label that `categories` lacks, and for another number of keypoints
-    than they have.
+    class, and labels that no category uses make no result. Raises ValueError for a label that `categories` lacks, and
+    for another number of keypoints than they have.
     """
     boxes = output["boxes"].detach().float().cpu()
+    used = set(categories.labels.values())
     corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     results = []
     for number, (label, score, box) in enumerate(
@@ -35,10 +36,10 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
             strict=True,
         )
     ):
-        if label == 0:
-            continue
-        if not 0 < label < len(categories.ids):
+        if not 0 <= label < len(categories.ids):
             raise ValueError(f"label {label}, expected 1 to {len(categories.ids) - 1}")
+        if label not in used:
+            continue
         result = {"image_id": image_id, "category_id": categories.ids[label], "bbox": box, "score": score}
         if task == "segm":
             result["segmentation"] = output["rle"][number] if "rle" in output else _to_rle(output["masks"][number])
@@ -93,11 +94,12 @@ def load_results(path: Path, annotations: Path, task: Task) -> list[dict[str, An
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(results, list):
         raise ValueError(f"{path}: expected a list of results, got {type(results).__name__}")
-    sizes = {
-        image["id"]: [image.get("height"), image.get("width")] for image in read_annotations(annotations)["images"]
-    }
+    images = read_content(annotations, "bbox").images
+    sizes = {id: [image["height"], image["width"]] for id, image in images.items()}
     keypoints = read_keypoints(annotations).count if task == "keypoints" else 0
     for number, result in enumerate(results):
+        if isinstance(result, dict):
+            result |= {key: id for key in ("image_id", "category_id") if (id := whole(result.get(key))) is not None}
         if problem := _problem(result, sizes, task, keypoints):
             raise ValueError(f"{path}: result {number} {problem}")
     return results

@@ -1,47 +1,62 @@
 """The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order,
 and the `.keypoints` of one that finds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models import detection, get_model_weights, list_models
 
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.parts import regions
+from norton_det.models.weights import sha256
 
 BACKGROUND = "__background__"
 
 
-def default_categories(num_classes: int, has_keypoints: bool = False) -> tuple[list[str], list[int]]:
-    """Names and ids where nothing is said: torchvision's for its 91 of COCO and for its people, else numbers.
-
-    `num_classes` counts the background, which comes first.
+def numbered_categories(num_classes: int) -> tuple[list[str], list[int]]:
+    """Names and ids where nothing is said: numbers. `num_classes` counts the background, which comes first.
 
     Examples:
-        >>> default_categories(3)
+        >>> numbered_categories(3)
         (['__background__', 'class 1', 'class 2'], [0, 1, 2])
     """
-    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    if num_classes == len(coco):
-        return list(coco), list(range(num_classes))
-    if has_keypoints and num_classes == 2:
-        return [BACKGROUND, coco[1]], [0, 1]
     return [BACKGROUND, *(f"class {i}" for i in range(1, num_classes))], list(range(num_classes))
 
 
+def are_named(names: Sequence[str]) -> bool:
+    """Whether somebody named a detector's classes."""
+    return list(names) != numbered_categories(len(names))[0]
+
+
+def published_categories(path: str | Path) -> dict[str, list[str]]:
+    """The names of the classes of a detector's file that torchvision publishes, known by its SHA-256; else none."""
+    if not Path(path).is_file():
+        return {}
+    digest = sha256(path)
+    for name in list_models(module=detection):
+        for weights in get_model_weights(name):
+            if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
+                return {"categories": [BACKGROUND, *weights.meta["categories"][1:]]}
+    return {}
+
+
 def categories_of(detector: nn.Module) -> tuple[list[str], list[int]]:
-    """A detector's names and ids by label; torchvision's own has none, and gets `default_categories`."""
+    """A detector's names and ids by label; torchvision's own has none, and gets `numbered_categories`."""
     model: Any = detector
     told = {name: getattr(model, name, None) for name in ("categories", "category_ids")}
     return told_categories(told, detector)
 
 
 def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[str], list[int]]:
-    """The names and ids that a file tells, where they are as many as the classes; else `default_categories`."""
+    """The names and ids that a file tells, where they are as many as the classes; names alone are numbered from 0.
+
+    Where there are none, `numbered_categories`.
+    """
     num_classes = class_count(detector)
-    names, ids = told.get("categories"), told.get("category_ids")
+    names, ids = told.get("categories"), told.get("category_ids") or list(range(num_classes))
     if (
         isinstance(names, list)
         and isinstance(ids, list)
@@ -50,7 +65,7 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
         and all(isinstance(id, int) for id in ids)
     ):
         return list(names), list(ids)
-    return default_categories(num_classes, "keypoint" in regions(detector))
+    return numbered_categories(num_classes)
 
 
 def keypoints_of(detector: nn.Module) -> Keypoints | None:

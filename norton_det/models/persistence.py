@@ -12,7 +12,13 @@ from torchvision.models import ResNet
 
 from norton_det.files import save_tensors
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.categories import categories_of, keypoints_of, told_categories, told_keypoints
+from norton_det.models.categories import (
+    categories_of,
+    keypoints_of,
+    published_categories,
+    told_categories,
+    told_keypoints,
+)
 from norton_det.models.channels import DETECTOR_BODY, NORMS
 from norton_det.models.fit import read_geometry, set_geometry
 from norton_det.models.initial import allocate, initialise
@@ -87,7 +93,8 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
     load_state(model, weights.state, weights.source, strict)
     loaded: Any = model
     if weights.is_detector:
-        loaded.categories, loaded.category_ids = told_categories(weights.metadata, model)
+        told = weights.metadata if "categories" in weights.metadata else published_categories(weights.source)
+        loaded.categories, loaded.category_ids = told_categories(told, model)
         if "keypoint" in regions(model):
             loaded.keypoints = told_keypoints(weights.metadata.get("keypoints"), model)
     elif isinstance(weights.metadata.get("categories"), list):

@@ -165,8 +165,13 @@ def _downloaded(weights: Any, name: str, way_on: str) -> Weights:
 
 def has_digest(path: str | Path, digest: str) -> bool:
     """Whether a file's SHA-256 begins with `digest`, as torchvision's names of files end."""
+    return sha256(path).startswith(digest)
+
+
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256 as text."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(weights: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
-from norton_det.data.catalog import Categories, DatasetFiles, Task
+from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.coco import CocoDataset
+from norton_det.data.reading import Task
 from norton_det.data.transforms import to_model_targets
 from norton_det.evaluation.results import to_output
 from norton_det.visualization.draw import draw_predictions, draw_targets

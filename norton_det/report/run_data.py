@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from norton_det.analysis.latency import Latency
 from norton_det.compression.compress import CompressionReport
-from norton_det.data.catalog import Task
+from norton_det.data.reading import Task
 
 T = TypeVar("T")
 Accuracy = dict[Task, dict[str, float | None]]

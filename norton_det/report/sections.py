@@ -7,7 +7,7 @@ from typing import Any
 
 from norton_det.analysis.complexity import PROPOSALS, Count, total
 from norton_det.compression.compress import CompressionReport, LayerReport
-from norton_det.data.catalog import Task
+from norton_det.data.reading import Task
 from norton_det.evaluation.coco import PrecisionRecall
 from norton_det.models.parts import REGION_KINDS
 from norton_det.report import figures

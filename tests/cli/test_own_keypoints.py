@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_categories, resolve_dataset, starting_weights
-from norton_det.builders.training import build_training_dataset
 from norton_det.cli import image, report, visualize_data
 from norton_det.cli.main import main
 from norton_det.config import load_config, save_config

@@ -17,6 +17,7 @@ from detectors import tiny_detector
 
 from norton_det.builders import detector as building
 from norton_det.builders import training
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_dataset
 from norton_det.builders.training import build_training
@@ -397,7 +398,8 @@ def test_images_are_resized_once(augmentation, training_size):
     files = resolve_dataset(config, "train")
     categories = read_categories(files, "bbox")
     built = build_detector(config, categories, None)
-    _, dataset = build_training(config, built, files, categories, torch.device("cpu"))
+    dataset = build_training_dataset(config, files, categories)
+    build_training(config, built, dataset, torch.device("cpu"))
     resize = built.model.transform
     assert resize.train()([dataset[0][0]])[0].image_sizes == [training_size]
     assert resize.eval()([torch.zeros(3, 96, 128)])[0].image_sizes == [(72, 96)]

@@ -5,8 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.resolve import resolve_dataset
-from norton_det.builders.training import build_batches, build_training_dataset
+from norton_det.builders.training import build_batches
 from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.data.catalog import read_categories

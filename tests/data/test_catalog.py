@@ -164,7 +164,7 @@ def test_categories_are_those_of_the_whole_whatever_else_has_the_word(tmp_path: 
     ("categories", "task", "message"),
     [
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "bbox", "id 1"),
-        ([{"id": "1", "name": "a"}], "bbox", "integer id"),
+        ([{"id": "one", "name": "a"}], "bbox", "integer id"),
         ([], "bbox", "no category"),
         ([{"id": 1, "name": "hand", "keypoints": ["a"] * 21}], "keypoints", "'hand': two keypoints are called 'a'"),
         ([{"id": 1, "name": "hand", "keypoints": True}], "keypoints", "'hand': no list of keypoints"),

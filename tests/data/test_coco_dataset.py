@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from norton_det.data.catalog import DatasetFiles, Task, read_categories
+from norton_det.data.catalog import DatasetFiles, read_categories
 from norton_det.data.coco import CocoDataset
+from norton_det.data.reading import Task
 from norton_det.data.shapes import KEYPOINT_NAMES
 
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
@@ -86,8 +87,10 @@ def test_training_reads_boxes_and_labels_and_says_what_it_left_out(
         dataset = build(tmp_path)
     assert dataset.ids.tolist() == [8, 70] and dataset.ids.dtype == np.int64
     assert dataset.sizes.tolist() == [[24, 16], [16, 20]]
-    assert dataset.counts == {"boxes below one pixel": 2, "crowds": 1, "images without objects": 2}
+    emptied = "images of which all objects are left out"
+    assert dataset.counts == {"boxes below one pixel": 2, "crowds": 1, "images without objects": 1, emptied: 1}
     assert len(caplog.records) == 1 and "2 boxes below one pixel" in caplog.text
+    assert "data.keep_empty=true trains on images without objects" in caplog.text
     image, target = dataset[1]
     assert image.dtype == torch.uint8 and image.shape == (3, 16, 20)
     assert target["image_id"] == 70
@@ -144,9 +147,10 @@ def test_testing_keeps_every_image_and_reads_no_object(tmp_path: Path) -> None:
     assert [dataset[index][1] for index in range(4)] == [{"image_id": id} for id in (8, 30, 31, 70)]
 
 
-def test_empty_images_are_kept_on_request(tmp_path: Path) -> None:
+def test_empty_images_are_kept_on_request_but_not_those_of_which_all_objects_are_left_out(tmp_path: Path) -> None:
     dataset = build(tmp_path, "segm", keep_empty=True)
-    assert dataset.ids.tolist() == [8, 30, 31, 70]
+    assert dataset.ids.tolist() == [8, 30, 70]
+    assert dataset[1][1]["boxes"].shape == (0, 4) and dataset[1][1]["masks"].shape == (0, 16, 20)
     assert "images without objects" not in dataset.counts
     target = dataset[1][1]
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
@@ -240,9 +244,9 @@ def changed(**first: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 5}, "annotation 1 has the unknown image_id 5"),
-        ({"category_id": 4}, "annotation 1 has the unknown category_id 4"),
-        ({"category_id": [3]}, r"annotation 1 has the unknown category_id \[3\]"),
+        ({"image_id": 5}, "annotation 1: it has the unknown image_id 5"),
+        ({"category_id": 4}, "annotation 1: it has the unknown category_id 4"),
+        ({"category_id": [3]}, r"annotation 1: it has the unknown category_id \[3\]"),
         ({"bbox": [1, 2, 3]}, "annotation 1: bbox"),
         ({"bbox": [1, 2, 3, float("nan")]}, "annotation 1: bbox"),
         ({"segmentation": {"size": [20, 16], "counts": "a"}}, r"annotation 1: RLE of size \[20, 16\]"),
@@ -265,7 +269,7 @@ def test_wrong_keypoints_are_named(tmp_path: Path) -> None:
     [
         ({"file_name": "../secret.png"}, r"'\.\./secret\.png' leads out"),
         ({"file_name": "/etc/passwd"}, "'/etc/passwd' leads out"),
-        ({"id": 8}, "image id 8"),
+        ({"id": 8}, "image 8: expected each id once"),
         ({"height": None}, "'height'"),
     ],
 )

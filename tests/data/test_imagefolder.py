@@ -85,6 +85,15 @@ def test_evaluation_deals_every_image_once(folder: Path) -> None:
     assert dealt == [[[0, 0, 0, 0], [1, 1, 1]], [[0, 1, 1, 1]]]
 
 
+def test_hidden_files_and_folders_are_passed_by(folder: Path) -> None:
+    expected = len(LabelledImages(folder, training=False, size=8))
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    (folder / ".ipynb_checkpoints").mkdir()
+    (classes[0] / "._photo.jpg").write_bytes(b"\0\5\26\7")
+    found = LabelledImages(folder, training=False, size=8)
+    assert found.classes == [path.name for path in classes] and len(found) == expected
+
+
 def test_trees_that_are_none_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder '.*/train', expected .*/train/<class>"):
         LabelledImages(folder / "train", training=True)

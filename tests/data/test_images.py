@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from norton_det.data.images import SLIMMEST, ImageFiles, find_images, read_image, read_photo
+from norton_det.data.images import SLIMMEST, ImageFiles, find_images, read_header, read_image, read_photo
 
 RAMP = np.linspace(0, 255, 48, dtype=np.uint8).reshape(6, 8)
 
@@ -74,17 +74,31 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_a_photo_stands_upright_and_data_do_not(orientation, tmp_path):
+def test_a_photo_stands_upright_for_data_and_demos_alike(orientation, tmp_path):
     path = tmp_path / "turned.png"
     picture = colour_picture()
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(path, exif=exif)
     raw = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert torch.equal(read_image(path), raw)
+    assert torch.equal(read_image(path), UPRIGHT[orientation](raw))
     upright, scale = read_photo(path, 100)
     assert torch.equal(upright, UPRIGHT[orientation](raw))
     assert scale == 1
+    header = read_header(path)
+    assert header.upright == tuple(upright.shape[1:]) and header.is_turned == (orientation != 1)
+    assert header.size == tuple(raw.shape[1:])
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00", b"nothing of the kind", b""]
+)
+def test_broken_exif_data_turn_nothing(exif, tmp_path):
+    picture = colour_picture()
+    picture.save(tmp_path / "odd.jpg", exif=exif, quality=95)
+    picture.save(tmp_path / "plain.jpg", quality=95)
+    assert torch.equal(read_image(tmp_path / "odd.jpg"), read_image(tmp_path / "plain.jpg"))
+    assert not read_header(tmp_path / "odd.jpg").is_turned
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -145,7 +159,7 @@ def test_images_to_compute_with_are_shares_of_white(tmp_path):
 
 
 def test_images_of_a_folder_come_by_name(tmp_path):
-    for name in ("b.png", "a.JPG", "notes.txt"):
+    for name in ("b.png", "a.JPG", "notes.txt", "._a.JPG", ".hidden.png"):
         (tmp_path / name).touch()
     assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png"]
     assert [path.name for path in find_images(tmp_path, 1)] == ["a.JPG"]

@@ -84,7 +84,9 @@ def test_a_category_may_have_no_skeleton(skeleton: list[list[int]] | None) -> No
     assert found == parse_keypoints({"keypoints": ["a", "b"]}) == Keypoints(("a", "b"), (0, 1), ())
 
 
-def test_a_category_s_skeleton_is_counted_from_one() -> None:
+def test_a_category_s_skeleton_is_counted_from_one_or_where_a_zero_is_in_it_from_there() -> None:
+    from_zero = parse_keypoints({"keypoints": ["left", "right", "tip"], "skeleton": [[0, 2], [2, 1]]})
+    assert from_zero.skeleton == ((0, 2), (2, 1))
     found = parse_keypoints({"keypoints": ["left", "right", "tip"], "skeleton": [[1, 3], [3, 2]]})
     assert found == Keypoints(("left", "right", "tip"), (1, 0, 2), ((0, 2), (2, 1)))
 
@@ -96,7 +98,7 @@ def test_a_category_s_skeleton_is_counted_from_one() -> None:
         ({"keypoints": ["a", 2]}, r"no list of keypoints, expected names, got \['a', 2\]"),
         ({"keypoints": ["a", "b", "a"]}, "two keypoints are called 'a'"),
         ({"keypoints": []}, "no keypoints"),
-        ({"keypoints": ["a", "b"], "skeleton": [[0, 1]]}, r"skeleton \[\[0, 1\]\], expected pairs .* from 1 to 2"),
+        ({"keypoints": ["a", "b"], "skeleton": [[0, 2]]}, r"skeleton \[\[0, 2\]\], expected pairs .* from 1 to 2"),
         ({"keypoints": ["a", "b"], "skeleton": [[1, 3]]}, r"skeleton \[\[1, 3\]\], expected"),
         ({"keypoints": ["a", "b"], "skeleton": [[1, 2, 1]]}, "skeleton .* expected pairs"),
         ({"keypoints": ["a", "b"], "skeleton": [["a", "b"]]}, "skeleton .* expected pairs"),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from norton_det.data.catalog import Task
+from norton_det.data.reading import Task
 from norton_det.data.transforms import (
     evaluation_transforms,
     flip,

@@ -5,7 +5,7 @@ import torch
 from clear import assert_same_detections, clear_detector, detect, pictures
 from detectors import tiny_classifier
 from torch import nn
-from torchvision.models.detection import fcos_resnet50_fpn, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 from norton_det.deploy import fold, treatments
 from norton_det.deploy import optimize as optimizing
@@ -84,8 +84,9 @@ def test_an_exported_file_gives_what_its_heads_do(kind, more):
     assert describe_export(clear_detector(kind)).outputs == ("boxes", "labels", "scores", more)
 
 
-def test_a_detector_of_torchvision_has_cocos_names(images):
+def test_a_detector_of_torchvision_has_the_names_that_it_is_given(images):
     detector = fcos_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    detector.categories = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     write_settings(detector, {"min_size": (64,), "max_size": 96})
     fast = optimize(detector, images[:1], "torch")
     assert fast.categories[:2] == ["__background__", "person"] and len(fast.categories) == 91

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from norton_det.builders.datasets import build_training_dataset
 from norton_det.builders.detector import build_detector
 from norton_det.builders.resolve import resolve_categories, resolve_dataset
 from norton_det.builders.training import build_batches, build_training
@@ -42,7 +43,8 @@ def trained(config, folder):
     files = resolve_dataset(config, "train")
     categories = resolve_categories(config, files)
     built = build_detector(config, categories, None)
-    run, dataset = build_training(config, built, files, categories, torch.device("cpu"))
+    dataset = build_training_dataset(config, files, categories)
+    run = build_training(config, built, dataset, torch.device("cpu"))
     start = {name: value.clone() for name, value in run.model.state_dict().items()}
     with MetricsWriter(folder / "metrics.jsonl", run.iterations, 0) as metrics:
         train(run, build_batches(config, dataset, 0), metrics, 0)

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from norton_det.data import shapes
-from norton_det.data.catalog import DatasetFiles, Task, read_categories
+from norton_det.data.catalog import DatasetFiles, read_categories
+from norton_det.data.reading import Task
 from norton_det.evaluation.coco import CocoEvaluator, evaluate_results, load_results, precision_recall
 from norton_det.evaluation.results import named_results, to_output, to_results
 from norton_det.files import write_json
@@ -249,10 +250,38 @@ def test_own_datasets_need_not_say_iscrowd_area_and_num_keypoints(tmp_path: Path
 
 
 def test_truth_without_what_the_task_needs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"truth\.json: annotation 1 has no segmentation"):
-        evaluate_results(truth(tmp_path, segmentation=[]), [], "segm")
-    with pytest.raises(ValueError, match=r"truth\.json: annotation 1 has no bbox"):
+    with pytest.raises(ValueError, match=r"truth\.json: annotation 1: bbox \[1, 2\], expected four .* \(and 14 more"):
         evaluate_results(truth(tmp_path, bbox=[1, 2]), [], "bbox")
+
+
+def test_truth_without_a_mask_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = truth(tmp_path)
+    content = json.loads(path.read_text())
+    results = [result for image, output in zip(IMAGES, outputs(path, "segm"), strict=True)
+               for result in to_results(image, output, evaluator(path, "segm").categories, "segm")]  # fmt: skip
+    expected = evaluate_results(path, results, "segm")
+    bare = {"id": 99, "image_id": 4, "category_id": 2, "bbox": [1, 1, 9, 9], "segmentation": [[1, 2, 3, 4]]}
+    path.write_text(json.dumps({**content, "annotations": [*content["annotations"], bare]}))
+    assert evaluate_results(path, results, "segm") == pytest.approx(expected, nan_ok=True, abs=0)
+    assert "left out of the evaluation: 1 objects without a mask" in caplog.text
+
+
+def test_more_objects_than_are_counted_are_told_and_the_limit_can_be_raised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = [[10 * (i % 20), 10 * (i // 20), 8, 8] for i in range(150)]
+    objects = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
+    path = tmp_path / "many.json"
+    images = [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}]
+    path.write_text(json.dumps({"images": images, "annotations": objects, "categories": [{"id": 1, "name": "a"}]}))
+    perfect = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)]
+    found = evaluate_results(path, perfect, "bbox")
+    assert found["AR100"] == pytest.approx(100 * 100 / 150) and found["AP"] < 70
+    assert "1 images have more than 100 objects, up to 150" in caplog.text
+    caplog.clear()
+    raised = evaluate_results(path, perfect, "bbox", detections=150)
+    assert raised["AP"] == raised["AR150"] == 100 and "AR100" not in raised and not caplog.messages
+    assert evaluate_results(path, perfect, "bbox", detections=50) == pytest.approx(found, nan_ok=True)
 
 
 def test_reset_and_wrong_labels(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """A detector over a loader: every image once, and nothing left of the evaluation before."""
 
 import torch
+from detectors import frames, tiny_detector
+from torchvision.models.detection import roi_heads
 
 from norton_det.data.catalog import Categories
+from norton_det.evaluation import inference
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
+from norton_det.evaluation.results import to_results
 
 
 def test_every_image_is_told_once_however_often_it_is_run(tmp_path):
@@ -19,3 +23,25 @@ def test_every_image_is_told_once_however_often_it_is_run(tmp_path):
         assert run_inference(detector, batches, evaluator, torch.device("cpu"), show_progress=False) == [7, 3, 5]
         found = [(result["image_id"], result["bbox"][2]) for result in evaluator.results]
         assert found == [(7, 7), (3, 3), (5, 5)]
+
+
+def test_masks_are_made_one_at_a_time_to_the_same_bits(tmp_path, monkeypatch):
+    detector, images = tiny_detector("mask_rcnn", "resnet18"), frames(2)
+    categories = Categories(("__background__", "a", "b"), (0, 4, 9))
+    with torch.inference_mode():
+        outputs = detector(images)
+    expected = [result for id, output in enumerate(outputs) for result in to_results(id, output, categories, "segm")]
+    assert len(expected) > 2
+
+    made = []
+
+    def paste(masks, boxes, size):
+        made.append(len(masks))
+        return roi_heads.paste_masks_in_image(masks, boxes, size)
+
+    monkeypatch.setattr(inference, "paste_masks_in_image", paste)
+    evaluator = CocoEvaluator(tmp_path / "none.json", categories, "segm")
+    batch = (images, [{"image_id": 0}, {"image_id": 1}])
+    run_inference(detector, [batch], evaluator, torch.device("cpu"), show_progress=False)
+    assert evaluator.results == expected
+    assert made == [1] * len(expected)

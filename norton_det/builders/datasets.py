@@ -1,0 +1,76 @@
+"""A configuration's data: what training and evaluation read, looked through before either begins."""
+
+import logging
+from typing import Any
+
+from norton_det.builders.categories import evaluated_categories
+from norton_det.builders.resolve import resolve_categories, resolve_task
+from norton_det.config import Config
+from norton_det.data.catalog import Categories, DatasetFiles
+from norton_det.data.coco import CocoDataset
+from norton_det.data.inspection import require_images
+from norton_det.data.loaders import evaluation_loader
+from norton_det.data.transforms import JITTER_LONGEST, evaluation_transforms, output_size, training_transforms
+from norton_det.engine import distributed
+from norton_det.evaluation.coco import CocoEvaluator
+
+log = logging.getLogger(__name__)
+
+
+def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
+    """The training images and targets, augmented as configured. Raises ValueError as `CocoDataset` does."""
+    task, preset, keypoints = resolve_task(config), config.data.augmentation, categories.keypoints
+    if keypoints and preset != "none" and keypoints.flip == tuple(range(keypoints.count)):
+        log.info("no keypoints change places in a mirrored image: data.flip_pairs names those that should")
+    transforms = training_transforms(preset, task, keypoints)
+    return CocoDataset(
+        files,
+        categories,
+        task,
+        training=True,
+        transforms=transforms,
+        keep_empty=config.data.keep_empty,
+        seed=config.seed,
+    )
+
+
+def build_test_dataset(config: Config, files: DatasetFiles) -> CocoDataset:
+    """The test images. Raises ValueError as `CocoDataset` does."""
+    categories = resolve_categories(config, files)
+    return CocoDataset(files, categories, resolve_task(config), training=False, transforms=evaluation_transforms())
+
+
+def require_files(config: Config, dataset: CocoDataset, files: DatasetFiles, training: bool) -> None:
+    """Look at every image's file before hours are spent. Raises ValueError as `require_images` does."""
+    tolerated = config.data.damaged_images if training else 0
+    require_images(dataset, files.name, tolerated, show_progress=distributed.is_main())
+
+
+def shrink_to_trained_size(config: Config, dataset: CocoDataset, detector: Any) -> None:
+    """Let images that are larger than what the detector is trained on be made smaller as they are read."""
+    transform = detector.transform
+    if output_size(config.data.augmentation) is None:
+        dataset.shrink(max(transform.min_size), transform.max_size)
+    else:
+        dataset.shrink(JITTER_LONGEST, JITTER_LONGEST)
+
+
+def build_evaluator(config: Config, files: DatasetFiles, known: Categories) -> CocoEvaluator:
+    """What makes AP on the test set of the outputs of a detector that knows these categories.
+
+    Raises ValueError as `CocoEvaluator` and `evaluated_categories` do.
+    """
+    categories = evaluated_categories(known, resolve_categories(config, files), str(files.annotations))
+    test, sigmas = config.test, config.data.oks_sigmas
+    return CocoEvaluator(files.annotations, categories, resolve_task(config), sigmas, test.detections)
+
+
+def build_evaluation_loader(config: Config, dataset: CocoDataset) -> Any:
+    """The loader of this process's share of the test images."""
+    return evaluation_loader(
+        dataset,
+        batch_size=config.test.batch_size,
+        workers=config.data.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )

@@ -1,0 +1,66 @@
+"""Which of a detector's categories are which of a dataset's: by name, where a name stands twice by id and name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from norton_det.data.catalog import UNUSED, Categories
+
+MOST_NAMES = 8
+"""In a line."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What a dataset's categories are to one who knows others.
+
+    Attributes:
+        labels: a label of the dataset's -> the label that is known for the same category.
+        unknown: names that only the dataset has.
+        absent: names that the dataset lacks.
+    """
+
+    labels: Mapping[int, int]
+    unknown: tuple[str, ...]
+    absent: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether both have the same categories."""
+        return not self.unknown and not self.absent
+
+    def told(self, data: str, known: str) -> str:
+        """What differs, by name, between `data` and `known`."""
+        lacks = [(known, self.unknown), (data, self.absent)]
+        return "categories differ: " + "; ".join(f"{who} lacks {some(names)}" for who, names in lacks if names)
+
+
+def match(known: Categories, data: Categories) -> Matching:
+    """Match a dataset's categories with those that are known."""
+    theirs, ours = known.labels, data.labels
+    by_both = {(id, known.names[label]): label for id, label in theirs.items()}
+    by_name = {known.names[label]: label for label in theirs.values()}
+    labels: dict[int, int] = {}
+    for id, label in ours.items():
+        name = data.names[label]
+        found = by_both.get((id, name), by_name.get(name))
+        if found is not None and found not in labels.values():
+            labels[label] = found
+    return Matching(
+        labels,
+        unknown=tuple(data.names[label] for label in ours.values() if label not in labels),
+        absent=tuple(known.names[label] for label in theirs.values() if label not in labels.values()),
+    )
+
+
+def seen_by(known: Categories, data: Categories, matching: Matching) -> Categories:
+    """The labels that are known with the dataset's ids; those that it lacks are unused."""
+    names, ids = [known.names[0], *[UNUSED] * (len(known.names) - 1)], [0] * len(known.ids)
+    for label, found in matching.labels.items():
+        names[found], ids[found] = known.names[found], data.ids[label]
+    return replace(known, names=tuple(names), ids=tuple(ids))
+
+
+def some(names: tuple[str, ...]) -> str:
+    """Some names for a line, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

@@ -1,0 +1,252 @@
+"""A JSON in COCO's format as tools write it, read by the same rules for training, evaluation and `norton-det check`.
+
+What can be meant one way only is taken so: whole numbers written as 1.0 or "1"; NaN and null, which pandas writes, as
+nothing said; no iscrowd as no crowd, no area as the box's, no box as the polygons'; a flat list as one polygon, and
+one RLE in a list as itself; of several polygons the good ones. What cannot is a problem, a line that names the file
+and the annotation.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+Task = Literal["bbox", "segm", "keypoints"]
+Record = dict[str, Any]
+
+LARGEST = 2**31 - 1
+"""Of ids, sizes and coordinates: beyond it something is wrong with the file."""
+WITHOUT_MASK = "objects without a mask"
+BAD_POLYGONS = "polygons of fewer than three points"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A JSON's images by id, in the order of ids, and its annotations, in which all that the task needs is as it
+    should be.
+
+    Attributes:
+        left_out: how many parts of annotations were left out, by reason.
+        problems: what cannot be taken, a line each; it is not among the others.
+    """
+
+    images: dict[int, Record]
+    annotations: list[Record]
+    categories: list[Record]
+    left_out: Counter[str]
+    problems: list[str]
+
+    def sound(self) -> "Content":
+        """The content itself. Raises ValueError with its first problem where it has any."""
+        if self.problems:
+            raise ValueError(and_others(self.problems))
+        return self
+
+
+def and_others(lines: list[str]) -> str:
+    """The first of several problems, and how many more there are."""
+    more = f" (and {len(lines) - 1} more like it: norton-det check lists them)" if len(lines) > 1 else ""
+    return lines[0] + more
+
+
+def read_annotations(path: Path) -> Record:
+    """A JSON in COCO's format as it is, with its lists `images`, `annotations` and `categories`.
+
+    Raises:
+        ValueError: no JSON, or one of the three lists is missing; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{path}: not in COCO's format, expected a list of objects under {key!r}")
+    return dict(content)
+
+
+def read_content(file: Path, task: Task, keypoints: int = 0) -> Content:
+    """Read a JSON by the rules above; for the task keypoints each object has `keypoints` of them, or says none.
+
+    Raises ValueError as `read_annotations` and `read_category` do.
+    """
+    told = read_annotations(file)
+    categories = [read_category(category, file) for category in told["categories"]]
+    known = {category["id"] for category in categories}
+    images: dict[int, Record] = {}
+    left_out: Counter[str] = Counter()
+    problems: list[str] = []
+    with_lines = partial(_each, file, problems)
+    for entry in with_lines("image", told["images"], _image):
+        if entry["id"] in images:
+            problems.append(f"{file}: image {entry['id']}: expected each id once")
+        images[entry["id"]] = entry
+    read = partial(_annotation, images=images, categories=known, task=task, keypoints=keypoints, left_out=left_out)
+    annotations = list(with_lines("annotation", told["annotations"], read))
+    return Content(dict(sorted(images.items())), annotations, categories, left_out, problems)
+
+
+def _each(
+    file: Path, problems: list[str], name: str, records: Iterable[Record], read: Callable[[Record], Record]
+) -> Iterator[Record]:
+    """The records as they are read, and a line among the problems for each that cannot be."""
+    for record in records:
+        try:
+            yield read(record)
+        except ValueError as error:
+            problems.append(f"{file}: {name} {record.get('id')}: {error}")
+
+
+def read_category(category: Mapping[str, Any], file: Path) -> Record:
+    """A category with its id as an integer. Raises ValueError where it has no id or name."""
+    id, name = whole(category.get("id")), category.get("name")
+    if id is None or not isinstance(name, str):
+        raise ValueError(f"{file}: category {dict(category)} needs an integer id and a name")
+    return {**category, "id": id}
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that a JSON value means, also as 1.0 or as text of digits; None where it is no such."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < len(str(LARGEST)) + 10:
+        return int(value)
+    if isinstance(value, bool) or not is_number(value) or value != int(value):
+        return None
+    return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number of a size that pixels may have."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
+def are_numbers(values: Any, count: int) -> bool:
+    """Whether a JSON value is a list of so many numbers of a size that pixels may have."""
+    return isinstance(values, list) and len(values) == count and all(map(is_number, values))
+
+
+def _image(entry: Record) -> Record:
+    id, height, width = (whole(entry.get(key)) for key in ("id", "height", "width"))
+    name = entry.get("file_name")
+    for key, value in (("id", id), ("height", height), ("width", width)):
+        if value is None:
+            raise ValueError(f"{key!r} is {entry.get(key)!r}, expected an integer")
+    if not isinstance(name, str):
+        raise ValueError(f"'file_name' is {name!r}, expected text")
+    name = name.replace("\\", "/")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
+        raise ValueError(f"the path {entry['file_name']!r} leads out of the image folder")
+    if not path.name or not name.isprintable():
+        raise ValueError(f"{entry['file_name']!r} is no name of an image")
+    assert id is not None and height is not None and width is not None
+    if not 0 <= id <= LARGEST:
+        raise ValueError(f"expected an id from 0 to {LARGEST}")
+    if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+        raise ValueError(f"it is {width} x {height} pixels")
+    return {**entry, "id": id, "height": height, "width": width, "file_name": name}
+
+
+def _annotation(
+    told: Record,
+    images: Mapping[int, Record],
+    categories: set[int],
+    task: Task,
+    keypoints: int,
+    left_out: Counter[str],
+) -> Record:
+    ids = {"image_id": whole(told.get("image_id")), "category_id": whole(told.get("category_id"))}
+    for (key, id), known in zip(ids.items(), (images, categories), strict=True):
+        if id is None or id not in known:
+            raise ValueError(f"it has the unknown {key} {told.get(key)!r}")
+    polygons = _said(told, "segmentation")
+    if task == "segm":
+        polygons = _segmentation(polygons, images[ids["image_id"]], left_out)  # type: ignore[index]
+    box: Any = _said(told, "bbox") or _around(polygons)
+    if not are_numbers(box, 4):
+        raise ValueError(f"bbox {told.get('bbox')!r}, expected four numbers [x, y, width, height]")
+    area = _said(told, "area")
+    if area is not None and not is_number(area):
+        raise ValueError(f"area {area!r}, expected a number")
+    crowd = whole(int(told["iscrowd"]) if isinstance(told.get("iscrowd"), bool) else _said(told, "iscrowd") or 0)
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd {told['iscrowd']!r}, expected 0 or 1")
+    annotation = {**told, **ids, "bbox": box, "area": box[2] * box[3] if area is None else area, "iscrowd": crowd}
+    if task == "segm":
+        annotation["segmentation"] = polygons
+    if task == "keypoints":
+        annotation["keypoints"] = _keypoints(_said(told, "keypoints"), keypoints)
+        shown = whole(told.get("num_keypoints"))
+        annotation["num_keypoints"] = sum(v > 0 for v in annotation["keypoints"][2::3]) if shown is None else shown
+    return annotation
+
+
+def _said(record: Record, key: str) -> Any:
+    """The value under a key; None where that is null, NaN or an empty list."""
+    value = record.get(key)
+    return None if value == [] or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def _segmentation(value: Any, image: Record, left_out: Counter[str]) -> Any:
+    """RLE, or polygons of at least three points; None where there is nothing to decode."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        [value] = value
+    if isinstance(value, dict):
+        size, counts = [image["height"], image["width"]], value.get("counts")
+        if value.get("size") != size or not _are_run_lengths(counts, size[0] * size[1]):
+            raise ValueError(f"RLE of size {value.get('size')}, expected 'counts' and 'size' {size}")
+        return value
+    polygons = _polygons(value)
+    good = [polygon for polygon in polygons if _is_polygon(polygon)]
+    if good and len(good) < len(polygons):
+        left_out[BAD_POLYGONS] += len(polygons) - len(good)
+    return good or None
+
+
+def _polygons(value: Any) -> list[Any]:
+    """A list of polygons, also where there is one that is not in a list of its own."""
+    if not isinstance(value, list):
+        return []
+    return [value] if value and is_number(value[0]) else value
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and are_numbers(value, len(value))
+
+
+def _around(segmentation: Any) -> list[float] | None:
+    """The box around polygons, [x, y, width, height]; None where there are none."""
+    good = [polygon for polygon in _polygons(segmentation) if _is_polygon(polygon)]
+    if not good:
+        return None
+    xs, ys = ([value for polygon in good for value in polygon[first::2]] for first in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _are_run_lengths(counts: Any, pixels: int) -> bool:
+    """Whether pycocotools can read them without leaving their memory: numbers that add up to the image, or text of
+    characters that hold five bits each and a sixth, which says that the number goes on, on all but the last."""
+    if isinstance(counts, str):
+        return bool(counts) and all("0" <= c < "p" for c in counts) and not (ord(counts[-1]) - ord("0")) & 32
+    return (
+        isinstance(counts, list)
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+        and sum(counts) == pixels
+    )
+
+
+def _keypoints(value: Any, count: int) -> list[Any]:
+    """The flat list of x, y, visibility; 0, 0, 0 for a keypoint of which null or NaN stands there."""
+    if value is None:
+        return [0] * 3 * count
+    if not isinstance(value, list) or len(value) != 3 * count:
+        raise ValueError(f"keypoints {value!r}, expected {count} times x, y, visibility")
+    points = [value[first : first + 3] for first in range(0, len(value), 3)]
+    placed = [[0, 0, 0] if any(v is None or v != v for v in point) else point for point in points]
+    if not all(are_numbers(point, 3) for point in placed):
+        raise ValueError(f"keypoints {value!r}, expected {count} times x, y, visibility")
+    return [number for point in placed for number in point]
