@@ -1,5 +1,7 @@
 """Files are written whole or not at all, and read without trust."""
 
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -37,10 +39,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Writes `value` as JSON, atomically; NaN and the infinities, which JSON lacks, become null."""
-    text = json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """Writes `value` as JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value, indent=indent) + "\n", encoding="utf-8")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that any reader takes; NaN and the infinities, which JSON lacks, become null."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def digest(path: str | Path) -> str:
+    """What tells a file's content from any other's."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_path(path: Path) -> Path:
+    """The first of `name-1.suffix`, `name-2.suffix` and so on that is not there."""
+    paths = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

@@ -151,6 +151,8 @@ def build_teacher(config: Config, student: Any) -> Any:
     """
     if config.model.teacher == "none":
         return None
+    if Path(config.model.teacher).suffix in EXPORTED:
+        raise ValueError(f"model.teacher: {config.model.teacher} is exported and has no features to follow")
     weights = read_weights(config.model.teacher)
     if not weights.is_detector:
         raise ValueError(f"model.teacher: {weights.source} is a backbone, expected a detector")

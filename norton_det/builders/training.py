@@ -22,6 +22,7 @@ from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.damage import within_limit
 from norton_det.engine.detection import detection_losses, image_ids
 from norton_det.engine.optim import REFERENCE_BATCH, build_optimizer, build_schedule, scaled_lr
+from norton_det.engine.resuming import Contents
 from norton_det.engine.trainer import TrainingRun
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.precision import PRECISIONS
@@ -29,11 +30,13 @@ from norton_det.models.precision import PRECISIONS
 log = logging.getLogger(__name__)
 
 
-def build_training(config: Config, built: BuiltModel, dataset: CocoDataset, device: torch.device) -> TrainingRun:
+def build_training(
+    config: Config, built: BuiltModel, dataset: CocoDataset, device: torch.device, contents: Contents | None = None
+) -> TrainingRun:
     """The training run of a configuration on a dataset, which then gives images of the size that is trained on; the
     model is on `device`.
 
-    Raises ValueError as `images_per_pass` and `build_teacher` do.
+    Its checkpoints say `contents`, what it belongs to. Raises ValueError as `images_per_pass` and `build_teacher` do.
     """
     train = config.train
     processes = distributed.world_size()
@@ -41,6 +44,7 @@ def build_training(config: Config, built: BuiltModel, dataset: CocoDataset, devi
     shrink_to_trained_size(config, dataset, built.model)
     teacher = build_teacher(config, built.model)
     model: nn.Module = built.model.to(device)
+    distributed.wait_for_all()  # the main process may have restored for hours
     distributed.share(model.state_dict().values())
     built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
@@ -55,8 +59,8 @@ def build_training(config: Config, built: BuiltModel, dataset: CocoDataset, devi
     full = max(1, round(train.epochs * epoch_length(dataset, train.batch_size)))
     iterations = train.max_iterations or full
     schedule = build_schedule(
-        optimizer,
         train.schedule,
+        lr=lr,
         iterations=iterations,
         warmup=round(train.warmup_iterations * min(1.0, iterations / full)),
         milestones=[milestone / train.epochs for milestone in train.milestones],
@@ -76,7 +80,7 @@ def build_training(config: Config, built: BuiltModel, dataset: CocoDataset, devi
         iterations=iterations,
         images_per_step=train.batch_size,
         checkpoints=CheckpointFolder(Path(config.output_dir) / "checkpoints"),
-        description=lambda: built.description(config),
+        description=lambda: {**built.description(config), "contents": dict(contents or {})},
         checkpoint_period=train.checkpoint_period,
         log_period=train.log_period,
         seed=config.seed,

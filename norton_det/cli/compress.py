@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from norton_det.cli.options import require_at_least
 from norton_det.compression.compress import CompressionReport
@@ -15,6 +15,7 @@ from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
 from norton_det.data.catalog import open_images
 from norton_det.engine.distributed import find_device
+from norton_det.engine.folder import sole_run
 from norton_det.files import write_json
 from norton_det.models.persistence import model_from_weights, origin_of, save_weights, with_origin
 from norton_det.models.weights import read_dense_weights
@@ -47,6 +48,12 @@ def run(args: argparse.Namespace) -> None:
     require_at_least(args, steps=0, image_count=2)
     dense = model_from_weights(read_dense_weights(args.weights), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
+    with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):
+        write_compressed(args, dense, images)
+
+
+def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequence[Tensor]) -> None:
+    """Compress and restore a model, with what is finished kept beside the output until all is."""
     unfinished = args.output.with_suffix(".recovery.pth")
     compressed, report = compress_and_recover(
         dense,

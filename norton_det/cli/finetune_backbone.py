@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.damage import within_limit
 from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
+from norton_det.engine.folder import LOCK, put_aside, sole_run
 from norton_det.engine.metrics import MetricsWriter
+from norton_det.engine.resuming import Rule, check_changes
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier
-from norton_det.files import write_json
+from norton_det.files import digest, write_json
 from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.persistence import describe, resnet_from_weights, save_weights
@@ -29,6 +32,15 @@ from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
 LESS_MEMORY = "lower --batch-size, --image-size or --workers"
+_OPTIONS: dict[Rule, str] = {
+    "changes": """
+        output_dir epochs max_iterations lr weight_decay warmup_epochs label_smoothing distill_weight temperature
+        image_size workers damaged_images checkpoint_period precision device
+    """,
+    "by content": "weights plan teacher data",
+}
+RULES = {name: rule for rule, names in _OPTIONS.items() for name in names.split()}
+"""Which options may be others when a run is resumed; all others stay."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     """Fine-tune and evaluate; see the README for what is left in the output folder."""
     require_at_least(args, damaged_images=0)
     device = distributed.find_device(args.device)
-    with distributed.process_group(device):
+    with distributed.process_group(device), sole_run(args.output_dir / LOCK, f"--output-dir {args.output_dir}"):
         if not distributed.is_main():
             logging.disable(logging.WARNING)
         test = LabelledImages(args.data / "val", training=False, size=args.image_size)
@@ -118,6 +130,14 @@ def finetune(
     if different:
         raise ValueError(f"{args.data}: train and val differ in classes: {', '.join(sorted(different)[:4])}")
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    del config["resume"], config["eval_only"]
+    contents = {"data": data.names_digest()} | {
+        name: digest(path) for name in ("weights", "plan", "teacher") if os.path.isfile(path := config[name] or "")
+    }
+    if checkpoint:
+        before = checkpoint.get("contents", {})
+        check_changes(checkpoint["config"], config, RULES, before, contents)
+        contents = before | contents
     losses = ClassificationLosses(
         device=device,
         precision=PRECISIONS[args.precision],
@@ -140,9 +160,11 @@ def finetune(
         weight_decay=args.weight_decay,
         checkpoints=CheckpointFolder(args.output_dir / "checkpoints"),
         checkpoint_period=args.checkpoint_period,
-        description=lambda: {**describe(network), "config": config},
+        description=lambda: {**describe(network), "config": config, "contents": contents},
     )
     start = resume(run, checkpoint)
+    if not checkpoint:
+        put_aside(args.output_dir)
     batches = classification_batches(
         data,
         images_per_step=args.batch_size,

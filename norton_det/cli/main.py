@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # float16 may skip the first step
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as configured
     warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")

@@ -24,6 +24,7 @@ from norton_det.data.clip import drawn_picture
 from norton_det.data.images import read_image, write_png
 from norton_det.deploy.benchmark import Measured, format_latencies, measure
 from norton_det.deploy.treatments import SHIPPED, fix_workload
+from norton_det.engine.folder import LOCK, sole_run
 from norton_det.files import write_json
 from norton_det.report.run_data import Benchmark, BenchmarkedModel
 from norton_det.visualization.draw import draw_predictions, side_by_side
@@ -54,7 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the commands of the story one after the other, then compare what they left."""
-    output: Path = args.output
+    with sole_run(args.output / LOCK, f"--output {args.output}"):
+        tell(args.output)
+
+
+def tell(output: Path) -> None:
+    """The story, with everything that it leaves in one folder."""
     folders = {name: output / name for name in ("dense", "compressed", "recovered", "fine_tuned")}
     weights = {name: folder / "model_final.pth" for name, folder in folders.items()}
     config = load_config(CONFIG)
@@ -170,4 +176,4 @@ def _command(*words: Any) -> None:
     arguments: Sequence[str] = [str(word) for word in words]
     print(f"\n$ norton-det {shlex.join(arguments)}", flush=True)
     if main(arguments):
-        raise ValueError(f"the step `norton-det {arguments[0]}` failed, see above")
+        raise ValueError(f"the step `norton-det {arguments[0]}` failed, see above; another --output begins anew")

@@ -29,12 +29,14 @@ from norton_det.builders.resolve import (
     resolve_device,
     starting_weights,
 )
+from norton_det.builders.resuming import read_contents, resumed_contents
 from norton_det.builders.training import build_batches, build_training
 from norton_det.config import Config, load_config, save_config
 from norton_det.data.coco import CocoDataset
 from norton_det.deploy.runtimes import ExportedDetector
 from norton_det.engine import distributed
 from norton_det.engine.checkpoint import CheckpointFolder
+from norton_det.engine.folder import KEPT, LOCK, put_aside, sole_run
 from norton_det.engine.metrics import MetricsWriter
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.coco import CocoEvaluator
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate; see the README for what is left in output_dir."""
     config = load_config(args.config, args.overrides)
     device = resolve_device(config)
-    with distributed.process_group(device):
+    output = Path(config.output_dir)
+    with distributed.process_group(device), sole_run(output / LOCK, f"output_dir: {output}"):
         if not distributed.is_main():
             logging.disable(logging.WARNING)
         if args.eval_only:
@@ -94,13 +97,17 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
     dataset, test_images = build_training_dataset(config, files, categories), build_test_dataset(config, test_files)
     require_files(config, dataset, files, training=True)
     require_files(config, test_images, test_files, training=False)
+    contents = read_contents(config, files)
     if checkpoint:
+        contents = resumed_contents(config, contents, checkpoint)
         built = resumed_detector(config, checkpoint)
     else:
         built = build_detector(config, categories, weights, images=recovery_images(config, files))
-    run = build_training(config, built, dataset, device)
-    output.mkdir(parents=True, exist_ok=True)
+    run = build_training(config, built, dataset, device, contents)
     start = resume(run, checkpoint)
+    if not checkpoint:
+        restored = built.report and built.report.recovery
+        put_aside(output, KEPT if restored else (*KEPT, unfinished_recovery(config).name))
     if distributed.is_main():
         with atomic_path(output / "config.yaml") as path:
             save_config(config, path)

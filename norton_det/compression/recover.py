@@ -7,7 +7,6 @@ Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps,
 
 import copy
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from norton_det.compression.compress import CompressionReport, PartReport, compr
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
+from norton_det.files import to_json
 from norton_det.models.channels import read_body
 from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
@@ -140,7 +140,8 @@ def _key(
     compressed: nn.Module, dense: nn.Module, images: Sequence[Tensor], kept: Mapping[str, Sequence[int]] | None
 ) -> str:
     """A digest of all that decides what a recovery gives: both networks' tensors, the channels, and the images."""
-    digest = hashlib.sha256(json.dumps({k: list(v) for k, v in (kept or {}).items()}, sort_keys=True).encode())
+    channels = sorted((group, list(indices)) for group, indices in (kept or {}).items())
+    digest = hashlib.sha256(to_json(channels).encode())
 
     def add(name: str, tensor: Tensor) -> None:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -151,7 +152,7 @@ def _key(
             add(name, tensor)
     paths: Sequence[Path] | None = getattr(images, "paths", None)
     for path in paths or ():
-        digest.update(f"{path} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes())
     for index in range(len(images) if paths is None else 0):
         add(str(index), images[index])
     return digest.hexdigest()

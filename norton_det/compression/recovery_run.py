@@ -13,7 +13,7 @@ from tqdm import tqdm
 from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import PartReport
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
-from norton_det.files import load_tensors, save_tensors
+from norton_det.files import free_path, load_tensors, save_tensors
 from norton_det.models.parts import regions
 from norton_det.models.weights import load_state
 
@@ -71,7 +71,8 @@ class RecoveryRun:
         try:
             content = load_tensors(checkpoint)
             if content["key"] != self._key:
-                log.warning("%s is of another recovery: this one starts afresh", checkpoint)
+                kept = checkpoint.rename(free_path(checkpoint))
+                log.warning("%s is of another recovery: this one starts afresh; kept: %s", checkpoint, kept)
                 return
             load_state(self.student, content["model"], str(checkpoint))
             self._finished = {values[0]: PartReport(*values) for values in content["parts"]}

@@ -1,5 +1,6 @@
 """Classification data in ImageNet's layout: a folder a class."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def names_digest(self) -> str:
+        """What tells the names of the images, with their classes', from any others."""
+        names = (str(Path(path).relative_to(self._images.root)) for path, _ in self._images.samples)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = index if isinstance(index, tuple) else (0, index)

@@ -1,6 +1,7 @@
 """Which images form a batch, in which order and on which process; a resumed training sees the same."""
 
 import itertools
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sized
@@ -18,6 +19,7 @@ from norton_det.data.images import DamagedImageError
 from norton_det.data.transforms import Target, to_model_targets
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+MANY_FILES = 65536
 Collate = Callable[[list[Any]], Any]
 
 
@@ -216,6 +218,8 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
 
     What reading them raises, ValueError or OSError, is raised when the batch's turn comes.
     """
+    if workers:
+        _let_many_files_be_open()
     return _Raising(
         _WholeBatches(dataset, collate),
         sampler=batches,
@@ -250,7 +254,15 @@ def _handed_over(batch: Any) -> Any:
     return batch
 
 
+def _let_many_files_be_open() -> None:
+    """Raise this process's limit as far as it may itself: each tensor that another process read is an open file."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _ignore_signals(worker: int) -> None:
     """A signal to the whole group of processes is the main one's to answer; it stops its workers by itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

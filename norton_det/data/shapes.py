@@ -3,7 +3,6 @@
 Everything follows from the seed: scene i of a split depends on (seed, split, i) and on nothing else.
 """
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from norton_det import opencv as cv2
 from norton_det.data.backgrounds import background, lit
 from norton_det.data.figures import FIGURES, Figure, crowd
+from norton_det.files import write_json
 from norton_det.keypoints import COCO_KEYPOINTS
 
 Image = npt.NDArray[np.uint8]
@@ -166,7 +166,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, progress: "tqd
             "annotations": of_kind,
             "categories": its_categories,
         }
-        (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
+        write_json(folder / "annotations" / f"{kind}_{split}.json", content)
 
 
 def _choose_figures(rng: np.random.Generator, height: int, width: int) -> list[tuple[Category, Figure, bool]]:

@@ -1,7 +1,6 @@
 """From a detector to an ONNX file that says of itself what it needs."""
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torchvision.ops import boxes as box_ops
 
 from norton_det.deploy.nms import traced_batched_nms
 from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
-from norton_det.files import atomic_path
+from norton_det.files import atomic_path, to_json
 from norton_det.keypoints import Keypoints
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.parts import regions
@@ -55,7 +54,7 @@ class Description:
 
     def to_json(self) -> str:
         """Text for a file's metadata."""
-        return json.dumps(asdict(self))
+        return to_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "Description":

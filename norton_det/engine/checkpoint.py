@@ -10,10 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """The newest few training checkpoints of a run, `iteration_0001000.pth` and so on.
-
-    The newest is the one written last: a folder may still hold later iterations of an earlier run.
-    """
+    """The newest few training checkpoints of one run, `iteration_0001000.pth` and so on."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
@@ -43,4 +40,4 @@ class CheckpointFolder:
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("iteration_*.pth"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return sorted(self.folder.glob("iteration_*.pth"))  # by number: copying a folder changes its times

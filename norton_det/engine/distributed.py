@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that has much to do alone; elsewhere torch's own limit counts, of minutes."""
+_patient: Any = None
 
 
 def find_device(name: str) -> torch.device:
@@ -43,7 +47,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where NCCL puts what `gather` exchanges
+    global _patient
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield
     except RuntimeError as error:
@@ -89,6 +95,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def gradients(model: nn.Module, *, shared: bool) -> AbstractContextManager[None]:
     """Forward and backward passes whose gradients are averaged over the processes, or stay with each for now."""
     return nullcontext() if shared or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here, however long one of them works alone before."""
+    if world_size() > 1:
+        dist.barrier(_patient)
 
 
 def share(tensors: Iterable[torch.Tensor]) -> None:

@@ -121,7 +121,7 @@ def finetuning_run(
         model=network,
         losses=losses,
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, "cosine", iterations=iterations, warmup=warmup),
+        schedule=build_schedule("cosine", lr=lr, iterations=iterations, warmup=warmup),
         iterations=iterations,
         images_per_step=images_per_step,
         checkpoints=checkpoints,

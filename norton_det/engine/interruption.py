@@ -1,15 +1,16 @@
-"""SIGTERM and Ctrl-C as a number to look at, so that work is saved before it ends."""
+"""SIGTERM, Ctrl-C and a terminal that is closed, as a number to look at, so that work is saved before it ends."""
 
 import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is only noted, in `received` (0: none), and others are ignored.
+    """While entered, the first of SIGNALS is only noted, in `received` (0: none), and others are ignored.
 
+    A SIGHUP that is ignored, as `nohup` has it, stays so.
     Works in the main thread only, as Python's signal handlers do.
     """
 
@@ -18,7 +19,9 @@ class StopSignals:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+        self._handlers = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(

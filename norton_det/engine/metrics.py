@@ -1,6 +1,7 @@
 """Where numbers go while a run lasts: a JSON-lines file, TensorBoard, and the console's progress bar."""
 
 import json
+import logging
 import os
 from collections import deque
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 from tqdm import tqdm
 
 from norton_det.engine import distributed
+from norton_det.files import to_json
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -46,7 +50,7 @@ class MetricsWriter:
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         """Write the numbers of an iteration and show the loss and the learning rate."""
-        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self._file.write(to_json({"iteration": iteration, **values}) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():
@@ -68,10 +72,14 @@ class MetricsWriter:
 
 
 def _tensorboard(folder: Path, start: int) -> Any:
-    """A writer of events, those after iteration `start` being written anew; None where it is not installed."""
+    """A writer of events, those after iteration `start` being written anew; None where TensorBoard is not installed,
+    or not so that it can be imported, which is told."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
+        return None
+    except Exception as error:  # packages of versions that do not go together raise many kinds
+        log.warning("TensorBoard cannot be imported, so it gets no numbers: %s", error)
         return None
     return SummaryWriter(str(folder), purge_step=start + 1)
 

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 REFERENCE_BATCH = 16
 """The images a step that a configured learning rate is meant for."""
+Schedule = Callable[[int], float]
+"""The learning rate after so many iterations."""
 
 
 def scaled_lr(lr: float, optimizer: Literal["sgd", "adamw"], batch_size: int) -> float:
@@ -38,14 +39,14 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: Optimizer,
     kind: Literal["multistep", "cosine"],
     *,
+    lr: float,
     iterations: int,
     warmup: int,
     milestones: Sequence[float] = (),
-) -> LambdaLR:
-    """The learning rate by iteration: linear warm-up from a thousandth, then the schedule.
+) -> Schedule:
+    """The learning rate by the number of iterations done: linear warm-up from a thousandth, then the schedule.
 
     `multistep` divides by ten at each of `milestones`, given as shares of `iterations`; `cosine` ends at zero.
     """
@@ -57,9 +58,15 @@ def build_schedule(
     def cosine(iteration: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))
 
-    decay: Callable[[int], float] = {"multistep": multistep, "cosine": cosine}[kind]
+    decay: Schedule = {"multistep": multistep, "cosine": cosine}[kind]
 
-    def factor(iteration: int) -> float:
-        return decay(iteration) * (min(1.0, 1e-3 + (1 - 1e-3) * iteration / warmup) if warmup else 1.0)
+    def rate(iteration: int) -> float:
+        return lr * (decay(iteration) * (min(1.0, 1e-3 + (1 - 1e-3) * iteration / warmup) if warmup else 1.0))
 
-    return LambdaLR(optimizer, factor)
+    return rate
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Let an optimiser's next step be taken at this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from norton_det.engine import distributed
 from norton_det.engine.averaging import WeightAverage
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.engine.interruption import StopSignals
 from norton_det.engine.metrics import Averages, MetricsWriter, gpu_memory
+from norton_det.engine.optim import Schedule, set_rate
 from norton_det.models.weights import load_state
 
 log = logging.getLogger(__name__)
 Batch = Any
 Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
+SMALLEST_SCALE = 2.0**-14
+"""Of the loss in float16: 30 steps in a row overflow before a scaler that starts at 2^16 comes below it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TrainingRun:
         model: what is trained; it is on its device.
         losses: maps the model and a batch to named scalar losses, which are summed.
         optimizer: of the model's parameters.
-        schedule: of the learning rate, a step an iteration.
+        schedule: the learning rate after so many iterations.
         iterations: in all.
         images_per_step: of all processes together.
         checkpoints: where they go.
@@ -55,7 +57,7 @@ class TrainingRun:
     model: nn.Module
     losses: Losses
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: Schedule
     iterations: int
     images_per_step: int
     checkpoints: CheckpointFolder
@@ -82,18 +84,21 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
     step; the main one writes, and all end with the same model.
 
     Raises:
-        FloatingPointError: a loss or a gradient is not finite, in whichever process; the last checkpoint stays.
-        SystemExit: SIGTERM or Ctrl-C, with 128 + the signal's number, after the iteration's end and a checkpoint.
+        FloatingPointError: a loss or a gradient is not finite, in whichever process, or float16 overflows in every
+            step; the last checkpoint stays.
+        SystemExit: one of StopSignals' came, with 128 + its number, after the iteration's end and a checkpoint.
     """
     run.model.train()
     model = distributed.parallel(run.model)
     averages = Averages()
     tick = time.perf_counter()
+    made = 0
     with StopSignals() as signals:
         for iteration in range(start + 1, run.iterations + 1):
             step = list(itertools.islice(batches, run.accumulation))
             loaded = time.perf_counter()
-            lr = run.schedule.get_last_lr()[0]
+            lr = run.schedule(iteration - 1)
+            set_rate(run.optimizer, lr)
             losses = add_up_gradients(run, model, step, iteration)
             norm = clip_gradients(run)
             suspects = suspect_batches(run, losses, norm)
@@ -102,20 +107,24 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
                 raise FloatingPointError(_failure(run, iteration, [step[number] for number in suspects]))
             run.scaler.step(run.optimizer)
             run.scaler.update()
-            run.schedule.step()
+            finite = math.isfinite(norm)
+            made += finite
+            check_steps_are_made(run, iteration, made)
             if run.average:
                 run.average.update(run.model, iteration)
 
             now = time.perf_counter()
             for values in losses:
                 averages.add(values)
-            averages.add({"gradient_norm": norm, "seconds": now - tick, "data_seconds": loaded - tick})
+            averages.add({"seconds": now - tick, "data_seconds": loaded - tick})
+            averages.add({"gradient_norm": norm} if finite else {})
+            averages.add({"skipped_steps": float(not finite)} if run.scaler.is_enabled() else {})
             tick = now
             metrics.step()
             if iteration % run.log_period == 0 or iteration == run.iterations:
                 means = distributed.mean(averages.read())
                 speed = {"images_per_second": run.images_per_step / means["seconds"]}
-                metrics.write(iteration, {"lr": float(lr), **means, **speed, **gpu_memory()})
+                metrics.write(iteration, {"lr": lr, **means, **speed, **gpu_memory()})
             if iteration % run.checkpoint_period == 0 or iteration == run.iterations or stop:
                 save_checkpoint(run, iteration)
             if stop:
@@ -169,6 +178,19 @@ def suspect_batches(run: TrainingRun, losses: list[dict[str, float]], norm: floa
     return suspects
 
 
+def check_steps_are_made(run: TrainingRun, iteration: int, made: int) -> None:
+    """Raise FloatingPointError where a scaler has left out all steps of a run, or will leave out all that follow."""
+    if not run.scaler.is_enabled():
+        return
+    if run.scaler.get_scale() < SMALLEST_SCALE:
+        told = f"gradients overflow at iteration {iteration} however little the loss is scaled"
+    elif iteration == run.iterations and not made:
+        told = f"gradients overflowed in every step up to iteration {iteration}: nothing was trained"
+    else:
+        return
+    raise FloatingPointError(f"float16: {told}; train longer, or in bfloat16 or float32")
+
+
 def save_checkpoint(run: TrainingRun, iteration: int) -> None:
     """The main process writes, and the others wait for it. Raises OSError in all where it cannot."""
     problem = ""
@@ -187,7 +209,6 @@ def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:
         "model": run.model.state_dict(),
         "average": run.average.model.state_dict() if run.average else None,
         "optimizer": run.optimizer.state_dict(),
-        "schedule": run.schedule.state_dict(),
         "scaler": run.scaler.state_dict(),
         "iteration": iteration,
         **run.description(),
@@ -200,6 +221,11 @@ def resume(run: TrainingRun, state: dict[str, Any] | None) -> int:
     Raises ValueError where the processes have not found the same one.
     """
     start = restore(run, state) if state else 0
+    if start > run.iterations:
+        raise ValueError(
+            f"--resume: {start} iterations are done, more than the {run.iterations} that are asked for:"
+            " their number may grow, not shrink below that"
+        )
     starts = distributed.gather(start)
     if len(set(starts)) > 1:
         found = ", ".join(map(str, sorted(set(starts))))
@@ -207,6 +233,8 @@ def resume(run: TrainingRun, state: dict[str, Any] | None) -> int:
             f"--resume: the processes find checkpoints of iterations {found} (0: none) in"
             f" {run.checkpoints.folder}; expected a folder that all machines share"
         )
+    if start == run.iterations:
+        log.info("all %d iterations are done: nothing is left to train", start)
     return start
 
 
@@ -216,8 +244,8 @@ def restore(run: TrainingRun, state: dict[str, Any]) -> int:
     Raises ValueError where the state is another model's.
     """
     load_state(run.model, state["model"], f"--resume: {run.checkpoints.folder}")
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.schedule.load_state_dict(state["schedule"])
+    options = run.optimizer.state_dict()["param_groups"]  # as configured now
+    run.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
     if run.average:
         run.average.model.load_state_dict(state["average"] or state["model"])
     if state["scaler"]:

@@ -114,7 +114,8 @@ def _fitted_norm(name: str, norm: Any, state: State) -> nn.Module:
     width = outputs_of(state, name)
     if isinstance(norm, nn.GroupNorm):
         return nn.GroupNorm(norm.num_groups, width, norm.eps, device="meta")
-    is_frozen = name.startswith(DETECTOR_BODY) and f"{name}.num_batches_tracked" not in state
+    is_detector = has_layer(state, f"{DETECTOR_BODY}conv1")  # an old classifier's file lacks the counters too
+    is_frozen = is_detector and f"{name}.num_batches_tracked" not in state
     if is_frozen:
         with torch.device("meta"):
             frozen: nn.Module = FrozenBatchNorm2d(width, norm.eps)

@@ -99,7 +99,8 @@ def _find_compression(folder: Path, config: dict[str, Any]) -> CompressionReport
 def _read_steps(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    steps = [_parse(path, dict[str, float], line) for line in path.read_bytes().splitlines()]
+    lines = [_parse(path, dict[str, float | None], line) for line in path.read_bytes().splitlines()]
+    steps = [{name: value for name, value in line.items() if value is not None} for line in lines]
     for number, step in enumerate(steps, start=1):
         if missing := {"iteration", "loss", "lr"} - step.keys():
             raise ValueError(f"{path}: line {number} lacks {', '.join(sorted(missing))}")

@@ -306,6 +306,7 @@ def test_a_teacher_that_does_not_fit_is_one_line(tmp_path, capsys):
             "model.teacher: the pyramid of fcos.pth has 16 channels on P3 to P7, expected 16 channels on P2 to P6",
         ),
         ("resnet.pth", "model.teacher: resnet.pth is a backbone, expected a detector"),
+        ("dense.onnx", "model.teacher: dense.onnx is exported and has no features to follow"),
     ):
         assert train("faster_rcnn_norton.yaml", f"model.teacher={teacher}", "output_dir=run") == 2
         assert capsys.readouterr().err.strip().splitlines()[-1] == f"norton-det train: {expected}"

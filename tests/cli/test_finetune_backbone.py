@@ -129,15 +129,19 @@ def test_the_result_is_a_detectors_backbone(data, tmp_path, monkeypatch):
     assert len(origin_of(built.model).kept["layer1.0.conv1"]) == int(8 * 0.72)
 
 
-def test_a_resumed_run_reads_neither_weights_nor_plan_again(data, tmp_path):
-    """A ResNet-18; its file is gone when the run goes on, and the plan would no longer fit."""
+def test_a_resumed_run_does_not_read_its_weights_again_and_takes_no_other_plan(data, tmp_path, capsys):
+    """A ResNet-18, whose file is gone when the run goes on."""
     torch.save(build("resnet18", 3).state_dict(), "small.pth")
     plan = ["--plan", "[0.]*4+[0.5]*8", "--max-iterations", "3"]
     for output in ("whole", "parts"):
         assert finetune(data, output, "--weights", "small.pth", *plan, "--checkpoint-period", "1") == 0
     (tmp_path / "small.pth").unlink()
     (tmp_path / "parts/checkpoints/iteration_0000003.pth").unlink()
-    assert finetune(data, "parts", "--weights", "small.pth", *plan, "--plan", "norton-77", "--resume") == 0
+    resume = ["parts", "--weights", "small.pth", *plan, "--resume"]
+    assert finetune(data, *resume, "--plan", "norton-77", "--batch-size", "4") == 2
+    told = "plan was '[0.]*4+[0.5]*8' when the run began, got 'norton-77'; batch_size was 8 when the run began, got 4"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert finetune(data, *resume, "--label-smoothing", "0.1") == 0
     whole, parts = (torch.load(f"{name}/model_final.pth", weights_only=True) for name in ("whole", "parts"))
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     assert whole["plan"] == parts["plan"] and whole["kept"] == parts["kept"] and parts["categories"] == CLASSES
@@ -152,13 +156,13 @@ def test_few_images_behind_a_batch_norm_are_warned_about(data, caplog):
     assert "BatchNorm" not in caplog.text
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_run_that_was_killed_resumes_to_the_same_bits(data, tmp_path, precision):
-    more = ["--plan", "norton-59", "--max-iterations", "4", "--precision", precision, "--workers", "1"]
+@pytest.mark.parametrize(("precision", "iterations"), [("float32", 3), ("bfloat16", 3), ("float16", 9)])
+def test_a_run_that_was_killed_resumes_to_the_same_bits(data, tmp_path, precision, iterations):
+    more = ["--plan", "norton-59", "--max-iterations", str(iterations), "--precision", precision, "--workers", "1"]
     more += ["--teacher", str(data / "dense.pth")]
     assert finetune(data, "whole", *more) == 0
     assert finetune(data, "parts", *more, "--checkpoint-period", "1") == 0
-    (tmp_path / "parts/checkpoints/iteration_0000004.pth").unlink()
+    (tmp_path / f"parts/checkpoints/iteration_{iterations:07d}.pth").unlink()
     (tmp_path / "parts/model_final.pth").unlink()
     assert finetune(data, "parts", *more, "--resume") == 0
     whole, parts = (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import tiny_detector
+from detectors import tiny_classifier, tiny_detector
 
 from norton_det.builders import detector as building
 from norton_det.builders import training
@@ -221,7 +221,8 @@ def test_a_run_from_other_weights_does_not_take_what_a_stopped_recovery_left(few
 
     _, others = from_detector("faster_rcnn", seed=1)
     assert train("used", *others) == 0
-    assert "used/recovery.pth is of another recovery: this one starts afresh" in caplog.messages
+    assert "used/recovery.pth is of another recovery" in caplog.text
+    assert torch.load("used/recovery-1.pth", weights_only=True)["key"] == left["key"]
     assert train("fresh", *others) == 0
     assert_same_weights(weights("used"), weights("fresh"))
     assert not Path("used/recovery.pth").exists()
@@ -328,6 +329,37 @@ def test_a_loading_process_that_dies_is_one_line_and_the_run_goes_on(end, whole,
     assert_same_weights(weights(whole), weights("orphan"))
 
 
+def test_two_processes_start_from_anything_and_resume_as_one_process_goes_through(monkeypatch):
+    """Dense weights that are compressed and restored, a backbone likewise, and compressed weights with a teacher."""
+    monkeypatch.setattr(building, "compress_and_recover", partial(building.compress_and_recover, steps=1))
+    common = [*WORDS, *SHORT, "train.ema=0.9", "train.schedule=multistep", "train.milestones=[]", "model.norm=frozen"]
+    several = [*common, "train.accumulation=2"]
+    once = [*several, "train.max_iterations=1", "model.recover_images=2"]
+    for kind in ("mask_rcnn_v2", "fcos"):
+        save_weights(Path(f"{kind}.pth"), tiny_detector(kind, "resnet18"))
+    save_weights(Path("small.pth"), tiny_detector("fcos", "resnet18", plan="[0.]*2+[0.25]*10"))
+    save_weights(Path("body.pth"), tiny_classifier("resnet18"))
+    dense = ["model.detector=mask_rcnn_v2", "model.weights=mask_rcnn_v2.pth", "model.recover_images=2"]
+    runs = [
+        [*once, *dense, "output_dir=dense"],
+        [*several, *dense, "output_dir=dense", "train.max_iterations=2", "--resume"],
+        [*once, "output_dir=body", "model.detector=keypoint_rcnn", "model.backbone_weights=body.pth"],
+        [*once, "output_dir=small", "model.detector=fcos", "model.weights=small.pth", "model.teacher=fcos.pth"],
+    ]
+    command = [*TORCHRUN, str(Path(__file__).with_name("together.py")), json.dumps([["train", *run] for run in runs])]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, [line for line in done.stderr.splitlines() if "norton-det" in line]
+    assert "restored on 2 images" in done.stderr
+
+    assert train("one", *common[len(WORDS) :], *dense, "train.accumulation=4", "train.max_iterations=2") == 0
+    torch.testing.assert_close(weights("dense"), weights("one"), rtol=0, atol=1e-6)
+    for run in ("body", "small"):
+        assert json.loads(Path(run, "evaluation/metrics.json").read_text())["bbox"]
+        assert all(value.isfinite().all() for value in weights(run).values())
+    [line] = Path("small/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss_distillation"] > 0
+
+
 def test_two_processes_save_once_on_sigterm():
     process = start("stopped", "train.max_iterations=200", "data.workers=1", "model.norm=sync", launcher=TORCHRUN)
     wait_for_iteration(process, "stopped", 2)
@@ -372,13 +404,28 @@ def test_averaged_weights_are_what_is_evaluated(whole):
     assert Path("again", name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_trains(precision, caplog):
-    assert train("low", f"train.precision={precision}", "train.max_iterations=2") == 0
+@pytest.mark.parametrize(("precision", "iterations"), [("bfloat16", 2), ("float16", 8)])
+def test_lower_precision_trains(precision, iterations, caplog):
+    assert train("low", f"train.precision={precision}", f"train.max_iterations={iterations}") == 0
     assert all(v.dtype != torch.bfloat16 and v.isfinite().all() for v in weights("low").values())
     assert "only 4 images stand behind each BatchNorm" in caplog.text
-    scaler = torch.load("low/checkpoints/iteration_0000002.pth", weights_only=True)["scaler"]
+    scaler = torch.load(f"low/checkpoints/iteration_{iterations:07d}.pth", weights_only=True)["scaler"]
     assert bool(scaler) == (precision == "float16")
+
+
+def test_a_folder_of_another_run_is_told_kept_and_not_gone_on_with(capsys, caplog):
+    """Its checkpoints are neither resumed with other data, nor lost where the next run starts afresh."""
+    words = ["train.max_iterations=1", "data.test=shapes_val"]
+    assert train("used", *words) == 0
+    assert train("used", *words, "data.train=shapes_val", "train.max_iterations=2", "--resume") == 2
+    told = "--resume: data.train was another file when the run began than 'shapes_val' is now: give that, or begin"
+    assert told in capsys.readouterr().err
+    first = Path("used/checkpoints/iteration_0000001.pth").read_bytes()
+    assert train("used", *words, "data.train=shapes_val") == 0
+    assert "used holds another run, this one starts afresh; its files: used/earlier-1" in caplog.messages
+    assert Path("used/earlier-1/checkpoints/iteration_0000001.pth").read_bytes() == first
+    assert load_config(Path("used/earlier-1/config.yaml")).data.train == "shapes_train"
+    assert len(Path("used/metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_frozen_statistics_are_not_warned_about(caplog):

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import resource
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from norton_det.data.loaders import (
     Batch,
     TrainingBatchSampler,
     WithReplacements,
+    batch_loader,
     epoch_length,
     evaluation_loader,
     training_loader,
@@ -233,6 +236,18 @@ def test_a_batch_that_shared_memory_has_no_room_for_ends_the_reading(
     assert len(list(evaluation_loader(dataset, batch_size=2, workers=0))) > 0
     with pytest.raises(OSError, match=r"--shm-size.*data\.workers=0"):
         list(evaluation_loader(dataset, batch_size=2, workers=1))
+
+
+def test_a_batch_may_have_more_tensors_than_files_may_be_open() -> None:
+    """Each that another process read is an open file here until it is dropped."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    samples: Any = [[torch.ones(2) for _ in range(100)] for _ in range(3)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+        batches = list(batch_loader(samples, [[0], [1], [2]], 1, lambda batch: batch[0]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [len(batch) for batch in batches] == [100] * 3
 
 
 def test_epoch_length(files: DatasetFiles) -> None:

@@ -1,10 +1,19 @@
 """What processes tell each other, between two of them; and which device a name stands for."""
 
+import multiprocessing
+import os
+import socket
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 from processes import in_two_processes
 
 from norton_det.engine import distributed
+
+LITTLE = timedelta(seconds=2)
+"""How long torch waits."""
 
 
 def exchange(rank):
@@ -22,6 +31,31 @@ def exchange(rank):
 def test_two_processes_agree(tmp_path):
     agreed = {"largest": [1, 5], "mean": {"loss": 1.5}, "gather": ["a", "b"], "share": [0, 0]}
     assert in_two_processes(exchange, tmp_path) == [{**agreed, "is_main": rank == 0} for rank in range(2)]
+
+
+def patient(rank, place, answers):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(place), WORLD_SIZE="2", RANK=str(rank))
+    with distributed.process_group(torch.device("cpu")):
+        if rank == 0:
+            time.sleep(3 * LITTLE.total_seconds())
+        distributed.wait_for_all()
+        answers.put(distributed.gather(rank))
+
+
+def test_processes_wait_for_one_that_works_alone_for_longer_than_torch_would_wait(monkeypatch):
+    init = torch.distributed.init_process_group
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: init(backend, timeout=LITTLE))
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = free.getsockname()[1]
+    processes = [fork.Process(target=patient, args=(rank, place, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert [answers.get(timeout=60) for _ in processes] == [[0, 1], [0, 1]]
+    for process in processes:
+        process.join()
 
 
 def test_one_process_agrees_with_itself():

@@ -98,11 +98,7 @@ def run(tmp_path, **changes):
 def test_the_schedule_rises_and_falls(tmp_path, limit, iterations, warmup):
     training = run(tmp_path, max_iterations=limit)
     assert training.iterations == iterations
-    rates = []
-    for _ in range(iterations):
-        rates.append(training.schedule.get_last_lr()[0])
-        training.optimizer.step()
-        training.schedule.step()
+    rates = [training.schedule(done) for done in range(iterations)]
     expected = [
         0.5 * 0.5 * (1 + math.cos(math.pi * i / iterations)) * min(1, 0.001 + 0.999 * i / warmup)
         for i in range(iterations)

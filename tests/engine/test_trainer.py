@@ -25,7 +25,7 @@ def make_run(folder, iterations=12, period=4, **changes):
         model=model,
         losses=lambda model, batch: {"fit": (model(batch[0]) - batch[1]).square().mean()},
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, "cosine", iterations=iterations, warmup=2),
+        schedule=build_schedule("cosine", lr=0.05, iterations=iterations, warmup=2),
         iterations=iterations,
         images_per_step=16,
         checkpoints=CheckpointFolder(folder / "checkpoints"),
@@ -72,7 +72,8 @@ def run_to_end(run, folder, start=0, data=None):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
 def same_weights(one, other):
@@ -194,6 +195,38 @@ def test_without_a_checkpoint_a_run_begins_at_its_beginning(tmp_path):
     assert resume(make_run(tmp_path), None) == 0
 
 
+def rates(folder):
+    return [line["lr"] for line in lines(folder)]
+
+
+def test_a_resumed_run_takes_its_rate_and_options_from_what_is_configured_now(tmp_path):
+    run_to_end(make_run(tmp_path, iterations=6, log_period=1), tmp_path)
+    run = make_run(tmp_path, iterations=12, log_period=1)
+    for group in run.optimizer.param_groups:
+        group["momentum"] = 0.5
+    run = replace(run, schedule=build_schedule("cosine", lr=0.5, iterations=12, warmup=0))
+    assert resume(run, run.checkpoints.load_newest()) == 6
+    assert {group["momentum"] for group in run.optimizer.param_groups} == {0.5}
+    assert any(state["momentum_buffer"].any() for state in run.optimizer.state.values())
+    run_to_end(run, tmp_path, 6)
+    assert rates(tmp_path)[6:] == pytest.approx([0.25 * (1 + math.cos(math.pi * i / 12)) for i in range(6, 12)])
+
+
+def test_a_finished_run_that_is_asked_for_more_goes_on_at_the_rate_of_the_longer_run(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run_to_end(make_run(tmp_path / "longer", iterations=12, log_period=1), tmp_path / "longer")
+    run_to_end(make_run(tmp_path, iterations=6, log_period=1), tmp_path)
+    same = make_run(tmp_path, iterations=6)
+    assert resume(same, same.checkpoints.load_newest()) == 6
+    assert "all 6 iterations are done: nothing is left to train" in caplog.messages
+    more = make_run(tmp_path, iterations=12, log_period=1)
+    run_to_end(more, tmp_path, resume(more, more.checkpoints.load_newest()))
+    assert rates(tmp_path)[6:] == rates(tmp_path / "longer")[6:]
+    fewer = make_run(tmp_path, iterations=5)
+    with pytest.raises(ValueError, match=r"^--resume: 12 iterations are done, more than the 5 that are asked for"):
+        resume(fewer, fewer.checkpoints.load_newest())
+
+
 def test_averaging_can_begin_at_a_resume(tmp_path):
     first = make_run(tmp_path)
     run_to_end(first, tmp_path)
@@ -207,6 +240,23 @@ def test_float16_leaves_out_steps_that_overflow(tmp_path):
     run_to_end(run, tmp_path)
     assert run.scaler.get_scale() < 2.0**24
     assert lines(tmp_path)[-1]["loss"] < lines(tmp_path)[0]["loss"]
+
+
+def overflowing(run):
+    """Its gradients have no end however little the loss is scaled."""
+    return replace(with_float16(run), losses=lambda model, batch: {"fit": (0 * model(batch[0])).abs().sqrt().mean()})
+
+
+@pytest.mark.parametrize(
+    ("iterations", "told"),
+    [(8, "overflowed in every step up to iteration 8: nothing was trained"), (99, "at iteration 39 however little")],
+)
+def test_a_float16_run_that_makes_no_step_says_so_and_stops(iterations, told, tmp_path):
+    run = overflowing(make_run(tmp_path, iterations=iterations, period=100))
+    with pytest.raises(FloatingPointError, match=f"^float16: gradients .*{told}"):
+        run_to_end(run, tmp_path)
+    assert all(line["skipped_steps"] == 1 and "gradient_norm" not in line for line in lines(tmp_path))
+    assert run.checkpoints.load_newest() is None
 
 
 def named_batch(value, *ids):
@@ -231,7 +281,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
     assert run.checkpoints.load_newest() is None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     caplog.set_level("INFO")
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -247,6 +297,15 @@ def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     assert resume(resumed, resumed.checkpoints.load_newest()) == 6
     run_to_end(resumed, tmp_path, 6)
     assert same_weights(resumed.model, whole.model)
+
+
+def test_a_closed_terminal_does_not_end_what_was_started_with_nohup(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_to_end(make_run(tmp_path, iterations=3), tmp_path, data=interrupted(batches(0), 2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert [line["iteration"] for line in lines(tmp_path)] == [3]
 
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
@@ -284,6 +343,19 @@ def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run_to_end(make_run(tmp_path), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
+
+
+class Broken:
+    """A package whose parts do not go together, as older setuptools, protobuf and numpy make TensorBoard one."""
+
+    def __getattr__(self, name):
+        raise TypeError("Descriptors cannot be created directly")
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_told_and_trained_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Broken())
+    run_to_end(make_run(tmp_path, iterations=1), tmp_path)
+    assert "TensorBoard cannot be imported, so it gets no numbers: Descriptors cannot be" in caplog.text
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):

@@ -1,0 +1,86 @@
+"""The folder of a run: one run at a time has it, and what an earlier one left there to go on with is put aside."""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from norton_det.engine import distributed
+from norton_det.files import free_path
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+KEPT = ("checkpoints", "metrics.jsonl", "tensorboard")
+"""What belongs to one run and is gone on with when it is resumed."""
+
+
+@contextmanager
+def sole_run(lock: Path, place: str) -> Iterator[None]:
+    """Keep other runs from a place while this one lasts, its several processes being one run.
+
+    The file `lock` says who is there. It is locked for as long as its process lives: where that died, the next one
+    takes its place, and that is told.
+
+    Raises:
+        ValueError: another run is there, which the message names, or the place cannot be written to.
+    """
+    file, problem = None, ""
+    if distributed.is_main():
+        try:
+            file = _take(lock, place)
+        except OSError as error:
+            problem = f"{place}: {error.strerror}"
+        except ValueError as error:
+            problem = str(error)
+    if problem := "".join(distributed.gather(problem)):
+        raise ValueError(problem)
+    try:
+        yield
+    finally:
+        if file:
+            lock.unlink(missing_ok=True)
+            file.close()
+
+
+def _take(lock: Path, place: str) -> TextIO:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("a+", encoding="utf-8")
+        file.seek(0)
+        holder = file.read().strip()
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                told = f"{place} is in use by {holder or 'another run'}"
+                raise ValueError(f"{told}: wait until that has ended, or name another") from None
+            log.warning("%s cannot be locked (%s): see that no other run writes there", place, error.strerror)
+            holder = ""
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            break
+        file.close()  # the one before has just ended, and its file with it
+    if holder:
+        log.warning("%s was in use by %s, which is gone: this run takes its place", place, holder)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    return file
+
+
+def put_aside(folder: Path, names: Iterable[str] = KEPT) -> None:
+    """Move what an earlier run left in a folder to `earlier-N` in it, with its config.yaml, and tell it."""
+    left = [folder / name for name in names if (folder / name).exists()]
+    if not (left and distributed.is_main()):
+        return
+    earlier = free_path(folder / "earlier")
+    earlier.mkdir()
+    for path in [*left, *folder.glob("config.yaml")]:
+        path.rename(earlier / path.name)
+    log.warning("%s holds another run, this one starts afresh; its files: %s", folder, earlier)

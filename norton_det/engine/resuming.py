@@ -1,0 +1,36 @@
+"""What of a run's settings may be others when it is resumed, and what stays."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+Rule = Literal["changes", "may not become none", "by content"]
+Contents = Mapping[str, str]
+"""Digests of the files that settings name, by setting; what is no file, or is gone, is left out."""
+
+
+def check_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], rules: Mapping[str, Rule], before: Contents, now: Contents
+) -> None:
+    """Tell which settings are others than when the run began; those that have no rule stay what they were.
+
+    "changes": the new value counts from here on. "may not become none": so does it, unless it is none. "by content":
+    a file may lie elsewhere, but has to be the same one, unless it is gone.
+
+    Raises:
+        ValueError: a setting that stays is another one, which the message names with both values.
+    """
+    refused = []
+    for name, value in new.items():
+        was, rule = old.get(name, value), rules.get(name)
+        if rule == "by content" and name in before and name in now:
+            if before[name] != now[name]:
+                refused.append(f"{name} was another file when the run began than {value!r} is now")
+        elif value != was:
+            if rule == "changes" or (rule == "may not become none" and value is not None):
+                log.info("--resume: %s is %r from here on, it was %r", name, value, was)
+            else:
+                refused.append(f"{name} was {was!r} when the run began, got {value!r}")
+    if refused:
+        raise ValueError(f"--resume: {'; '.join(refused)}: give that, or begin a new run without --resume")
