@@ -1,8 +1,8 @@
 """What ends a command in one line: what a user can get wrong, and what a machine may lack."""
 
 import errno
+import os
 import re
-from tempfile import gettempdir
 
 import torch
 
@@ -27,7 +27,8 @@ def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     if isinstance(error, BrokenPipeError):
         return f"whoever read the output, or a process that worked with this one, is gone ({text})"
     if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename or f"a file of this run, or one in the temporary folder (TMPDIR: {gettempdir()})"
+        temporary = os.environ.get("TMPDIR", "/tmp")
+        where = error.filename or f"a file of this run, or one in the temporary folder (TMPDIR: {temporary})"
         in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
         return f"{where}: {'a file stands where a folder is needed' if in_the_way else error.strerror}"
     return text if isinstance(error, ValueError | OSError | FloatingPointError) else None

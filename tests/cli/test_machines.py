@@ -101,7 +101,7 @@ def test_a_full_disk_names_the_file_or_the_temporary_folder(monkeypatch, tmp_pat
             file.write(b"half")
 
     monkeypatch.setattr(analyze, "run", fill)
-    monkeypatch.setattr("norton_det.cli.failures.gettempdir", lambda: "/scratch")
+    monkeypatch.setenv("TMPDIR", "/scratch")
     assert "(TMPDIR: /scratch): No space left on device" in told(capsys, *ANALYZE)
 
 
