@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -25,12 +25,13 @@ def sole_run(lock: Path, place: str) -> Iterator[None]:
     """Keep other runs from a place while this one lasts, its several processes being one run.
 
     The file `lock` says who is there. It is locked for as long as its process lives: where that died, the next one
-    takes its place, and that is told.
+    takes its place, and that is told. Folders in which the run leaves nothing are not left either.
 
     Raises:
         ValueError: another run is there, which the message names, or the place cannot be written to.
     """
     file, problem = None, ""
+    made = [folder for folder in lock.parents if not folder.exists()]
     if distributed.is_main():
         try:
             file = _take(lock, place)
@@ -46,6 +47,9 @@ def sole_run(lock: Path, place: str) -> Iterator[None]:
         if file:
             lock.unlink(missing_ok=True)
             file.close()
+            with suppress(OSError):  # where something is in them
+                for folder in made:
+                    folder.rmdir()
 
 
 def _take(lock: Path, place: str) -> TextIO:

@@ -53,6 +53,15 @@ def test_the_place_of_a_killed_run_is_taken_and_that_is_told(other, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("left", [[], ["model_final.pth"]])
+def test_folders_in_which_a_run_leaves_nothing_are_not_left(left, tmp_path):
+    with sole_run(tmp_path / "new/run" / LOCK, "a"):
+        for name in left:
+            (tmp_path / "new/run" / name).touch()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == left
+    assert (tmp_path / "new").exists() == bool(left)
+
+
 def test_two_processes_are_one_run_and_are_refused_together(other, tmp_path):
     def enter(folder):
         try:
