@@ -322,7 +322,7 @@ def test_a_loading_process_that_dies_is_one_line_and_the_run_goes_on(end, whole,
         assert train("orphan", "train.ema=0.9", "data.workers=1") == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     told = "a process that reads images died; --resume goes on from the last checkpoint"
-    assert message.startswith(f"norton-det train: {told} (DataLoader worker (pid ")
+    assert message.startswith(f"norton-det train: {told} (DataLoader worker (pid")
     assert not Path("orphan/model_final.pth").exists()
     assert CheckpointFolder(Path("orphan/checkpoints")).load_newest()["iteration"] >= 3
     assert train("orphan", "train.ema=0.9", "data.workers=1", "--resume") == 0

@@ -61,7 +61,7 @@ TRAIN = ["train", "--config", "quickstart.yaml", "model.width=0.125", f"data.tra
         (weights_with_a_payload, ["compress", "--weights", "attack.pth", "--plan", "norton-77", "--output", "o.pth"],
          "attack.pth: not a weights file that can be read safely: "),
         (yaml_with_a_tag, ["train", "--config", "attack.yaml"], "attack.yaml: cannot be read as YAML: "),
-        (annotations_that_leave_the_folder, TRAIN, "attack.json: the image path '../secret.png' leads out of"),
+        (annotations_that_leave_the_folder, TRAIN, "attack.json: image 1: the path '../secret.png' leads out of"),
         (decompression_bomb, TRAIN, "photos/bomb.png: not a readable image (Image size (1200000000 pixels) exceeds"),
     ],
 )  # fmt: skip

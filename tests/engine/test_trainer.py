@@ -281,6 +281,15 @@ def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
     assert run.checkpoints.load_newest() is None
 
 
+@pytest.fixture
+def attached():
+    """A terminal that can be closed, be the tests started with nohup or not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("attached")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_it_ends(number, code, tmp_path, caplog):
     caplog.set_level("INFO")
