@@ -38,10 +38,10 @@ HEAD = """# Speed
 
 Made by `python benchmarks/deployment.py --machine NAME`. Random weights, the same work for all models: proposals are
 the anchors, 1,000 of them unless a table says otherwise, and 20 detections an image go to the mask and keypoint
-heads. *Speed* is beside the dense model in the same treatment, *in all* beside the dense model as torchvision ships
-it. Each treatment is one run, the models in turn, medians with the 5th and 95th percentile. `norton-77` compresses
-the body, `norton-77-all` the neck, the RPN and the heads too. What it costs in AP, on small models, stands at the
-end.
+heads; of a detector of one stage every level gives as many candidates as it may. *Speed* is beside the dense model in
+the same treatment, *in all* beside the dense model as torchvision ships it. Each treatment is one run, the models in
+turn, medians with the 5th and 95th percentile. `norton-77` compresses the body, `norton-77-all` the neck, the RPN and
+the heads too. What it costs in AP, on small models, stands at the end.
 
 What a CPU can do decides what there is to win: one with AMX multiplies dense matrices of bfloat16 and int8 so fast
 that what remains is the rest of the detector, in which compression changes little; `ONEDNN_MAX_CPU_ISA` makes it
