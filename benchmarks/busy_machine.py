@@ -2,8 +2,9 @@
 
     python benchmarks/busy_machine.py [--rounds 10] [--threads 0]
 
-Two processes train, one with OpenMP's default of waiting in a loop, one with OMP_WAIT_POLICY=PASSIVE as the commands
-have it. They take single steps in turn, each quiet and beside a process that does nothing but count: medians, ratios.
+Two processes train, one with OpenMP's default of waiting in a loop for milliseconds, one as `import norton_det` has
+it where nobody has set anything, asleep after microseconds. They take single steps in turn, each quiet and beside a
+process that does nothing but count: medians, ratios.
 """
 
 import argparse
@@ -15,14 +16,16 @@ import sys
 import time
 from itertools import product
 
-import torch  # before norton_det, which sets what is compared here where nobody has
+POLICIES = ("default", "norton_det")
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 
-POLICIES = ("default", "PASSIVE")
 
-
-def take_steps() -> None:
+def take_steps(policy: str) -> None:
     """Take a training step for each line of the input, and print its seconds."""
+    if policy == "norton_det":
+        import norton_det  # noqa: F401  before torch, as the commands do
     import numpy as np
+    import torch
 
     from norton_det.builders.detector import random_pair
     from norton_det.config import load_config
@@ -54,12 +57,10 @@ def take_steps() -> None:
 
 def start_training(policy: str, threads: int) -> subprocess.Popen[str]:
     """Start a process that trains under a policy, and wait until it is ready."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if policy != "default":
-        environment["OMP_WAIT_POLICY"] = policy
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, __file__, "--take-steps"]
+    command = [sys.executable, __file__, "--take-steps", policy]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     process.stdout.readline()
     return process
@@ -76,10 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0, help="of each training (default: OpenMP's, all cores)")
-    parser.add_argument("--take-steps", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--take-steps", choices=POLICIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.take_steps:
-        return take_steps()
+        return take_steps(arguments.take_steps)
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     other.send_signal(signal.SIGSTOP)
     trainings: dict[str, subprocess.Popen[str]] = {}
@@ -99,7 +100,7 @@ def main() -> None:
         quiet, busy = medians[policy, "quiet"], medians[policy, "busy"]
         print(f"{policy}: quiet {quiet:.3f} s, beside a busy process {busy:.3f} s, {busy / quiet:.2f}x")
     for place in ("quiet", "busy"):
-        print(f"{place}: default / PASSIVE {medians['default', place] / medians['PASSIVE', place]:.2f}x")
+        print(f"{place}: default / norton_det {medians['default', place] / medians['norton_det', place]:.2f}x")
 
 
 if __name__ == "__main__":

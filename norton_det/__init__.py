@@ -3,7 +3,8 @@
 import os
 from importlib.metadata import version
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, which then leaves waiting cores to others
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # before torch: threads wait for each other asleep
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # after microseconds, not milliseconds
 
 from norton_det.api import (
     agreement,

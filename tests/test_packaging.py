@@ -108,15 +108,19 @@ def test_every_package_is_listed():
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")], ids=["unset", "set"]
+    ("policy", "expected"),
+    [({}, "PASSIVE 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None")],
+    ids=["unset", "set"],
 )
 def test_import_brings_no_library_of_windows_or_plots_and_leaves_cores_that_it_waits_on(policy, expected):
     code = (
         "import os, sys; from importlib import import_module; from norton_det.cli.main import COMMANDS;"
-        "print('cv2' in sys.modules, 'matplotlib' in sys.modules, os.environ['OMP_WAIT_POLICY']);"
+        "print('cv2' in sys.modules, 'matplotlib' in sys.modules, os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'));"
         "[import_module('norton_det.cli.' + name.replace('-', '_')) for name in COMMANDS];"
         "print('cv2' in sys.modules)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | policy
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    } | policy
     told = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
-    assert told.split() == ["False", "False", expected, "False"]
+    assert told.split() == ["False", "False", *expected.split(), "False"]
