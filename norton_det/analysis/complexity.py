@@ -18,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from norton_det.models.parts import dense_head, regions
 from norton_det.models.precision import map_tensors
 
-PROPOSALS = 1000
-"""Regions that the box head is counted with; the mask and keypoint heads are counted with one."""
 OUTSIDE_TOTAL = "mask_head"
 """The part that published figures leave out of a detector's MACs: it is reported, not added."""
 
@@ -74,8 +72,8 @@ def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
     """Count the parts of a detector on one image of (height, width) pixels, as it enters the body.
 
     Parts: body, neck, and what looks at every level: rpn, or classification_head and regression_head of a detector
-    of one stage. Where the detector has them, box_head (PROPOSALS regions), mask_head and keypoint_head (one region),
-    of the size that they are pooled to. Heads are counted with their predictors.
+    of one stage. Where the detector has them, box_head (`box_regions`), mask_head and keypoint_head (one region), of
+    the size that they are pooled to. Heads are counted with their predictors.
     """
     shadow = copy.deepcopy(detector).to("meta").eval()
     with torch.device("meta"), torch.no_grad():
@@ -86,9 +84,16 @@ def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
         found = regions(shadow)
         parts |= {"rpn": head[""]} if found else {name: head[name] for name, _ in shadow.head.named_children()}
         for kind, (pooler, of_regions, predictor) in found.items():
-            pooled = torch.zeros(PROPOSALS if kind == "box" else 1, pyramid[0].shape[1], *pooler.output_size)
+            pooled = torch.zeros(
+                box_regions(shadow) if kind == "box" else 1, pyramid[0].shape[1], *pooler.output_size
+            )
             parts[f"{kind}_head"] = count(nn.Sequential(of_regions, predictor), pooled)[""]
     return parts
+
+
+def box_regions(detector: Any) -> int:
+    """Return how many regions of an image a detector's box head looks at: all that may be proposed."""
+    return int(detector.rpn._post_nms_top_n["testing"])
 
 
 def total(parts: Mapping[str, Count]) -> Count:

@@ -54,9 +54,10 @@ def _tell_of_predictors(matching: Matching, categories: Categories, source: str)
     if matching.is_complete:
         log.info("%s has the data's categories under other labels: its predictors are rearranged", source)
         return
-    kept = some(tuple(categories.names[label] for label in matching.labels)) or "nothing"
-    afresh, differs = some(matching.unknown) or "nothing", matching.told("the data", source)
-    log.info("%s: predictors keep what they know of %s; they start afresh for %s", differs, kept, afresh)
+    kept, afresh = some(tuple(categories.names[label] for label in matching.labels)), some(matching.unknown)
+    told = [f"keep what they know of {kept}"] if kept else []
+    told += [f"start afresh for {afresh}"] if afresh else []
+    log.info("%s: the predictors %s", matching.told("the data", source), " and ".join(told))
 
 
 def evaluated_categories(known: Categories, data: Categories, source: str) -> Categories:

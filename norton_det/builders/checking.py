@@ -139,6 +139,7 @@ def _leaves(box: Sequence[float], image: Mapping[str, Any]) -> bool:
 
 def _check_weights(config: Config, categories: Categories) -> None:
     """What of a detector's weights fits the categories is logged; raises ValueError for a file that a run refuses."""
-    weights = starting_weights(config)
-    if weights is not None and weights.is_detector:
+    if config.model.weights != "none":
+        weights = starting_weights(config)
+        assert weights is not None
         fit_categories(detector_from_weights(weights), categories, weights.source)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 KEPT = ("checkpoints", "metrics.jsonl", "tensorboard")
 """What belongs to one run and is gone on with when it is resumed."""
+_RESULTS = ("config.yaml", "model_final.pth", "evaluation", "compression.json", "backbone_compressed.pth")
+"""What a run leaves beside that."""
 
 
 @contextmanager
@@ -79,12 +81,12 @@ def _take(lock: Path, place: str) -> TextIO:
 
 
 def put_aside(folder: Path, names: Iterable[str] = KEPT) -> None:
-    """Move what an earlier run left in a folder to `earlier-N` in it, with its config.yaml, and tell it."""
+    """Move what an earlier run left in a folder to `earlier-N` in it, with its results, and tell it."""
     left = [folder / name for name in names if (folder / name).exists()]
     if not (left and distributed.is_main()):
         return
     earlier = free_path(folder / "earlier")
     earlier.mkdir()
-    for path in [*left, *folder.glob("config.yaml")]:
+    for path in [*left, *(folder / name for name in _RESULTS if (folder / name).exists())]:
         path.rename(earlier / path.name)
     log.warning("%s holds another run, this one starts afresh; its files: %s", folder, earlier)

@@ -21,7 +21,7 @@ def check_changes(
     Raises:
         ValueError: a setting that stays is another one, which the message names with both values.
     """
-    refused = []
+    refused, taken = [], []
     for name, value in new.items():
         was, rule = old.get(name, value), rules.get(name)
         if rule == "by content" and name in before and name in now:
@@ -29,8 +29,10 @@ def check_changes(
                 refused.append(f"{name} was another file when the run began than {value!r} is now")
         elif value != was:
             if rule == "changes" or (rule == "may not become none" and value is not None):
-                log.info("--resume: %s is %r from here on, it was %r", name, value, was)
+                taken.append((name, value, was))
             else:
                 refused.append(f"{name} was {was!r} when the run began, got {value!r}")
     if refused:
         raise ValueError(f"--resume: {'; '.join(refused)}: give that, or begin a new run without --resume")
+    for change in taken:
+        log.info("--resume: %s is %r from here on, it was %r", *change)

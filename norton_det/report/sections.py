@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from norton_det.analysis.complexity import PROPOSALS, Count, total
+from norton_det.analysis.complexity import Count, total
 from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.data.reading import Task
 from norton_det.evaluation.coco import PrecisionRecall
@@ -228,7 +228,7 @@ def _size(material: Material) -> Section:
         return Section("Size by part", "", _TRAIN)
     height, width = material.input_size
     heads = [name for counts in models.values() for name in counts if name.removesuffix("_head") in REGION_KINDS]
-    regions = f", {PROPOSALS} regions in the box head" if heads else ""
+    regions = ", all proposed regions in the box head" if heads else ""
     others = " and one in the other" if {*heads} - {"box_head"} else ""
     drawn = plots(
         (

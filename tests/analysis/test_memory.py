@@ -26,7 +26,7 @@ def test_small_pieces_that_were_freed_count_again():
         del held
 
     for _ in range(3):
-        assert peak_memory(call, torch.device("cpu")) == pytest.approx(100 << 20, rel=0.1)
+        assert peak_memory(call, torch.device("cpu")) == pytest.approx(100 << 20, rel=0.2)
 
 
 def test_an_error_passes_and_leaves_no_watcher():

@@ -360,7 +360,7 @@ def test_own_classes_replace_the_predictors_and_keep_the_rest(kind, count, shape
     [told] = [message for message in caplog.messages if message.startswith("categories differ: ")]
     assert told == (
         "categories differ: trained.pth lacks somebody, salmon; the data lacks person, ball, fish:"
-        " predictors keep what they know of car, house, kite; they start afresh for somebody, salmon"
+        " the predictors keep what they know of car, house, kite and start afresh for somebody, salmon"
     )
     assert (detector.categories, detector.category_ids) == (OWN_NAMES, OWN_IDS)
 

@@ -95,10 +95,11 @@ def test_what_earlier_runs_left_is_kept_beside_one_another(tmp_path, caplog):
         put_aside(tmp_path)
     for number, run in enumerate(("first", "second"), start=1):
         kept = tmp_path / f"earlier-{number}"
-        assert sorted(path.name for path in kept.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+        left = ["checkpoints", "config.yaml", "metrics.jsonl", "model_final.pth"]
+        assert sorted(path.name for path in kept.iterdir()) == left
         assert (kept / "checkpoints/iteration_0000001.pth").read_text() == run
         assert f"its files: {kept}" in caplog.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "earlier-2", "model_final.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "earlier-2"]
     caplog.clear()
     put_aside(tmp_path, KEPT)
     assert not caplog.messages and not Path(tmp_path / "earlier-3").exists()

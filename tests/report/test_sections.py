@@ -78,8 +78,11 @@ def test_the_detector_is_named_as_people_write_it(detector, title, material):
     ("parts", "told"),
     [
         (["body", "neck", "classification_head", "regression_head"], "pixels</figcaption>"),
-        (["body", "neck", "rpn", "box_head"], "pixels, 1000 regions in the box head</figcaption>"),
-        (["rpn", "box_head", "mask_head"], "pixels, 1000 regions in the box head and one in the other</figcaption>"),
+        (["body", "neck", "rpn", "box_head"], "pixels, all proposed regions in the box head</figcaption>"),
+        (
+            ["rpn", "box_head", "mask_head"],
+            "pixels, all proposed regions in the box head and one in the other</figcaption>",
+        ),
     ],
 )
 def test_regions_are_told_of_detectors_that_have_them(parts, told, material):

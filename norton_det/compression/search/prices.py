@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from norton_det.analysis.complexity import PROPOSALS, count
+from norton_det.analysis.complexity import box_regions, count
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
 from norton_det.layers.cp_conv import CPConv2d
@@ -68,7 +68,7 @@ class StaticPart(nn.Module):
         levels = list(network.backbone(image).values())
         dense_head(network)(levels)
         for kind, region in regions(network).items():
-            number = PROPOSALS if kind == "box" else 1
+            number = box_regions(network) if kind == "box" else 1
             region.head(image.new_zeros(number, network.backbone.out_channels, *region.pooler.output_size))
 
 
