@@ -41,8 +41,8 @@ def describe(split: str, health: Health) -> list[str]:
     hidden = len(health.problems) - MOST_LINES
     return [
         f"{split}: {health.annotations}",
-        f"  {health.images} images, {sum(health.objects.values())} objects: "
-        + ", ".join(f"{count} {size}" for size, count in health.sizes.items()),
+        f"  {health.images} images, {sum(health.objects.values())} objects"
+        + "".join(f", {count} {size}" for size, count in health.sizes.items()),
         *(f"    {name:{width}} {count:8}" for name, count in health.objects.items()),
         *(f"  note: {note}" for note in health.notes),
         *(f"  problem: {problem}" for problem in health.problems[:MOST_LINES]),

@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as configured
+    warnings.filterwarnings("ignore", "`torch.jit.trace", category=FutureWarning)  # what exports to ONNX needs it
     warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False)

@@ -80,7 +80,9 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self._transforms = transforms
         self._seed = seed
         self._most: tuple[int, int] | None = None
-        logger.info("%s: %d images; left out: %s", files.name, len(self), describe_left_out(self.counts))
+        empty = 0 if self._objects is None else int((np.diff(self._objects.offsets) == 0).sum())
+        held = f"{len(self)} images" + (f", {empty} of them without objects" if empty else "")
+        logger.info("%s: %s; left out: %s", files.name, held, describe_left_out(self.counts))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -126,7 +126,7 @@ def read_dense_weights(path: str | Path) -> Weights:
     """Read what is still to be compressed, as `read_weights`. Raises ValueError for weights that are."""
     weights = read_weights(path)
     if weights.is_compressed:
-        raise ValueError(f"{path} is compressed already")
+        raise ValueError(f"{path} is compressed already: give the dense network that it was made of")
     return weights
 
 
