@@ -165,4 +165,7 @@ def test_images_that_show_nothing_are_trained_on_where_that_is_wanted(shapes, ca
     assert run("train") == 2
     assert "data.keep_empty=true trains on images without objects" in last_line(capsys)
     assert run("train", "data.keep_empty=true", "model.detector=mask_rcnn", "model.mask_channels=16") == 0
-    assert any(message.startswith("shapes_train: 6 images, 6 of them without objects; left out: nothing") for message in caplog.messages)
+    assert any(
+        message.startswith("shapes_train: 6 images, 6 of them without objects; left out: nothing")
+        for message in caplog.messages
+    )
