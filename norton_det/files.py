@@ -49,8 +49,8 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def digest(path: str | Path) -> str:
-    """What tells a file's content from any other's."""
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256 as text, which tells its content from any other's."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

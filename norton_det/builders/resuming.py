@@ -1,15 +1,13 @@
 """What of a configuration may be another one when a run is resumed."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from norton_det.config import Config
 from norton_det.data.catalog import DatasetFiles
-from norton_det.engine.resuming import Contents, Rule, check_changes
-from norton_det.files import digest
+from norton_det.engine.resuming import Contents, by_setting, check_changes, digests
 
-_KEYS: dict[Rule, str] = {
+RULES = by_setting({
     "changes": """
         output_dir device data.test data.augmentation data.oks_sigmas data.workers data.damaged_images
         train.lr train.momentum train.weight_decay train.schedule train.milestones train.warmup_iterations
@@ -18,8 +16,7 @@ _KEYS: dict[Rule, str] = {
     """,
     "by content": "model.plan model.backbone_weights model.weights model.teacher data.train",
     "may not become none": "test.score_threshold test.detections",
-}
-RULES = {key: rule for rule, keys in _KEYS.items() for key in keys.split()}
+})  # fmt: skip
 """All other keys stay: the structure, the sizes, the optimiser, the order of images."""
 
 
@@ -27,16 +24,13 @@ def read_contents(config: Config, files: DatasetFiles) -> Contents:
     """Digests of the weights, the plan and the training annotations that a configuration names."""
     model = config.model
     named = {f"model.{key}": getattr(model, key) for key in ("plan", "backbone_weights", "weights", "teacher")}
-    named["data.train"] = str(files.annotations)
-    return {key: digest(path) for key, path in named.items() if isinstance(path, str) and os.path.isfile(path)}
+    return digests(named | {"data.train": str(files.annotations)})
 
 
 def resumed_contents(config: Config, contents: Contents, checkpoint: Mapping[str, Any]) -> Contents:
     """The contents that a checkpoint's run goes on with. Raises ValueError where it may not, as `check_changes`."""
-    before = checkpoint.get("contents", {})
     old, new = (_flat(values) for values in (checkpoint["config"], config.model_dump(mode="json")))
-    check_changes(old, new, RULES, before, contents)
-    return {**before, **contents}
+    return check_changes(old, new, RULES, checkpoint.get("contents", {}), contents)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from norton_det.engine.damage import within_limit
 from norton_det.engine.finetuning import ClassificationLosses, finetuning_run
 from norton_det.engine.folder import LOCK, put_aside, sole_run
 from norton_det.engine.metrics import MetricsWriter
-from norton_det.engine.resuming import Rule, check_changes
+from norton_det.engine.resuming import Contents, by_setting, check_changes, digests
 from norton_det.engine.trainer import resume, train
 from norton_det.evaluation.classification import Hits, evaluate_classifier
-from norton_det.files import digest, write_json
+from norton_det.files import write_json
 from norton_det.models.layout import to_channels_last
 from norton_det.models.norms import warn_of_small_batches
 from norton_det.models.persistence import describe, resnet_from_weights, save_weights
@@ -32,14 +31,13 @@ from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
 LESS_MEMORY = "lower --batch-size, --image-size or --workers"
-_OPTIONS: dict[Rule, str] = {
+RULES = by_setting({
     "changes": """
         output_dir epochs max_iterations lr weight_decay warmup_epochs label_smoothing distill_weight temperature
         image_size workers damaged_images checkpoint_period precision device
     """,
     "by content": "weights plan teacher data",
-}
-RULES = {name: rule for rule, names in _OPTIONS.items() for name in names.split()}
+})  # fmt: skip
 """Which options may be others when a run is resumed; all others stay."""
 
 
@@ -131,13 +129,10 @@ def finetune(
         raise ValueError(f"{args.data}: train and val differ in classes: {', '.join(sorted(different)[:4])}")
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     del config["resume"], config["eval_only"]
-    contents = {"data": data.names_digest()} | {
-        name: digest(path) for name in ("weights", "plan", "teacher") if os.path.isfile(path := config[name] or "")
-    }
+    named = digests({name: config[name] for name in ("weights", "plan", "teacher")})
+    contents: Contents = {"data": data.names_digest(), **named}
     if checkpoint:
-        before = checkpoint.get("contents", {})
-        check_changes(checkpoint["config"], config, RULES, before, contents)
-        contents = before | contents
+        contents = check_changes(checkpoint["config"], config, RULES, checkpoint.get("contents", {}), contents)
     losses = ClassificationLosses(
         device=device,
         precision=PRECISIONS[args.precision],

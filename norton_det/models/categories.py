@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torchvision.models import detection, get_model_weights, list_models
 
+from norton_det.files import sha256
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 from norton_det.models.parts import regions
-from norton_det.models.weights import sha256
 
 BACKGROUND = "__background__"
 

@@ -1,7 +1,6 @@
 """Weights as files hold them, read without running anything of them, or downloaded."""
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
-from norton_det.files import load_tensors
+from norton_det.files import load_tensors, sha256
 from norton_det.models.channels import DETECTOR_BODY
 from norton_det.models.foreign import find_weights, todays_description, todays_names
 from norton_det.models.norms import LEAST_EPS, ORDINARY_EPS
@@ -166,12 +165,6 @@ def _downloaded(weights: Any, name: str, way_on: str) -> Weights:
 def has_digest(path: str | Path, digest: str) -> bool:
     """Whether a file's SHA-256 begins with `digest`, as torchvision's names of files end."""
     return sha256(path).startswith(digest)
-
-
-def sha256(path: str | Path) -> str:
-    """A file's SHA-256 as text."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(weights: Any) -> str:
