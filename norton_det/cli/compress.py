@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
     parser.add_argument("--image-count", type=int, default=200, help="how many of them")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="gradient steps of each part on them: more restore more"
+        "--steps", type=int, default=STEPS, help="gradient steps of the whole detector on them: more restore more"
     )
+    parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
+    parser.add_argument("--minutes", type=float, help="restore for so long, instead of so many steps")
     parser.add_argument(
         "--norm-eps", type=float, help="the eps of a detector's frozen BatchNorm, where its file does not say it"
     )
@@ -62,6 +64,8 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
         args.criterion,
         rank=args.rank,
         steps=args.steps,
+        minutes=args.minutes,
+        seed=args.seed,
         device=find_device("auto"),
         checkpoint=unfinished,
     )

@@ -39,7 +39,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PartReport:
-    """A part of a model restored: its relative error ||y - y_dense|| / ||y_dense|| on held-back images."""
+    """A part of a model restored: its relative error ||y - y_dense|| / ||y_dense|| on held-back images; of the whole
+    detector the sum of `imitation_losses` there."""
 
     name: str
     before: float

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,7 +52,8 @@ def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -
     if not after < before:
         part.load_state_dict(found)
         return before, before
-    settle_statistics(part, inputs, how.batch)
+    every = range(inputs[0].count)
+    settle_statistics(part, lambda: [part(*maps) for maps in read_batches(inputs, every, how.batch, _device(part))])
     return before, after
 
 
@@ -85,17 +86,10 @@ def relative_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequ
 
 def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], how: Distillation) -> None:
     device = _device(part)
-    with _all_trainable(part) as parameters:
-        scales = [max(LEAST_SCALE, p.detach().square().mean().sqrt().item()) for p in parameters]
-        optimizer = torch.optim.Adam(
-            [{"params": [p], "lr": LEARNING_RATE * scale} for p, scale in zip(parameters, scales, strict=True)]
-        )
-        rising = max(1, round(WARMUP * how.steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min((step + 1) / rising, 0.5 * (1 + math.cos(math.pi * step / max(1, how.steps)))),
-        )
-        for _ in tqdm(range(how.steps), desc=f"restore {how.name}", leave=False):
+    with all_trainable(part) as parameters:
+        optimizer = scaled_adam(parameters, LEARNING_RATE)
+        for step in tqdm(range(how.steps), desc=f"restore {how.name}", leave=False):
+            set_rate(optimizer, (step + 0.5) / how.steps)
             order = torch.randperm(len(indices), generator=how.generator)[: how.step]
             chosen = [indices[place] for place in order.tolist()]
             wanted = [file.read(chosen).to(device) for file in targets]
@@ -107,11 +101,26 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
             optimizer.zero_grad()
             torch.stack(losses).mean().backward()
             optimizer.step()
-            schedule.step()
+
+
+def scaled_adam(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Adam:
+    """Adam whose learning rate is, at its peak, so large a share of the root mean square of each tensor's numbers."""
+    scales = [max(LEAST_SCALE, p.detach().square().mean().sqrt().item()) for p in parameters]
+    return torch.optim.Adam(
+        [{"params": [p], "peak": rate * scale} for p, scale in zip(parameters, scales, strict=True)]
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set the rates of the time when a share of the training is over: they rise, then fall to nothing as a cosine."""
+    factor = min(share / WARMUP, 0.5 * (1 + math.cos(math.pi * share)))
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak"]
 
 
 @contextmanager
-def _all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
+def all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """While it lasts, every parameter has its gradient taken; which they are."""
     parameters = list(part.parameters())
     wanted = [parameter.requires_grad for parameter in parameters]
     part.requires_grad_(True)
@@ -140,23 +149,27 @@ def estimate_statistics(part: nn.Module, inputs: Files, size: int) -> None:
 
 
 @torch.no_grad()
-def settle_statistics(part: nn.Module, inputs: Files, size: int) -> None:
-    """Set the running statistics to those of the inputs, weight and bias so that the part computes what it did.
+def settle_statistics(part: nn.Module, run: Callable[[], object]) -> None:
+    """Set the running statistics to those of what `run` passes through the part, and weight and bias so that it
+    computes what it did.
 
     Training that follows normalises by the statistics of its batches, so these should be what the weights expect.
     """
     norms = batch_norms(part)
-    moments: dict[nn.BatchNorm2d, list[Tensor]] = {norm: [] for norm in norms}
+    seen: dict[nn.BatchNorm2d, list[tuple[int, Tensor]]] = {norm: [] for norm in norms}
 
     def record(norm: nn.BatchNorm2d, x: Tensor) -> None:
         x = x.double()
-        moments[norm].append(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]) * len(x))
+        seen[norm].append((len(x), torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])))
 
     with watch_inputs({norm: norm for norm in norms}, record):
-        for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
-            part(*maps)
-    for norm in norms:
-        mean, square = torch.stack(moments[norm]).sum(0) / inputs[0].count
+        run()
+    for norm, passes in seen.items():
+        passes = [(count, moments) for count, moments in passes if count]
+        if not passes:
+            continue
+        total = sum(count for count, _ in passes)
+        mean, square = torch.stack([count / total * moments for count, moments in passes]).sum(0)
         assert norm.running_mean is not None and norm.running_var is not None
         deviation = (norm.running_var.double() + norm.eps).sqrt()
         variance = (square - mean.square()).clamp_min(0)

@@ -1,14 +1,18 @@
-"""Restores a compressed model from unlabelled images, the dense model as its teacher.
+"""Restores a compressed model from unlabelled images, the dense model as its teacher, in two phases.
 
-Part after part in the order of the data, each is trained to give the dense part's output: its inputs come from the
-parts already restored, its targets from the dense model, so that a part also makes up for what those before it lost.
-Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps, whatever the number of images.
+First part after part in the order of the data: each is trained to give the dense part's output, its inputs come from
+the parts already restored, its targets from the dense model, so that a part also makes up for what those before it
+lost. Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps, whatever the number of images.
+Then a detector is trained as a whole to say what the dense one says (`end_to_end`): what the parts cannot know is
+which of their errors matter.
 """
 
 import copy
 import hashlib
 import logging
+import math
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +26,7 @@ from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, PartReport, compress
+from norton_det.compression.end_to_end import Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
@@ -31,8 +36,12 @@ from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 
 log = logging.getLogger(__name__)
-STEPS = 240
-"""Gradient steps of each part."""
+STEPS = 400
+"""Gradient steps of the whole."""
+PART_SHARE = 4
+"""A part has one step for so many of the whole's."""
+WHOLE = "whole detector"
+"""What the report calls it."""
 CROP = 224
 """Pixels of the square that is taken of each resized image for body, neck and RPN."""
 HELD_BACK = 8
@@ -47,6 +56,8 @@ def compress_and_recover(
     *,
     rank: int | None = None,
     steps: int = STEPS,
+    minutes: float | None = None,
+    seed: int = 0,
     device: torch.device | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
@@ -59,7 +70,14 @@ def compress_and_recover(
         return compressed, report
     home = device_of(model)
     restored, parts = recover(
-        compressed.to(device or home), model, images, report.kept, steps=steps, checkpoint=checkpoint
+        compressed.to(device or home),
+        model,
+        images,
+        report.kept,
+        steps=steps,
+        minutes=minutes,
+        seed=seed,
+        checkpoint=checkpoint,
     )
     return restored.to(home), replace(report, recovery=parts)
 
@@ -71,24 +89,29 @@ def recover(
     kept: Mapping[str, Sequence[int]] | None = None,
     *,
     steps: int = STEPS,
+    minutes: float | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, tuple[PartReport, ...]]:
-    """A restored copy of a compressed ResNet or detector, and each part's error before and after.
+    """A restored copy of a compressed ResNet or detector, and the errors before and after.
 
     Parts: the stem, the blocks, and of a detector the neck, the RPN's convolutions or the towers, and the heads on
-    regions. No part is left worse than it was found, on every eighth image, which is held back.
+    regions; then the whole detector. Nothing is left worse than it was found, on every eighth image, which is held
+    back.
 
     Args:
         compressed: what `compress` made of `dense`, on the device to work on.
         dense: the teacher; not changed.
-        images: float RGB (3, H, W) in 0 to 1, read one at a time, twice for a detector: a list, or what loads them.
+        images: float RGB (3, H, W) in 0 to 1, read one at a time, again and again: a list, or what loads them.
         kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
             reports them. Where it is None the body and neck are one part, whose targets are the pyramid's levels,
             and a classifier is refused.
-        steps: gradient steps of each part; with 0 only BatchNorm's statistics are estimated anew.
+        steps: gradient steps of the whole detector, of 4 images each; each part takes a quarter as many. With 0 only
+            BatchNorm's statistics are estimated anew.
+        minutes: how long all may take, in the place of the whole detector's `steps`: the parts' are what they are,
+            and where these leave no time the whole is not trained.
         seed: decides crops and batches.
-        checkpoint: a file that keeps finished parts, so that the same call goes on after it was stopped.
+        checkpoint: a file that keeps what is finished, so that the same call goes on after it was stopped.
 
     Raises:
         ValueError: fewer than two images, or a classifier without `kept`.
@@ -97,33 +120,53 @@ def recover(
         raise ValueError(f"recovery needs at least two images, got {len(images)}")
     if kept is None and isinstance(compressed, ResNet):
         raise ValueError("recovery of a classifier needs `kept`, the channels that compression kept")
+    started = time.monotonic()
     student: Any
     teacher: Any
     student, teacher = (copy.deepcopy(model).to(device_of(compressed)).eval() for model in (compressed, dense))
     for model in (student, teacher):
         to_channels_last(model)
     held = range(0, len(images), HELD_BACK)
-    order = [*held, *(index for index in range(len(images)) if index % HELD_BACK)]
+    trained = [index for index in range(len(images)) if index % HELD_BACK]
     with tempfile.TemporaryDirectory() as folder:
         key = "" if checkpoint is None else _key(compressed, dense, images, kept)
-        run = RecoveryRun(student, teacher, steps, seed, Path(folder), checkpoint, key)
-        pixels = run.new_file()
-        for index in tqdm(order, desc="read images"):
-            pixels.append(_crop(_normalised(student, images[index].to(run.device)), seed + index))
-        maps = Maps([pixels], [pixels], len(held))
-        if kept is None:
-            levels = run.pass_on(Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
-        else:
-            stages = _restore_body(run, maps, kept)
-            if isinstance(student, ResNet):
-                return student, tuple(run.reports)
-            levels = run.pass_on(Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
-        for name, ours, theirs in _towers(student, teacher):
-            run.restore(Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
-        for kind, seen in run.pool(images, order, len(held)).items():
-            ours, theirs = (regions(model)[kind].head for model in (student, teacher))
-            run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
-        return student, tuple(run.reports)
+        setting = {"steps": steps, "minutes": minutes, "seed": seed, "content": key}
+        run = RecoveryRun(student, teacher, math.ceil(steps / PART_SHARE), seed, Path(folder), checkpoint, setting)
+        if not run.whole:
+            _restore_parts(run, images, [*held, *trained], len(held), kept)
+    if steps and not isinstance(student, ResNet):
+        seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
+        how = Imitation(student, teacher, images, held, trained, seed)
+        losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
+        run.reports.append(PartReport(WHOLE, *losses))
+    return student, tuple(run.reports)
+
+
+def _restore_parts(
+    run: RecoveryRun,
+    images: Sequence[Tensor],
+    order: Sequence[int],
+    held: int,
+    kept: Mapping[str, Sequence[int]] | None,
+) -> None:
+    """Restore part after part on images in an order whose first `held` are only measured on."""
+    student, teacher = run.student, run.teacher
+    pixels = run.new_file()
+    for index in tqdm(order, desc="read images"):
+        pixels.append(_crop(_normalised(student, images[index].to(run.device)), run.seed + index))
+    maps = Maps([pixels], [pixels], held)
+    if kept is None:
+        levels = run.pass_on(Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)
+    else:
+        stages = _restore_body(run, maps, kept)
+        if isinstance(student, ResNet):
+            return
+        levels = run.pass_on(Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
+    for name, ours, theirs in _towers(student, teacher):
+        run.restore(Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
+    for kind, seen in run.pool(images, order, held).items():
+        ours, theirs = (regions(model)[kind].head for model in (student, teacher))
+        run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
 
 
 def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:

@@ -1,7 +1,7 @@
 """A recovery under way: its parts, the maps that lie between them, and the file that keeps the finished ones."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,23 @@ class RecoveryRun:
     """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
 
     def __init__(
-        self, student: Any, teacher: Any, steps: int, seed: int, folder: Path, checkpoint: Path | None, key: str
+        self,
+        student: Any,
+        teacher: Any,
+        part_steps: int,
+        seed: int,
+        folder: Path,
+        checkpoint: Path | None,
+        key: Mapping[str, Any],
     ) -> None:
         self.student, self.teacher, self.device = student, teacher, device_of(student)
         self.reports: list[PartReport] = []
-        self._steps, self._seed, self._folder, self._checkpoint = steps, seed, folder, checkpoint
-        self._key = {"steps": steps, "seed": seed, "content": key}
+        self.seed = seed
+        self._steps, self._folder, self._checkpoint, self._key = part_steps, folder, checkpoint, key
         self._files = 0
         self._finished: dict[str, PartReport] = {}
+        self.whole: dict[str, Any] = {}
+        """What the training of the whole goes on from, once it was begun: then all parts are finished."""
         if checkpoint is not None and checkpoint.exists():
             self._go_on(checkpoint)
 
@@ -76,6 +85,8 @@ class RecoveryRun:
                 return
             load_state(self.student, content["model"], str(checkpoint))
             self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
+            self.whole = content["whole"]
+            self.reports = list(self._finished.values()) if self.whole else []
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s; recovery starts afresh", error)
 
@@ -95,7 +106,7 @@ class RecoveryRun:
         report = self._finished.get(part.name)
         if report is None:
             targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
-            generator = torch.Generator().manual_seed(self._seed + len(self.reports))
+            generator = torch.Generator().manual_seed(self.seed + len(self.reports))
             how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
             report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
         self.reports.append(report)
@@ -130,11 +141,20 @@ class RecoveryRun:
             held_regions += len(boxes[0]) if place < held else 0
         return {kind: Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
 
+    def save_whole(self, state: dict[str, Any]) -> None:
+        """Keep how far the training of the whole has come."""
+        self.whole = state
+        self._write()
+
     def _save(self) -> None:
-        if self._checkpoint is None or len(self.reports) <= len(self._finished):
+        if len(self.reports) > len(self._finished):
+            self._write()
+
+    def _write(self) -> None:
+        if self._checkpoint is None:
             return
         parts = [[report.name, report.before, report.after] for report in self.reports]
-        content = {"key": self._key, "model": self.student.state_dict(), "parts": parts}
+        content = {"key": self._key, "model": self.student.state_dict(), "parts": parts, "whole": self.whole}
         save_tensors(self._checkpoint, content)
 
 

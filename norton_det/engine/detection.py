@@ -1,18 +1,17 @@
 """Training a detector: its losses on a batch, with or without a teacher, and the names of the batch's images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_det.engine import distributed
+from norton_det.models.imitation import Pyramid, pyramid_loss
 from norton_det.models.precision import networks_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-Pyramid = Mapping[str, Tensor]
 
 
 def detection_losses(
@@ -53,17 +52,6 @@ def backbone_passes(detector: Any) -> Iterator[list[tuple[Tensor, Pyramid]]]:
         yield passes
     finally:
         hook.remove()
-
-
-def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
-    """How far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all zero.
-
-        mean over the levels of  mean((student - teacher)^2) / mean(teacher^2)
-
-    Each level's means are over all its (N, C, H, W) values, so the scale of the features does not matter.
-    """
-    shares = [F.mse_loss(student[level], wanted) / wanted.square().mean() for level, wanted in teacher.items()]
-    return torch.stack(shares).mean()
 
 
 def image_ids(batch: Batch) -> list[int]:

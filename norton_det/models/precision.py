@@ -13,6 +13,12 @@ from norton_det.models.parts import networks
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def fastest_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32."""
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 @contextmanager
 def networks_in(detector: nn.Module, precision: torch.dtype) -> Iterator[None]:
     """While it lasts, the detector's networks run under autocast and hand on float32.

@@ -95,7 +95,7 @@ def test_a_file_gives_back_maps_and_windows_of_them(tmp_path):
 
 def test_every_part_is_better_or_as_it_was(network, images):
     compressed, report = compressed_by(PLAN, network)
-    restored, recovery = recover(compressed, network, images, report.kept, steps=25)
+    restored, recovery = recover(compressed, network, images, report.kept, steps=100)
     assert [part.name for part in recovery] == ["stem", *BLOCKS]
     assert all(part.after <= part.before for part in recovery)
     assert sum(part.after < part.before for part in recovery) > 10
@@ -123,7 +123,7 @@ def test_nothing_is_done_where_nothing_is_lost(network, images):
 def test_models_are_left_alone_and_the_seed_decides(network, images):
     compressed, report = compressed_by(PLAN, network)
     before = [copy.deepcopy(model.state_dict()) for model in (compressed, network)]
-    first, again, other = (recover(compressed, network, images, report.kept, steps=8, seed=s)[0] for s in (0, 0, 1))
+    first, again, other = (recover(compressed, network, images, report.kept, steps=32, seed=s)[0] for s in (0, 0, 1))
     for model, state in zip((compressed, network), before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     states = [model.state_dict() for model in (first, again, other)]
@@ -136,9 +136,9 @@ def test_models_are_left_alone_and_the_seed_decides(network, images):
 def test_a_detector_is_restored_to_its_heads(kind, images):
     dense = detector(kind, images)
     compressed, report = compressed_by(notation(dense), dense)
-    restored, recovery = recover(compressed, dense, images, report.kept, steps=6)
+    restored, recovery = recover(compressed, dense, images, report.kept, steps=8)
     blocks = [block.name for block in read_body(dense).blocks]
-    assert [part.name for part in recovery] == ["stem", *blocks, "neck", *HEADS[kind]]
+    assert [part.name for part in recovery] == ["stem", *blocks, "neck", *HEADS[kind], module.WHOLE]
     assert all(part.after <= part.before for part in recovery)
     assert sum(part.after < part.before for part in recovery) > len(recovery) / 4
     restored(images[:1])
@@ -160,7 +160,7 @@ def test_without_kept_channels_the_levels_are_targets(images, network):
     dense = detector("faster_rcnn", images)
     compressed, _ = compressed_by(notation(dense), dense)
     _, recovery = recover(compressed, dense, images, steps=30)
-    assert [part.name for part in recovery] == ["body and neck", "rpn", "box head"]
+    assert [part.name for part in recovery] == ["body and neck", "rpn", "box head", module.WHOLE]
     assert recovery[0].after < recovery[0].before
     with pytest.raises(ValueError, match="kept"):
         recover(compressed_by(PLAN, network)[0], network, images)
@@ -191,7 +191,7 @@ def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
 
 def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_path, monkeypatch):
     compressed, report = compressed_by(PLAN, network)
-    whole, expected = recover(compressed, network, images, report.kept, steps=2)
+    whole, expected = recover(compressed, network, images, report.kept, steps=8)
     calls = []
 
     def stopped(part, inputs, targets, how):
@@ -203,11 +203,41 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_pat
     monkeypatch.setattr(recovery_run, "distill", stopped)
     kept_in = tmp_path / "recovery.pth"
     with pytest.raises(KeyboardInterrupt):
-        recover(compressed, network, images, report.kept, steps=2, checkpoint=kept_in)
-    resumed, recovery = recover(compressed, network, images, report.kept, steps=2, checkpoint=kept_in)
+        recover(compressed, network, images, report.kept, steps=8, checkpoint=kept_in)
+    resumed, recovery = recover(compressed, network, images, report.kept, steps=8, checkpoint=kept_in)
     assert calls[5:7] == ["layer2.1", "layer2.1"]
     assert recovery == expected
     assert all(torch.equal(v, resumed.state_dict()[name]) for name, v in whole.state_dict().items())
+
+
+def test_stopped_in_its_second_phase_it_goes_on_without_the_first(images, tmp_path, monkeypatch):
+    dense = detector("faster_rcnn", images)
+    compressed, report = compressed_by(notation(dense), dense)
+    few, kept_in = images[:6], tmp_path / "recovery.pth"
+    whole, expected = recover(compressed, dense, few, report.kept, steps=5)
+    save, calls = recovery_run.RecoveryRun.save_whole, []
+
+    def stopped(run, state):
+        save(run, state)
+        calls.append(state["step"])
+        if calls == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recovery_run.RecoveryRun, "save_whole", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recover(compressed, dense, few, report.kept, steps=5, checkpoint=kept_in)
+    monkeypatch.setattr(recovery_run, "distill", None)
+    resumed, recovery = recover(compressed, dense, few, report.kept, steps=5, checkpoint=kept_in)
+    assert calls == [1, 2, 3, 4, 5]
+    assert recovery == expected
+    assert all(torch.equal(v, resumed.state_dict()[name]) for name, v in whole.state_dict().items())
+
+
+def test_minutes_that_the_parts_use_up_leave_the_whole_as_it_is(images):
+    dense = detector("faster_rcnn", images)
+    compressed, report = compressed_by(notation(dense), dense)
+    _, recovery = recover(compressed, dense, images[:4], report.kept, steps=4, minutes=1e-6)
+    assert recovery[-1].name == module.WHOLE and recovery[-1].before == recovery[-1].after > 0
 
 
 @pytest.mark.parametrize("kind", ["damaged", "of another model"])
@@ -227,7 +257,7 @@ def test_a_file_of_finished_parts_that_cannot_be_used_is_told_and_passed_over(
     assert "recovery.pth: " in caplog.text and "; recovery starts afresh" in caplog.text
 
 
-def test_settled_statistics_change_nothing_but_the_mode(tmp_path):
+def test_settled_statistics_change_nothing_but_the_mode():
     torch.manual_seed(0)
     part = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)
@@ -239,7 +269,7 @@ def test_settled_statistics_change_nothing_but_the_mode(tmp_path):
     maps = torch.randn(12, 3, 16, 16)
     with torch.no_grad():
         expected = part(maps)
-        settle_statistics(part, [write(tmp_path / "maps", maps)], 5)
+        settle_statistics(part, lambda: [part(few) for few in maps.split(5)])
         torch.testing.assert_close(part(maps), expected)
         torch.testing.assert_close(part.train()(maps), expected, rtol=1e-3, atol=1e-3)
 
@@ -278,17 +308,18 @@ OTHERS = {
     "fewer images": {"select": lambda images: images[:-1]},
     "more steps": {"steps": 2},
     "another seed": {"seed": 1},
+    "another time": {"minutes": 1.0},
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_checkpoint_of_another_recovery_is_not_taken(name, basic, images, tmp_path, caplog):
-    path, few, other = tmp_path / "recovery.pth", images[:3], {"steps": 0, "seed": 0} | OTHERS[name]
+    path, few, other = tmp_path / "recovery.pth", images[:3], {"steps": 0, "seed": 0, "minutes": None} | OTHERS[name]
     plan = load_plan(notation(basic), read_body(basic))
     dense = other.get("change", copy.deepcopy)(basic)
     compressed, report = compress(dense, plan, other.get("criterion", "pabs"))
     given = other.get("select", list)(few)
-    options = {key: other[key] for key in ("steps", "seed")}
+    options = {key: other[key] for key in ("steps", "seed", "minutes")}
     recover(compressed, dense, given, report.kept, **options, checkpoint=path)
     compressed, report = compress(basic, plan)
     expected, _ = recover(compressed, basic, few, report.kept, steps=0)

@@ -5,7 +5,7 @@ import torch
 from detectors import tiny_detector
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from norton_det.engine.detection import detection_losses, pyramid_loss
+from norton_det.engine.detection import detection_losses
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.settings import write_settings
 
@@ -24,23 +24,6 @@ def losses(model, **options):
     target = {"boxes": torch.tensor([[20.0, 20.0, 70.0, 75.0]]), "labels": torch.ones(1, dtype=torch.int64)}
     torch.manual_seed(2)  # the size and the sampled regions
     return detection_losses(model, (list(images), [target, target]), device=CPU, **options)
-
-
-def test_the_pyramid_loss_is_its_formula_whatever_the_scale():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (
-        {level: torch.randn(2, 4, size, size, generator=generator) for level, size in (("0", 8), ("pool", 4))}
-        for _ in range(2)
-    )
-    by_hand = 0.0
-    for level, wanted in teacher.items():
-        pairs = list(zip(student[level].flatten().tolist(), wanted.flatten().tolist(), strict=True))
-        by_hand += sum((s - t) ** 2 for s, t in pairs) / sum(t**2 for _, t in pairs) / len(teacher)
-    assert pyramid_loss(student, teacher).item() == pytest.approx(by_hand, rel=1e-5)
-    scaled = [{"0": p["0"] * 100, "pool": p["pool"] / 100} for p in (student, teacher)]
-    assert pyramid_loss(*scaled).item() == pytest.approx(by_hand, rel=1e-5)
-    nothing = {level: torch.zeros_like(wanted) for level, wanted in teacher.items()}
-    assert pyramid_loss(nothing, teacher).item() == pytest.approx(1)
 
 
 @EACH_KIND

@@ -1,0 +1,240 @@
+"""What compression costs detectors of real photos, and what recovery without labels and fine-tuning bring back.
+
+    python benchmarks/real_tasks.py --data DATA --weights resnet50_half_width.pth [--tasks cells] [--parts plans]
+
+DATA has a folder a task with `images`, `train.json` and `val.json`; the weights are those of a ResNet-50 of half
+width, trained on photos. Trains the dense detectors; compresses each by the plans, restores it on training images
+without reading a label, measures AP; then the same with fewer and with more images, with the other criterion, and
+fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md. What stands in
+the folder already is not made again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from without_labels_page import RESULTS, read, write_page
+
+from norton_det.analysis.complexity import count_detector, total
+from norton_det.analysis.machine import describe_machine
+from norton_det.api import load_detector
+from norton_det.cli.main import main as norton_det
+from norton_det.data.catalog import DatasetFiles
+from norton_det.files import write_json
+
+SIZE = (320, 427)
+PLANS = {
+    **{name: ["--plan", name, "--rank", "1"] for name in ("norton-43", "norton-47", "norton-59", "norton-69")},
+    "norton-77": ["--plan", "norton-77"],
+    "norton-77-all": ["--plan", "norton-77-all"],
+}
+SEARCHED = {"searched, half the MACs": "macs=0.5"}
+IMAGES = 200
+COUNTS = (50, 100, 200)
+FINE_TUNED = {"norton-59": (0.5,), "norton-77": (0.1, 0.5, 1.0)}
+SIZES = [
+    "model.width=0.5", "model.fpn_channels=128", "model.box_channels=512", "model.mask_channels=128",
+    "model.keypoint_channels=128", "model.max_size=448",
+]  # fmt: skip
+TRAINING = [
+    "model.min_size=[256,288,320]", "model.rpn_rois=128", "model.box_rois=64", "data.augmentation=photometric",
+    "train.precision=bfloat16", "train.batch_size=4", "train.warmup_iterations=100",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """A detector and how long it is trained."""
+
+    detector: str
+    epochs: float
+    words: tuple[str, ...] = ()
+
+
+TASKS = {
+    "cells": Task("faster_rcnn", 12, ("train.lr=1e-3", "model.box_rois=128")),
+    "animals": Task("mask_rcnn", 14, ("train.lr=5e-4", "model.norm=frozen")),
+    "persons": Task("keypoint_rcnn", 14, ("train.lr=5e-4", "model.norm=frozen")),
+}
+
+
+def run(*words: object) -> None:
+    print("$ norton-det", *words, flush=True)
+    if norton_det([str(word) for word in words]):
+        raise SystemExit(2)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A task's data, dense weights, and folder for what is made of them."""
+
+    name: str
+    data: Path
+    start: Path
+    folder: Path
+    overrides: list[str]
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.name]
+
+    @property
+    def dense(self) -> Path:
+        return self.folder / "dense/model_final.pth"
+
+    def train(self, folder: Path, *words: object) -> dict[str, dict[str, float]]:
+        """A run's AP by what is detected, in percent; `words` follow the command's own."""
+        result = folder / "evaluation/metrics.json"
+        if not result.exists():
+            data = [
+                f"data.{split}={{images: {self.data / 'images'}, annotations: {self.data / name}.json}}"
+                for split, name in (("train", "train"), ("test", "val"))
+            ]
+            kind = f"model.detector={self.task.detector}"
+            run("train", "--config", "quickstart.yaml", f"output_dir={folder}", kind, "model.plan=none", *SIZES,
+                *TRAINING, *data, *self.task.words, *self.overrides, *words)  # fmt: skip
+        metrics = json.loads(result.read_text())
+        return {name: {key: values[key] for key in ("AP", "AP50")} for name, values in metrics.items()}
+
+    def train_dense(self) -> dict[str, Any]:
+        found = self.train(
+            self.dense.parent, f"model.backbone_weights={self.start}", f"train.epochs={self.task.epochs}"
+        )
+        return {**found, **self.size(self.dense), "epochs": self.task.epochs}
+
+    def size(self, weights: Path) -> dict[str, int]:
+        """Parameters and MACs of the detector in a file."""
+        counts = total(count_detector(load_detector(weights), *SIZE))
+        return {"parameters": counts.parameters, "macs": counts.macs}
+
+    def photos(self, count: int, more: Path | None = None) -> Path:
+        """A folder of the first so many training images, by name, and of all others of a folder `more`."""
+        folder = self.folder / f"images_{count}{'_more' if more else ''}"
+        files = DatasetFiles(self.data / "images", self.data / "train.json")
+        names = sorted({image["file_name"] for image in json.loads(files.annotations.read_text())["images"]})[:count]
+        others = sorted(more.glob("*.jpg")) if more else []
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in [*(files.images / name for name in names), *others]:
+            os.symlink(path.resolve(), folder / path.name)
+        return folder
+
+    def compress(self, name: str, plan: list[str], images: Path | None, seed: int, *more: object) -> dict[str, Any]:
+        """Compress and, where there are images, restore; AP, size and seconds."""
+        folder = self.folder / f"{name}-{seed}".replace(", ", "_").replace(" ", "_")
+        weights, timing = folder / "model_final.pth", folder / "seconds.json"
+        if not timing.exists():
+            started = time.perf_counter()
+            count = len(list(images.iterdir())) if images else 0
+            words = ["--images", images, "--image-count", count] if images else []
+            run("compress", "--weights", self.dense, *plan, *words, "--seed", seed, "--output", weights, *more)
+            write_json(timing, round(time.perf_counter() - started))
+        found = self.train(folder, "--eval-only", f"model.weights={weights}")
+        return {**found, **self.size(weights), "seconds": json.loads(timing.read_text())}
+
+    def search(self, name: str, budget: str, images: Path) -> list[str]:
+        """A plan for a budget."""
+        path = self.folder / f"{name}.json".replace(", ", "_").replace(" ", "_")
+        if not path.exists():
+            run("search-plan", "--weights", self.dense, "--images", images, "--budget", budget, "--input-size", *SIZE,
+                "--output", path)  # fmt: skip
+        return ["--plan", str(path)]
+
+
+class Results:
+    """What was measured, in docs/without_labels/real_tasks.json: by task and part, rows by name and seed."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Any] = read("real_tasks") or {}
+
+    def add(self, task: str, part: str, name: str, seed: int, row: dict[str, Any]) -> None:
+        self.rows.setdefault(task, {}).setdefault(part, {}).setdefault(name, {})[str(seed)] = row
+        print(task, part, name, seed, row, flush=True)
+        write_json(RESULTS / "real_tasks.json", self.rows, indent=1)
+        write_page()
+
+
+def measure_plans(place: Place, results: Results, seeds: range) -> None:
+    """Every plan straight after compression, and restored on IMAGES images."""
+    images = place.photos(IMAGES)
+    plans = PLANS | {name: place.search(name, budget, images) for name, budget in SEARCHED.items()}
+    for name, plan in plans.items():
+        results.add(place.name, "compressed", name, 0, place.compress(f"{name}, compressed", plan, None, 0))
+    for seed in seeds:
+        for name, plan in plans.items():
+            results.add(place.name, "restored", name, seed, place.compress(name, plan, images, seed))
+
+
+def measure_criterion(place: Place, results: Results, seeds: range) -> None:
+    """The other criterion, likewise."""
+    images = place.photos(IMAGES)
+    for seed in seeds:
+        for name in ("norton-59", "norton-77"):
+            row = place.compress(f"{name}, deviation", PLANS[name], images, seed, "--criterion", "deviation")
+            results.add(place.name, "deviation", name, seed, row)
+
+
+def measure_images(place: Place, results: Results, seeds: range, foreign: Path | None) -> None:
+    """`norton-77` with fewer images than IMAGES and with more, the steps the same."""
+    every = len(json.loads((place.data / "train.json").read_text())["images"])
+    for seed in seeds:
+        for count in (*COUNTS, every):
+            row = place.compress(f"norton-77, {count} images", PLANS["norton-77"], place.photos(count), seed)
+            results.add(place.name, "images", str(count), seed, row)
+        if foreign:
+            images = place.photos(every, foreign)
+            row = place.compress("norton-77, foreign images too", PLANS["norton-77"], images, seed)
+            results.add(place.name, "images", "foreign too", seed, row)
+
+
+def measure_fine_tuning(place: Place, results: Results) -> None:
+    """Fine-tuned with labels and the dense teacher, from compressed and from restored."""
+    for name, shares in FINE_TUNED.items():
+        for start in ("compressed", "restored"):
+            folder = place.folder / (f"{name}, compressed-0" if start == "compressed" else f"{name}-0").replace(
+                ", ", "_"
+            )
+            for share in shares:
+                row = place.train(
+                    folder / f"tuned_{share}", f"model.weights={folder / 'model_final.pth'}",
+                    f"model.teacher={place.dense}", f"train.epochs={share * place.task.epochs}",
+                    f"train.warmup_iterations={round(share * 100)}",
+                )  # fmt: skip
+                results.add(place.name, f"fine-tuned, {start}", f"{name}, {share:.0%}", 0, row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("output/real_tasks"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parts = ("plans", "criterion", "images", "fine-tuning")
+    parser.add_argument("--parts", nargs="*", choices=parts, default=parts, metavar="PART")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--foreign", type=Path, help="a folder of photos of other things, for the part `images`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training run")
+    args = parser.parse_args()
+    results, seeds = Results(), range(args.seeds)
+    results.rows["how"] = {"images": IMAGES, "machine": describe_machine(torch.device("cpu"))}
+    for name in args.tasks:
+        place = Place(name, args.data / name, args.weights, args.folder / name, args.overrides)
+        results.add(name, "dense", "dense", 0, place.train_dense())
+        if "plans" in args.parts:
+            measure_plans(place, results, seeds)
+        if "criterion" in args.parts:
+            measure_criterion(place, results, seeds)
+        if "images" in args.parts:
+            measure_images(place, results, seeds, args.foreign)
+        if "fine-tuning" in args.parts:
+            measure_fine_tuning(place, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A compressed detector trained as a whole to say what the dense one says, on images without labels."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.transforms.v2 import functional as image_ops
+from tqdm import tqdm
+
+from norton_det.compression.distill import all_trainable, scaled_adam, set_rate, settle_statistics
+from norton_det.compression.recovery_run import device_of
+from norton_det.models.imitation import imitation_losses
+from norton_det.models.precision import fastest_precision
+
+LEARNING_RATE = 0.01
+"""Of a tensor, in shares of its numbers' root mean square."""
+CLIP = 1.0
+"""The largest norm of a step's gradient."""
+BATCH = 4
+"""Images of a step."""
+LOOKS = 5
+"""How often the held-back images are looked at; the best state seen then is kept."""
+MOST_HELD, MOST_SETTLED = 16, 64
+"""Held-back images that are looked at, and images that BatchNorm's statistics are taken from, at most."""
+LEAST_CROP, ZOOM, COLOUR = 0.6, 0.2, 0.3
+"""The least share of an image's sides in a crop; of a scale, how far its logarithm may be from 0; of brightness,
+contrast and saturation, how far they may be from 1."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the training lasts: so many steps, or until so many seconds have passed."""
+
+    steps: int
+    seconds: float | None = None
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of it is over in the middle of a step (from 0), or after so many seconds."""
+        return (step + 0.5) / self.steps if self.seconds is None else seconds / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What is trained, on what: images by index, of which those of `held` are only looked at."""
+
+    student: Any
+    teacher: Any
+    images: Sequence[Tensor]
+    held: Sequence[int]
+    trained: Sequence[int]
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where both detectors lie."""
+        return device_of(self.student)
+
+    def losses(self, batch: ImageList) -> dict[str, Tensor]:
+        """`imitation_losses` in the precision that is fastest here."""
+        return imitation_losses(self.student, self.teacher, batch, fastest_precision(self.device))
+
+    def step_images(self, step: int) -> list[Tensor]:
+        """The images of a step: one shuffle of all after another."""
+        places = range(step * BATCH, (step + 1) * BATCH)
+        turns = [divmod(place, len(self.trained)) for place in places]
+        orders = {
+            turn: torch.randperm(len(self.trained), generator=self.generator(turn)).tolist() for turn, _ in turns
+        }
+        return [self.images[self.trained[orders[turn][place]]].to(self.device) for turn, place in turns]
+
+    def generator(self, number: int) -> torch.Generator:
+        """Draws that the seed and a number decide."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
+    def batches(self, indices: Sequence[int]) -> Iterator[ImageList]:
+        """Whole images as the detector sees them."""
+        for start in range(0, len(indices), BATCH):
+            images = [self.images[index].to(self.device) for index in indices[start : start + BATCH]]
+            yield self.teacher.transform(images)[0]
+
+    @torch.no_grad()
+    def held_back_loss(self) -> float:
+        """The sum of the losses on held-back images, mean over them."""
+        total = sum(
+            len(batch.image_sizes) * torch.stack(list(self.losses(batch).values())).sum().item()
+            for batch in self.batches(self.held[:MOST_HELD])
+        )
+        return float(total) / min(len(self.held), MOST_HELD)
+
+
+def train_end_to_end(
+    how: Imitation, length: Length, state: Mapping[str, Any], save: Callable[[dict[str, Any]], None]
+) -> tuple[float, float]:
+    """Train the student, in place, to do what the teacher does; the held-back loss before and after.
+
+    Adam trains every parameter, each tensor at a rate in shares of its own size, while BatchNorm's statistics stand
+    still. The state that does best on the held-back images is kept: the first one, where none is better. `save` is
+    given what a call with that as `state` (else empty) goes on from.
+    """
+    student = how.student
+    started = time.monotonic() - state.get("seconds", 0.0)
+    if state:
+        student.load_state_dict(state["student"])
+    before = state["before"] if state else how.held_back_loss()
+    best, found = (state["best"], state["found"]) if state else (before, copy.deepcopy(student.state_dict()))
+    step, looks = (state["step"], state["looks"]) if state else (0, 0)
+    with all_trainable(student) as parameters, tqdm(desc="end to end", initial=step, unit="step") as bar:
+        optimizer = scaled_adam(parameters, LEARNING_RATE)
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+        while (share := length.share(step, time.monotonic() - started)) < 1:
+            set_rate(optimizer, share)
+            batch = augmented(how.teacher.transform, how.step_images(step), how.generator(step))
+            optimizer.zero_grad()
+            torch.stack(list(how.losses(batch).values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            step += 1
+            after = length.share(step, time.monotonic() - started)
+            bar.total = max(step, round(step / min(1.0, after)))
+            bar.update()
+            if after * LOOKS < looks + 1:
+                continue
+            looks = int(after * LOOKS)
+            loss = how.held_back_loss()
+            if loss < best:
+                best, found = loss, copy.deepcopy(student.state_dict())
+            save({
+                "before": before, "best": best, "found": found, "step": step, "looks": looks,
+                "student": student.state_dict(), "optimizer": optimizer.state_dict(),
+                "seconds": time.monotonic() - started,
+            })  # fmt: skip
+    student.load_state_dict(found)
+    if best < before:
+        settle_statistics(student, lambda: [student(how.images[i][None]) for i in how.trained[:MOST_SETTLED]])
+    return before, best
+
+
+def augmented(transform: Any, images: Sequence[Tensor], generator: torch.Generator) -> ImageList:
+    """A detector's batch of images, float RGB (3, H, W) in 0 to 1, each cropped, mirrored and coloured at random.
+
+    All have one scale, near that at which `transform` shows whole images, and crops of one share.
+    """
+
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    share, zoom = draw(LEAST_CROP, 1), math.exp(draw(-ZOOM, ZOOM))
+    changed = []
+    for image in images:
+        sides = image.shape[1:]
+        scale = zoom * min(transform.min_size[-1] / min(sides), transform.max_size / max(sides))
+        height, width = (max(1, round(share * side)) for side in sides)
+        top, left = (int(draw(0, whole - side + 1)) for whole, side in zip(sides, (height, width), strict=True))
+        size = [max(1, round(scale * side)) for side in (height, width)]
+        image = image_ops.resized_crop(image, top, left, height, width, size)
+        if draw(0, 1) < 0.5:
+            image = image_ops.horizontal_flip(image)
+        for change in (image_ops.adjust_brightness, image_ops.adjust_contrast, image_ops.adjust_saturation):
+            image = change(image, draw(1 - COLOUR, 1 + COLOUR))
+        changed.append(transform.normalize(image))
+    return ImageList(transform.batch_images(changed), [(image.shape[1], image.shape[2]) for image in changed])

@@ -1,0 +1,145 @@
+"""How far a detector is from the one that it was made of, on a batch of images without labels.
+
+Whatever the detector hands on is compared, where the teacher has found something: the levels of the pyramid, what the
+dense head says of every place, and of an R-CNN what its heads say of the teacher's regions. A term is 0 where both
+agree, and each is weighed by one number, the same for all kinds of detectors.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+from norton_det.models.parts import regions
+from norton_det.models.precision import networks_in
+
+PROPOSALS = 64
+"""The teacher's best of each image, which both box heads look at."""
+DETECTIONS = 16
+"""Its best findings among them, which the mask and keypoint heads look at."""
+WEIGHTS = {
+    "pyramid": 1.0,
+    "places": 0.25,
+    "place boxes": 0.25,
+    "centres": 0.25,
+    "classes": 1.0,
+    "boxes": 0.5,
+    "masks": 1.0,
+    "keypoints": 0.5,
+}
+Pyramid = Mapping[str, Tensor]
+
+
+def imitation_losses(
+    student: Any, teacher: Any, batch: ImageList, precision: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The weighed terms by name, scalars to be summed; networks run in `precision`, all else in float32.
+
+    Both are detectors of one kind in evaluation mode, the batch is what their transform makes of images.
+    """
+    with networks_in(teacher, precision), torch.no_grad():
+        wanted: Pyramid = teacher.backbone(batch.tensors)
+        wanted_places, proposals = _look(teacher, batch, wanted)
+    with networks_in(student, precision):
+        found: Pyramid = student.backbone(batch.tensors)
+        places, _ = _look(student, batch, found, propose=False)
+        losses = {"pyramid": pyramid_loss(found, wanted), **_place_losses(places, wanted_places)}
+        if proposals:
+            with networks_in(teacher, precision):
+                losses |= _region_losses(student, teacher, found, wanted, proposals, batch.image_sizes)
+    return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+
+def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
+    """How far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all zero.
+
+        mean over the levels of  mean((student - teacher)^2) / mean(teacher^2)
+
+    Each level's means are over all its (N, C, H, W) values, so the scale of the features does not matter.
+    """
+    shares = [F.mse_loss(student[level], wanted) / wanted.square().mean() for level, wanted in teacher.items()]
+    return torch.stack(shares).mean()
+
+
+def _look(detector: Any, batch: ImageList, pyramid: Pyramid, propose: bool = True) -> tuple[Any, list[Tensor]]:
+    """What the dense head says of all places: logits (M, K), deltas (M, 4) and, of FCOS, centre logits (M, 1); of an
+    R-CNN the best proposals of each image too."""
+    levels = list(pyramid.values())
+    if not hasattr(detector, "rpn"):
+        said = detector.head(levels)
+        order = ("cls_logits", "bbox_regression", "bbox_ctrness")
+        return [said[name].flatten(0, 1) for name in order if name in said], []
+    if not propose:
+        return list(concat_box_prediction_layers(*detector.rpn.head(levels))), []
+    said = []
+    hook = detector.rpn.head.register_forward_hook(lambda _, inputs, output: said.append(output))
+    try:
+        proposals, _ = detector.rpn(batch, pyramid)
+    finally:
+        hook.remove()
+    return list(concat_box_prediction_layers(*said[0])), [boxes[:PROPOSALS] for boxes in proposals]
+
+
+def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
+    """Of what the dense head says; places count for as much as the teacher sees something there."""
+    seen = wanted[0].sigmoid()
+    mass = seen.sum().clamp_min(1)
+    best = seen.amax(1, keepdim=True)
+    losses = {
+        "places": _binary_divergence(found[0], wanted[0]).sum() / mass,
+        "place boxes": _weighted(F.l1_loss(found[1], wanted[1], reduction="none"), best),
+    }
+    if len(found) > 2:
+        losses["centres"] = _weighted(_binary_divergence(found[2], wanted[2]), best)
+    return losses
+
+
+def _region_losses(
+    student: Any, teacher: Any, found: Pyramid, wanted: Pyramid, proposals: list[Tensor], sizes: list[tuple[int, int]]
+) -> dict[str, Tensor]:
+    """Of what the heads say of the same regions, each of its own pyramid."""
+
+    def said(detector: Any, pyramid: Pyramid, kind: str, boxes: list[Tensor]) -> Any:
+        region = regions(detector)[kind]
+        return region.predictor(region.head(region.pooler(pyramid, boxes, sizes)))
+
+    with torch.no_grad():
+        wanted_logits, wanted_deltas = said(teacher, wanted, "box", proposals)
+        boxes, _, labels = teacher.roi_heads.postprocess_detections(wanted_logits, wanted_deltas, proposals, sizes)
+        boxes, labels = ([best[:DETECTIONS] for best in found] for found in (boxes, labels))
+    logits, deltas = said(student, found, "box", proposals)
+    likely = wanted_logits.softmax(-1)
+    ours, theirs = (values.reshape(len(values), -1, 4)[:, 1:] for values in (deltas, wanted_deltas))
+    losses = {
+        "classes": F.kl_div(logits.log_softmax(-1), likely, reduction="batchmean"),
+        "boxes": _weighted(F.l1_loss(ours, theirs, reduction="none"), likely[:, 1:, None]),
+    }
+    for kind in (kind for kind in ("mask", "keypoint") if kind in regions(teacher) and any(map(len, boxes))):
+        with torch.no_grad():
+            target = said(teacher, wanted, kind, boxes)
+        maps = said(student, found, kind, boxes)
+        if kind == "mask":
+            label = torch.cat(labels)
+            every = torch.arange(len(label), device=label.device)
+            losses["masks"] = _binary_divergence(maps[every, label], target[every, label]).mean()
+        else:
+            maps, target = (heat.flatten(0, 1).flatten(1) for heat in (maps, target))
+            losses["keypoints"] = F.kl_div(maps.log_softmax(-1), target.softmax(-1), reduction="batchmean")
+    return losses
+
+
+def _binary_divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """KL of the chances that two logits stand for, element by element."""
+    chance = wanted.sigmoid()
+    cross, own = (F.binary_cross_entropy_with_logits(x, chance, reduction="none") for x in (logits, wanted))
+    return cross - own
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """The mean of values, weighed by what broadcasts to them."""
+    weights = weights.expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp_min(1)
