@@ -52,8 +52,6 @@ def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -
     if not after < before:
         part.load_state_dict(found)
         return before, before
-    every = range(inputs[0].count)
-    settle_statistics(part, lambda: [part(*maps) for maps in read_batches(inputs, every, how.batch, _device(part))])
     return before, after
 
 
@@ -156,6 +154,8 @@ def settle_statistics(part: nn.Module, run: Callable[[], object]) -> None:
     Training that follows normalises by the statistics of its batches, so these should be what the weights expect.
     """
     norms = batch_norms(part)
+    if not norms:
+        return
     seen: dict[nn.BatchNorm2d, list[tuple[int, Tensor]]] = {norm: [] for norm in norms}
 
     def record(norm: nn.BatchNorm2d, x: Tensor) -> None:

@@ -13,12 +13,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.v2 import functional as image_ops
 from tqdm import tqdm
 
-from norton_det.compression.distill import all_trainable, scaled_adam, set_rate, settle_statistics
+from norton_det.compression.distill import all_trainable, scaled_adam, set_rate
 from norton_det.compression.recovery_run import device_of
 from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
 
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.02
 """Of a tensor, in shares of its numbers' root mean square."""
 CLIP = 1.0
 """The largest norm of a step's gradient."""
@@ -26,8 +26,8 @@ BATCH = 4
 """Images of a step."""
 LOOKS = 5
 """How often the held-back images are looked at; the best state seen then is kept."""
-MOST_HELD, MOST_SETTLED = 16, 64
-"""Held-back images that are looked at, and images that BatchNorm's statistics are taken from, at most."""
+MOST_HELD = 16
+"""Held-back images that are looked at, at most."""
 LEAST_CROP, ZOOM, COLOUR = 0.6, 0.2, 0.3
 """The least share of an image's sides in a crop; of a scale, how far its logarithm may be from 0; of brightness,
 contrast and saturation, how far they may be from 1."""
@@ -107,6 +107,7 @@ def train_end_to_end(
     started = time.monotonic() - state.get("seconds", 0.0)
     if state:
         student.load_state_dict(state["student"])
+        length = Length(length.steps, state["lasts"])
     before = state["before"] if state else how.held_back_loss()
     best, found = (state["best"], state["found"]) if state else (before, copy.deepcopy(student.state_dict()))
     step, looks = (state["step"], state["looks"]) if state else (0, 0)
@@ -134,11 +135,9 @@ def train_end_to_end(
             save({
                 "before": before, "best": best, "found": found, "step": step, "looks": looks,
                 "student": student.state_dict(), "optimizer": optimizer.state_dict(),
-                "seconds": time.monotonic() - started,
+                "seconds": time.monotonic() - started, "lasts": length.seconds,
             })  # fmt: skip
     student.load_state_dict(found)
-    if best < before:
-        settle_statistics(student, lambda: [student(how.images[i][None]) for i in how.trained[:MOST_SETTLED]])
     return before, best
 
 

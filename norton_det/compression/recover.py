@@ -26,6 +26,7 @@ from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, PartReport, compress
+from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
@@ -44,6 +45,8 @@ WHOLE = "whole detector"
 """What the report calls it."""
 CROP = 224
 """Pixels of the square that is taken of each resized image for body, neck and RPN."""
+PART_IMAGES = 64
+"""Images that parts are restored on, and that BatchNorm's statistics are taken from, at most."""
 HELD_BACK = 8
 """One image in so many is measured on, not trained on."""
 
@@ -133,13 +136,27 @@ def recover(
         setting = {"steps": steps, "minutes": minutes, "seed": seed, "content": key}
         run = RecoveryRun(student, teacher, math.ceil(steps / PART_SHARE), seed, Path(folder), checkpoint, setting)
         if not run.whole:
-            _restore_parts(run, images, [*held, *trained], len(held), kept)
+            measured = _spread(held, PART_IMAGES // HELD_BACK)
+            _restore_parts(run, images, [*measured, *_spread(trained, PART_IMAGES)], len(measured), kept)
     if steps and not isinstance(student, ResNet):
         seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
         how = Imitation(student, teacher, images, held, trained, seed)
         losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
         run.reports.append(PartReport(WHOLE, *losses))
+    if any(part.after < part.before for part in run.reports):
+        settle_statistics(student, lambda: [_see(student, images[index]) for index in _spread(trained, PART_IMAGES)])
     return student, tuple(run.reports)
+
+
+def _spread(indices: Sequence[int], count: int) -> Sequence[int]:
+    """At most so many of the indices, from all over them."""
+    return indices[:: math.ceil(len(indices) / count)]
+
+
+def _see(model: Any, image: Tensor) -> Any:
+    """Pass an image through a model."""
+    image = image.to(device_of(model))
+    return model(_normalised(model, image)[None] if isinstance(model, ResNet) else [image])
 
 
 def _restore_parts(
