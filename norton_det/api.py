@@ -50,8 +50,8 @@ def compress(
 
     `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
     JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. With `images`,
-    float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them part by part, the dense
-    one as its teacher. Raises ValueError for a plan or a model that does not fit.
+    float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them as `recover` does, the
+    dense one as its teacher. Raises ValueError for a plan or a model that does not fit.
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 

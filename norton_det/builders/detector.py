@@ -21,7 +21,7 @@ from norton_det.builders.resolve import (
 from norton_det.compression.building import build_around, build_network
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import PlanLike
-from norton_det.compression.recover import compress_and_recover
+from norton_det.compression.recover import WHOLE, compress_and_recover
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import ImageFiles, find_images
@@ -40,7 +40,7 @@ from norton_det.models.weights import Weights, read_weights
 
 log = logging.getLogger(__name__)
 TOLD = (
-    "neck", "rpn", "classification head", "regression head", "box head", "mask head", "keypoint head",
+    "neck", "rpn", "classification head", "regression head", "box head", "mask head", "keypoint head", WHOLE,
 )  # fmt: skip
 """The restored parts behind the body whose errors are told, beside those of the stages' last blocks."""
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from norton_det.compression.distill import all_trainable, scaled_adam, set_rate
 from norton_det.compression.recovery_run import device_of
+from norton_det.compression.small_images import SmallImages
 from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
 
@@ -51,7 +52,7 @@ class Imitation:
 
     student: Any
     teacher: Any
-    images: Sequence[Tensor]
+    images: Sequence[Tensor] | SmallImages
     held: Sequence[int]
     trained: Sequence[int]
     seed: int

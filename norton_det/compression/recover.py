@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, PartReport, compress
 from norton_det.compression.distill import settle_statistics
-from norton_det.compression.end_to_end import Imitation, Length, train_end_to_end
+from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
+from norton_det.compression.small_images import SmallImages
 from norton_det.files import to_json
 from norton_det.models.channels import read_body
 from norton_det.models.layout import to_channels_last
@@ -138,11 +139,11 @@ def recover(
         if not run.whole:
             measured = _spread(held, PART_IMAGES // HELD_BACK)
             _restore_parts(run, images, [*measured, *_spread(trained, PART_IMAGES)], len(measured), kept)
-    if steps and not isinstance(student, ResNet):
-        seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
-        how = Imitation(student, teacher, images, held, trained, seed)
-        losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
-        run.reports.append(PartReport(WHOLE, *losses))
+        if steps and not isinstance(student, ResNet):
+            seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
+            how = Imitation(student, teacher, _as_seen(teacher, images, Path(folder)), held, trained, seed)
+            losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
+            run.reports.append(PartReport(WHOLE, *losses))
     if any(part.after < part.before for part in run.reports):
         settle_statistics(student, lambda: [_see(student, images[index]) for index in _spread(trained, PART_IMAGES)])
     return student, tuple(run.reports)
@@ -151,6 +152,12 @@ def recover(
 def _spread(indices: Sequence[int], count: int) -> Sequence[int]:
     """At most so many of the indices, from all over them."""
     return indices[:: math.ceil(len(indices) / count)]
+
+
+def _as_seen(detector: Any, images: Sequence[Tensor], folder: Path) -> SmallImages:
+    """Images no larger than the largest scale of a step shows them."""
+    transform, most = detector.transform, math.exp(ZOOM)
+    return SmallImages(images, most * transform.min_size[-1], most * transform.max_size, folder)
 
 
 def _see(model: Any, image: Tensor) -> Any:

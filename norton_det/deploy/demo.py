@@ -19,9 +19,11 @@ from norton_det.models.weights import coco_weights, read_weights
 log = logging.getLogger(__name__)
 COCO_PLAN = "norton-43"
 """The mildest preset, for a detector that nobody trains after it was compressed."""
+COCO_MINUTES = 10
+"""For which it is restored."""
 COCO_FILE = Path("output/coco_demo/model_final.pth")
 COCO_FRAMES = 32
-"""On which it is restored."""
+"""On which that is done."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,17 @@ def compressed_coco(frames: Sequence[Tensor]) -> Path:
     """
     weights = coco_weights()
     log.info(
-        "COCO's Faster R-CNN is compressed by %s and restored on %d frames: minutes, once", COCO_PLAN, len(frames)
+        "COCO's Faster R-CNN is compressed by %s and restored on %d frames: %d minutes, once",
+        COCO_PLAN,
+        len(frames),
+        COCO_MINUTES,
     )
     dense = detector_from_weights(weights)
     compressed, _ = compress_and_recover(
         dense,
         COCO_PLAN,
         [frame / 255 for frame in frames],
+        minutes=COCO_MINUTES,
         checkpoint=COCO_FILE.with_name("recovery.pth"),
     )
     save_weights(COCO_FILE, with_origin(compressed, replace(origin_of(compressed), dense_weights=weights.source)))

@@ -265,7 +265,10 @@ def _recovery(compression: CompressionReport | None) -> Section:
     title, source = "Recovery by block", f"{_COMPRESS} --images DIR"
     if compression is None or not compression.recovery:
         return Section(title, "", source)
-    caption = "Error of each block beside the dense network's, on images held back, before and after recovery"
+    caption = (
+        "Error of each part beside the dense network's, on images held back, before and after recovery; of the whole"
+        " detector, how far what it says lies from what the dense one says"
+    )
     return Section(title, plots((figures.plot_recovery(compression.recovery), caption)), source)
 
 

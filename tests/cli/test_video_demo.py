@@ -188,7 +188,7 @@ def test_without_weights_cocos_detector_is_compressed_and_kept(folder, empty_pla
 
     def quick(dense, plan, images, **options):
         seen.extend(images)
-        return compress_and_recover(dense, plan, images, steps=1, **options)
+        return compress_and_recover(dense, plan, images, steps=1, **options | {"minutes": None})
 
     monkeypatch.setattr(demo, "coco_weights", lambda: read_weights(folder / "dense.pth"))
     monkeypatch.setattr(video, "COCO_FRAMES", 2)
