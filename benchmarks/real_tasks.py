@@ -25,7 +25,6 @@ from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.cli.main import main as norton_det
-from norton_det.data.catalog import DatasetFiles
 from norton_det.files import write_json
 
 SIZE = (320, 427)
@@ -116,12 +115,12 @@ class Place:
     def photos(self, count: int, more: Path | None = None) -> Path:
         """A folder of the first so many training images, by name, and of all others of a folder `more`."""
         folder = self.folder / f"images_{count}{'_more' if more else ''}"
-        files = DatasetFiles(self.data / "images", self.data / "train.json")
-        names = sorted({image["file_name"] for image in json.loads(files.annotations.read_text())["images"]})[:count]
+        told = json.loads((self.data / "train.json").read_text())["images"]
+        names = sorted({image["file_name"] for image in told})[:count]
         others = sorted(more.glob("*.jpg")) if more else []
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for path in [*(files.images / name for name in names), *others]:
+        for path in [*(self.data / "images" / name for name in names), *others]:
             os.symlink(path.resolve(), folder / path.name)
         return folder
 
@@ -160,10 +159,10 @@ class Results:
         write_page()
 
 
-def measure_plans(place: Place, results: Results, seeds: range) -> None:
-    """Every plan straight after compression, and restored on IMAGES images."""
+def measure_plans(place: Place, results: Results, seeds: range, names: list[str]) -> None:
+    """The plans straight after compression, and restored on IMAGES images."""
     images = place.photos(IMAGES)
-    plans = PLANS | {name: place.search(name, budget, images) for name, budget in SEARCHED.items()}
+    plans = {name: place.search(name, SEARCHED[name], images) if name in SEARCHED else PLANS[name] for name in names}
     for name, plan in plans.items():
         results.add(place.name, "compressed", name, 0, place.compress(f"{name}, compressed", plan, None, 0))
     for seed in seeds:
@@ -217,6 +216,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parts = ("plans", "criterion", "images", "fine-tuning")
     parser.add_argument("--parts", nargs="*", choices=parts, default=parts, metavar="PART")
+    plans = [*PLANS, *SEARCHED]
+    parser.add_argument("--plans", nargs="+", choices=plans, default=plans, metavar="PLAN")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--foreign", type=Path, help="a folder of photos of other things, for the part `images`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training run")
@@ -227,7 +228,7 @@ def main() -> None:
         place = Place(name, args.data / name, args.weights, args.folder / name, args.overrides)
         results.add(name, "dense", "dense", 0, place.train_dense())
         if "plans" in args.parts:
-            measure_plans(place, results, seeds)
+            measure_plans(place, results, seeds, args.plans)
         if "criterion" in args.parts:
             measure_criterion(place, results, seeds)
         if "images" in args.parts:

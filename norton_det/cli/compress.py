@@ -32,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
     parser.add_argument("--image-count", type=int, default=200, help="how many of them")
-    parser.add_argument(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--steps", type=int, default=STEPS, help="gradient steps of the whole detector on them: more restore more"
     )
+    length.add_argument("--minutes", type=float, help="restore for so long, instead of so many steps")
     parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
-    parser.add_argument("--minutes", type=float, help="restore for so long, instead of so many steps")
     parser.add_argument(
         "--norm-eps", type=float, help="the eps of a detector's frozen BatchNorm, where its file does not say it"
     )
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the compressed weights and, beside them, the report as JSON."""
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
-    require_at_least(args, steps=0, image_count=2)
+    require_at_least(args, steps=0, minutes=0, image_count=2)
     dense = model_from_weights(read_dense_weights(args.weights), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):

@@ -41,9 +41,9 @@ class Length:
     steps: int
     seconds: float | None = None
 
-    def share(self, step: int, seconds: float) -> float:
-        """How much of it is over in the middle of a step (from 0), or after so many seconds."""
-        return (step + 0.5) / self.steps if self.seconds is None else seconds / max(self.seconds, 1e-9)
+    def share(self, steps: float, seconds: float) -> float:
+        """How much of it is over after so many steps in so many seconds."""
+        return steps / self.steps if self.seconds is None else seconds / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,21 @@ def train_end_to_end(
         optimizer = scaled_adam(parameters, LEARNING_RATE)
         if state:
             optimizer.load_state_dict(state["optimizer"])
-        while (share := length.share(step, time.monotonic() - started)) < 1:
-            set_rate(optimizer, share)
+        share = length.share(step, time.monotonic() - started)
+        while share < 1:
+            set_rate(optimizer, length.share(step + 0.5, time.monotonic() - started))
             batch = augmented(how.teacher.transform, how.step_images(step), how.generator(step))
             optimizer.zero_grad()
             torch.stack(list(how.losses(batch).values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             step += 1
-            after = length.share(step, time.monotonic() - started)
-            bar.total = max(step, round(step / min(1.0, after)))
+            share = length.share(step, time.monotonic() - started)
+            bar.total = round(step / min(1.0, share))
             bar.update()
-            if after * LOOKS < looks + 1:
+            if share * LOOKS < looks + 1:
                 continue
-            looks = int(after * LOOKS)
+            looks = int(share * LOOKS)
             loss = how.held_back_loss()
             if loss < best:
                 best, found = loss, copy.deepcopy(student.state_dict())
