@@ -146,53 +146,50 @@ class Place:
         return ["--plan", str(path)]
 
 
-class Results:
-    """What was measured, in docs/without_labels/real_tasks.json: by task and part, rows by name and seed."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Any] = read("real_tasks") or {}
-
-    def add(self, task: str, part: str, name: str, seed: int, row: dict[str, Any]) -> None:
-        self.rows.setdefault(task, {}).setdefault(part, {}).setdefault(name, {})[str(seed)] = row
-        print(task, part, name, seed, row, flush=True)
-        write_json(RESULTS / "real_tasks.json", self.rows, indent=1)
-        write_page()
+def note(task: str, part: str, name: str, seed: int, row: dict[str, Any]) -> None:
+    """Add a row to docs/without_labels/real_tasks.json, by task, part, name and seed, and write the page anew."""
+    rows = read("real_tasks") or {}
+    rows["how"] = {"images": IMAGES, "machine": describe_machine(torch.device("cpu"))}
+    rows.setdefault(task, {}).setdefault(part, {}).setdefault(name, {})[str(seed)] = row
+    print(task, part, name, seed, row, flush=True)
+    write_json(RESULTS / "real_tasks.json", rows, indent=1)
+    write_page()
 
 
-def measure_plans(place: Place, results: Results, seeds: range, names: list[str]) -> None:
+def measure_plans(place: Place, seeds: range, names: list[str]) -> None:
     """The plans straight after compression, and restored on IMAGES images."""
     images = place.photos(IMAGES)
     plans = {name: place.search(name, SEARCHED[name], images) if name in SEARCHED else PLANS[name] for name in names}
     for name, plan in plans.items():
-        results.add(place.name, "compressed", name, 0, place.compress(f"{name}, compressed", plan, None, 0))
+        note(place.name, "compressed", name, 0, place.compress(f"{name}, compressed", plan, None, 0))
     for seed in seeds:
         for name, plan in plans.items():
-            results.add(place.name, "restored", name, seed, place.compress(name, plan, images, seed))
+            note(place.name, "restored", name, seed, place.compress(name, plan, images, seed))
 
 
-def measure_criterion(place: Place, results: Results, seeds: range) -> None:
+def measure_criterion(place: Place, seeds: range) -> None:
     """The other criterion, likewise."""
     images = place.photos(IMAGES)
     for seed in seeds:
         for name in ("norton-59", "norton-77"):
             row = place.compress(f"{name}, deviation", PLANS[name], images, seed, "--criterion", "deviation")
-            results.add(place.name, "deviation", name, seed, row)
+            note(place.name, "deviation", name, seed, row)
 
 
-def measure_images(place: Place, results: Results, seeds: range, foreign: Path | None) -> None:
+def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
     """`norton-77` with fewer images than IMAGES and with more, the steps the same."""
     every = len(json.loads((place.data / "train.json").read_text())["images"])
     for seed in seeds:
         for count in (*COUNTS, every):
             row = place.compress(f"norton-77, {count} images", PLANS["norton-77"], place.photos(count), seed)
-            results.add(place.name, "images", str(count), seed, row)
+            note(place.name, "images", str(count), seed, row)
         if foreign:
             images = place.photos(every, foreign)
             row = place.compress("norton-77, foreign images too", PLANS["norton-77"], images, seed)
-            results.add(place.name, "images", "foreign too", seed, row)
+            note(place.name, "images", "foreign too", seed, row)
 
 
-def measure_fine_tuning(place: Place, results: Results) -> None:
+def measure_fine_tuning(place: Place) -> None:
     """Fine-tuned with labels and the dense teacher, from compressed and from restored."""
     for name, shares in FINE_TUNED.items():
         for start in ("compressed", "restored"):
@@ -205,7 +202,7 @@ def measure_fine_tuning(place: Place, results: Results) -> None:
                     f"model.teacher={place.dense}", f"train.epochs={share * place.task.epochs}",
                     f"train.warmup_iterations={round(share * 100)}",
                 )  # fmt: skip
-                results.add(place.name, f"fine-tuned, {start}", f"{name}, {share:.0%}", 0, row)
+                note(place.name, f"fine-tuned, {start}", f"{name}, {share:.0%}", 0, row)
 
 
 def main() -> None:
@@ -222,19 +219,18 @@ def main() -> None:
     parser.add_argument("--foreign", type=Path, help="a folder of photos of other things, for the part `images`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training run")
     args = parser.parse_args()
-    results, seeds = Results(), range(args.seeds)
-    results.rows["how"] = {"images": IMAGES, "machine": describe_machine(torch.device("cpu"))}
+    seeds = range(args.seeds)
     for name in args.tasks:
         place = Place(name, args.data / name, args.weights, args.folder / name, args.overrides)
-        results.add(name, "dense", "dense", 0, place.train_dense())
+        note(name, "dense", "dense", 0, place.train_dense())
         if "plans" in args.parts:
-            measure_plans(place, results, seeds, args.plans)
+            measure_plans(place, seeds, args.plans)
         if "criterion" in args.parts:
-            measure_criterion(place, results, seeds)
+            measure_criterion(place, seeds)
         if "images" in args.parts:
-            measure_images(place, results, seeds, args.foreign)
+            measure_images(place, seeds, args.foreign)
         if "fine-tuning" in args.parts:
-            measure_fine_tuning(place, results)
+            measure_fine_tuning(place)
 
 
 if __name__ == "__main__":

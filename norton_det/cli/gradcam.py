@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def open_each(places: Sequence[str], count: int) -> ImageFiles:
-    """Open the image files, and the first `count` of each folder or dataset. Raises as `open_images`."""
+    """Open the image files, and `count` of each folder or dataset. Raises as `open_images`."""
     paths = [[Path(place)] if Path(place).is_file() else open_images(place, count).paths for place in places]
     return ImageFiles([*chain.from_iterable(paths)])
 

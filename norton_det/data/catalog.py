@@ -195,7 +195,7 @@ def _missing(files: DatasetFiles) -> str | None:
 
 
 def open_images(where: str, count: int) -> ImageFiles:
-    """The first `count` images, by name, of the folder that a dataset's name or a path stands for.
+    """At most `count` images, evenly from all over it, of the folder that a dataset's name or a path stands for.
 
     Raises as `image_folder` and `find_images` do.
     """

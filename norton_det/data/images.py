@@ -177,12 +177,16 @@ def is_image_name(path: str | Path) -> bool:
 
 
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
-    """The first `count` images of a folder by name (None: all). Raises ValueError where there are none."""
+    """At most `count` images of a folder (None: all), evenly from all over it by name: neighbours are often alike.
+
+    Raises ValueError where there are none.
+    """
     files = folder.iterdir() if folder.is_dir() else ()
     paths = sorted(path for path in files if is_image_name(path))
     if not paths:
         raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
-    return paths[:count]
+    taken = min(len(paths), len(paths) if count is None else count)
+    return [paths[place * len(paths) // taken] for place in range(taken)]
 
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -165,3 +165,12 @@ def test_images_of_a_folder_come_by_name(tmp_path):
     assert [path.name for path in find_images(tmp_path, 1)] == ["a.JPG"]
     with pytest.raises(ValueError, match="no folder with images"):
         find_images(tmp_path / "gone")
+
+
+def test_a_few_of_many_images_come_from_all_over_the_folder(tmp_path):
+    for number in range(10):
+        (tmp_path / f"frame{number}.jpg").touch()
+    chosen = {count: [int(path.stem[5:]) for path in find_images(tmp_path, count)] for count in (0, 1, 3, 9, 10, 20)}
+    assert chosen == {
+        0: [], 1: [0], 3: [0, 3, 6], 9: [0, 1, 2, 3, 4, 5, 6, 7, 8], 10: [*range(10)], 20: [*range(10)]
+    }  # fmt: skip
