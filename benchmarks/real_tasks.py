@@ -25,9 +25,9 @@ from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.cli.main import main as norton_det
+from norton_det.compression.recover import STEPS
 from norton_det.files import write_json
 
-SIZE = (320, 427)
 PLANS = {
     **{name: ["--plan", name, "--rank", "1"] for name in ("norton-43", "norton-47", "norton-59", "norton-69")},
     "norton-77": ["--plan", "norton-77"],
@@ -37,6 +37,8 @@ SEARCHED = {"searched, half the MACs": "macs=0.5"}
 IMAGES = 200
 COUNTS = (50, 100, 200)
 FINE_TUNED = {"norton-59": (0.5,), "norton-77": (0.1, 0.5, 1.0)}
+FINE_RATE = {"compressed": 1.0, "restored": 0.2}
+"""Of the dense detector's learning rate: a larger one first destroys what recovery gave."""
 SIZES = [
     "model.width=0.5", "model.fpn_channels=128", "model.box_channels=512", "model.mask_channels=128",
     "model.keypoint_channels=128", "model.max_size=448",
@@ -53,13 +55,22 @@ class Task:
 
     detector: str
     epochs: float
+    lr: float
     words: tuple[str, ...] = ()
+    size: tuple[int, int] = (320, 427)
+    """(height, width) in pixels at which MACs are counted."""
 
 
 TASKS = {
-    "cells": Task("faster_rcnn", 12, ("train.lr=1e-3", "model.box_rois=128")),
-    "animals": Task("mask_rcnn", 14, ("train.lr=5e-4", "model.norm=frozen")),
-    "persons": Task("keypoint_rcnn", 14, ("train.lr=5e-4", "model.norm=frozen")),
+    "cells": Task("faster_rcnn", 12, 1e-3, ("model.box_rois=128",)),
+    "animals": Task("mask_rcnn", 14, 5e-4, ("model.norm=frozen",)),
+    "persons": Task(
+        "keypoint_rcnn",
+        30,
+        1e-3,
+        ("model.norm=frozen", "model.min_size=[224,256]", "model.max_size=352"),
+        (256, 341),
+    ),
 }
 
 
@@ -97,7 +108,7 @@ class Place:
             ]
             kind = f"model.detector={self.task.detector}"
             run("train", "--config", "quickstart.yaml", f"output_dir={folder}", kind, "model.plan=none", *SIZES,
-                *TRAINING, *data, *self.task.words, *self.overrides, *words)  # fmt: skip
+                *TRAINING, f"train.lr={self.task.lr}", *data, *self.task.words, *self.overrides, *words)  # fmt: skip
         metrics = json.loads(result.read_text())
         return {name: {key: values[key] for key in ("AP", "AP50")} for name, values in metrics.items()}
 
@@ -109,7 +120,7 @@ class Place:
 
     def size(self, weights: Path) -> dict[str, int]:
         """Parameters and MACs of the detector in a file."""
-        counts = total(count_detector(load_detector(weights), *SIZE))
+        counts = total(count_detector(load_detector(weights), *self.task.size))
         return {"parameters": counts.parameters, "macs": counts.macs}
 
     def photos(self, count: int, more: Path | None = None) -> Path:
@@ -141,15 +152,15 @@ class Place:
         """A plan for a budget."""
         path = self.folder / f"{name}.json".replace(", ", "_").replace(" ", "_")
         if not path.exists():
-            run("search-plan", "--weights", self.dense, "--images", images, "--budget", budget, "--input-size", *SIZE,
-                "--output", path)  # fmt: skip
+            run("search-plan", "--weights", self.dense, "--images", images, "--budget", budget,
+                "--input-size", *self.task.size, "--output", path)  # fmt: skip
         return ["--plan", str(path)]
 
 
 def note(task: str, part: str, name: str, seed: int, row: dict[str, Any]) -> None:
     """Add a row to docs/without_labels/real_tasks.json, by task, part, name and seed, and write the page anew."""
     rows = read("real_tasks") or {}
-    rows["how"] = {"images": IMAGES, "machine": describe_machine(torch.device("cpu"))}
+    rows["how"] = {"images": IMAGES, "steps": STEPS, "machine": describe_machine(torch.device("cpu"))}
     rows.setdefault(task, {}).setdefault(part, {}).setdefault(name, {})[str(seed)] = row
     print(task, part, name, seed, row, flush=True)
     write_json(RESULTS / "real_tasks.json", rows, indent=1)
@@ -192,7 +203,7 @@ def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
 def measure_fine_tuning(place: Place) -> None:
     """Fine-tuned with labels and the dense teacher, from compressed and from restored."""
     for name, shares in FINE_TUNED.items():
-        for start in ("compressed", "restored"):
+        for start, rate in FINE_RATE.items():
             folder = place.folder / (f"{name}, compressed-0" if start == "compressed" else f"{name}-0").replace(
                 ", ", "_"
             )
@@ -200,7 +211,7 @@ def measure_fine_tuning(place: Place) -> None:
                 row = place.train(
                     folder / f"tuned_{share}", f"model.weights={folder / 'model_final.pth'}",
                     f"model.teacher={place.dense}", f"train.epochs={share * place.task.epochs}",
-                    f"train.warmup_iterations={round(share * 100)}",
+                    f"train.warmup_iterations={round(share * 100)}", f"train.lr={rate * place.task.lr}",
                 )  # fmt: skip
                 note(place.name, f"fine-tuned, {start}", f"{name}, {share:.0%}", 0, row)
 

@@ -38,9 +38,9 @@ from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 
 log = logging.getLogger(__name__)
-STEPS = 400
+STEPS = 500
 """Gradient steps of the whole."""
-PART_SHARE = 4
+PART_SHARE = 5
 """A part has one step for so many of the whole's."""
 WHOLE = "whole detector"
 """What the report calls it."""
@@ -110,7 +110,7 @@ def recover(
         kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
             reports them. Where it is None the body and neck are one part, whose targets are the pyramid's levels,
             and a classifier is refused.
-        steps: gradient steps of the whole detector, of 4 images each; each part takes a quarter as many. With 0 only
+        steps: gradient steps of the whole detector, of 4 images each; each part takes a fifth as many. With 0 only
             BatchNorm's statistics are estimated anew.
         minutes: how long all may take, in the place of the whole detector's `steps`: the parts' are what they are,
             and where these leave no time the whole is not trained.
