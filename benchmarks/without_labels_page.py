@@ -31,7 +31,8 @@ By `python benchmarks/real_tasks.py --data DATA --weights resnet50_half_width.pt
 of about 320x430 pixels, trained dense with labels from a body that knew photos, then compressed at rank 1 and
 restored on {images} training images with {steps} steps, of which no label is read; AP / AP50 on the validation
 images, and in brackets the share of the dense detector's AP. Parameters and MACs are the whole detector's. *Seconds*
-are those of compression and recovery on {machine}, which other work shared. Where there are several seeds, their mean.
+are those of compression and recovery on {machine}, which other work shared.
+Where there are several seeds, their mean.
 """
 DRAWN = """## Drawn images
 

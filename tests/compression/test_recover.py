@@ -233,11 +233,12 @@ def test_stopped_in_its_second_phase_it_goes_on_without_the_first(images, tmp_pa
     assert all(torch.equal(v, resumed.state_dict()[name]) for name, v in whole.state_dict().items())
 
 
-def test_minutes_that_the_parts_use_up_leave_the_whole_as_it_is(images):
+def test_minutes_that_the_parts_use_up_leave_the_whole_as_it_is(images, caplog):
     dense = detector("faster_rcnn", images)
     compressed, report = compressed_by(notation(dense), dense)
     _, recovery = recover(compressed, dense, images[:4], report.kept, steps=4, minutes=1e-6)
     assert recovery[-1].name == module.WHOLE and recovery[-1].before == recovery[-1].after > 0
+    assert "the parts took the 1e-06 minutes" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["damaged", "of another model"])
