@@ -68,6 +68,9 @@ def format_plan(plan: CompressionPlan, body: Body) -> str:
     rows = [f"{'':20}{'rank':>6}{'width':>16}"]
     for stage in body.stages:
         for block in (block for block in body.blocks if block.stage == stage):
+            if block.name in plan.dropped:
+                rows.append(f"{block.name:20}{'left out':>22}")
+                continue
             ranks = [plan.ranks[layer] for layer in block.spatial if layer in plan.ranks]
             rows.append(f"{block.name:20}{ranks[0] if ranks else '-':>6}{width(block.inner[-1]):>16}")
         rows.append(f"{stage + ' output':20}{'':6}{width(stage):>16}")

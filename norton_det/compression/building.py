@@ -1,6 +1,7 @@
 """Networks of any structure and plan with random weights."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from norton_det.models.channels import read_body
 from norton_det.models.fit import fit, read_geometry, set_geometry
 from norton_det.models.initial import initialise
 from norton_det.models.parts import part_layers
-from norton_det.models.persistence import Origin, origin_of, with_origin
+from norton_det.models.persistence import Origin, dropped_blocks, origin_of, with_origin
+from norton_det.models.recognise import structure_of
 from norton_det.models.slicing import scale_body, slice_channels
 from norton_det.models.structure import Structure, template
 
@@ -41,6 +43,7 @@ def build_around(network: nn.Module, structure: Structure, plan: PlanLike | None
     What follows the body gets random weights, and is factorised as the parts of the plan say. Raises ValueError for
     a plan that does not fit.
     """
+    structure = replace(structure, body=structure_of(network).body)
     detector: Any = template(structure)
     parts = load_plan(plan, read_body(detector)).parts if plan is not None else {}
     body = detector.backbone.body
@@ -68,6 +71,7 @@ def uncompressed(model: nn.Module) -> Any:
     """
     widths = origin_of(model).widths
     network: Any = copy.deepcopy(model).to("meta")
+    _put_back(network, dropped_blocks(model))
     for name, layer in list(network.named_modules()):
         if isinstance(layer, Factorised):
             network.set_submodule(name, _dense(layer))
@@ -78,6 +82,24 @@ def uncompressed(model: nn.Module) -> Any:
             every = torch.arange(widths[name], device="meta")  # slicing on the meta device widens too
             slice_channels(network, group.producers, group.readers, every)
     return with_origin(initialise(network), Origin()).eval()
+
+
+def _put_back(network: nn.Module, dropped: Sequence[str]) -> None:
+    """Put ordinary blocks in the place of those that were left out, in place."""
+    if not dropped:
+        return
+    body, structure = read_body(network), structure_of(network)
+    counts = [
+        count + sum(name.startswith(f"{stage}.") for name in dropped)
+        for stage, count in zip(body.stages, body.blocks_of_stages, strict=True)
+    ]
+    ordinary = template(replace(structure, body=replace(structure.body, blocks=tuple(counts))))
+    for stage in body.stages:
+        name = body.prefix + stage
+        own = iter(list(network.get_submodule(name).children()))
+        whole = enumerate(ordinary.get_submodule(name).children())
+        blocks = [block if f"{stage}.{place}" in dropped else next(own, block) for place, block in whole]
+        network.set_submodule(name, nn.Sequential(*blocks))
 
 
 def _dense(layer: Factorised) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from norton_det.compression.plan import CompressionPlan, PlanLike, kept_channels, load_plan
+from norton_det.compression.plan import CompressionPlan, PlanLike, kept_channels, load_plan, remaining_blocks
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
@@ -18,7 +18,7 @@ from norton_det.models.channels import Body, ChannelGroup, read_body
 from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.parts import part_layers
 from norton_det.models.persistence import Origin, describe, origin_of, with_origin
-from norton_det.models.slicing import slice_channels
+from norton_det.models.slicing import drop_blocks, slice_channels
 from norton_det.ops.cp import nmse
 
 Factorised = CPConv2d | LowRankLinear
@@ -49,8 +49,9 @@ class PartReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What compression did: a row a convolution of the body and a factorised layer elsewhere; by channel
-    group, the dense model's indices that were kept; and the parts that were restored, in the order of the data."""
+    """What compression did: a row a convolution of the body and a factorised layer elsewhere, of dropped blocks at
+    the end; by channel group, the dense model's indices that were kept; and the parts that were restored, in the
+    order of the data."""
 
     layers: tuple[LayerReport, ...]
     kept: dict[str, list[int]]
@@ -76,11 +77,12 @@ def compress(
     supported or is compressed already, a plan that does not fit it, an unknown criterion, or filters that cannot be
     decomposed (layer and indices are named).
     """
-    body = check_dense(model)
-    plan = load_plan(plan, body, rank)
+    dense_body = check_dense(model)
+    plan = load_plan(plan, dense_body, rank)
     compressed = copy.deepcopy(model)
     unfreeze_batch_norms(compressed)
-    ranks = planned_ranks(compressed, body, plan)
+    body, own_plan = _drop(compressed, dense_body, plan)
+    ranks = planned_ranks(compressed, body, own_plan)
     dense_shapes = {name: _weight_shape(compressed, name) for name in dict.fromkeys([*_producers(body), *ranks])}
     errors = {}
     for name, rank in tqdm(ranks.items(), desc="decompose", disable=not ranks):
@@ -88,16 +90,23 @@ def compress(
         factorised = _decomposed(name, dense, rank)
         compressed.set_submodule(name, factorised)
         errors[name] = nmse(dense.weight, factorised.weight)  # type: ignore[arg-type]
-    kept = {name: _choose(compressed, group, plan, criterion) for name, group in body.groups.items()}
+    kept = {name: _choose(compressed, group, own_plan, criterion) for name, group in body.groups.items()}
     for name, group in body.groups.items():
         if not group.fixed:
             slice_channels(compressed, group.producers, group.readers, kept[name])
+    blocks = {new: old for old, new in remaining_blocks(dense_body, plan.dropped).items()}
     rows = [
-        _layer_report(name.removeprefix(body.prefix), shape, compressed.get_submodule(name), errors.get(name))
+        _layer_report(
+            _renamed(name.removeprefix(body.prefix), blocks), shape, compressed.get_submodule(name), errors.get(name)
+        )
         for name, shape in dense_shapes.items()
     ]
-    indices = {name: index.tolist() for name, index in kept.items()}
-    origin = Origin(plan.to_dict(), indices, widths=_widths(body))
+    for name in _producers(dense_body):
+        layer = name.removeprefix(body.prefix)
+        if layer.startswith(tuple(f"{block}." for block in plan.dropped)):
+            rows.append(_dropped_report(layer, _weight_shape(model, name)))
+    indices = {_renamed(name, blocks): index.tolist() for name, index in kept.items()}
+    origin = Origin(plan.to_dict(), indices, widths=_widths(dense_body))
     return with_origin(compressed, origin), CompressionReport(tuple(rows), indices)
 
 
@@ -106,15 +115,24 @@ def apply_structure(model: nn.Module, plan: PlanLike) -> nn.Module:
 
     Raises ValueError as `compress`.
     """
-    body = read_body(model)
-    plan = load_plan(plan, body)
-    for name, rank in planned_ranks(model, body, plan).items():
+    dense_body = read_body(model)
+    plan = load_plan(plan, dense_body)
+    body, own_plan = _drop(model, dense_body, plan)
+    for name, rank in planned_ranks(model, body, own_plan).items():
         model.set_submodule(name, factorise_empty(model.get_submodule(name), rank))
     for name, group in body.groups.items():
         if not group.fixed:
-            count = kept_channels(group.width, plan.rates.get(name, 0.0))
+            count = kept_channels(group.width, own_plan.rates.get(name, 0.0))
             slice_channels(model, group.producers, group.readers, torch.arange(count, device="meta"))
-    return with_origin(model, Origin(plan.to_dict(), widths=_widths(body)))
+    return with_origin(model, Origin(plan.to_dict(), widths=_widths(dense_body)))
+
+
+def _drop(model: nn.Module, body: Body, plan: CompressionPlan) -> tuple[Body, CompressionPlan]:
+    """Leave the plan's dropped blocks out of a model, in place; its body then, and the plan for that."""
+    if not plan.dropped:
+        return body, plan
+    drop_blocks(model, body, plan.dropped)
+    return read_body(model), plan.renumbered(body)
 
 
 def check_dense(model: nn.Module) -> Body:
@@ -180,6 +198,16 @@ def _choose(model: nn.Module, group: ChannelGroup, plan: CompressionPlan, criter
         return torch.arange(group.width)
     members = [(model.get_submodule(conv), model.get_submodule(norm)) for conv, norm in group.producers]
     return kept_filters(group_scores(members, criterion), count)
+
+
+def _renamed(layer: str, blocks: Mapping[str, str]) -> str:
+    """The name of a layer, or of its channels, with that of its block replaced, where it is in one."""
+    block = ".".join(layer.split(".")[:2])
+    return blocks.get(block, block) + layer.removeprefix(block)
+
+
+def _dropped_report(name: str, shape: tuple[int, ...]) -> LayerReport:
+    return LayerReport(name, shape, (0,) * len(shape), None, None, math.prod(shape), 0)
 
 
 def _layer_report(name: str, shape: tuple[int, ...], layer: nn.Module, error: float | None) -> LayerReport:

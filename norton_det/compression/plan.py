@@ -35,12 +35,15 @@ class CompressionPlan:
     `ranks`: CP rank (at least 1) by layer name. `rates`: share of filters to drop, in [0, 1), by group name;
     a group that is not named loses nothing. `parts`: the rank of the layers of a detector's other parts, by part
     (CP rank of convolutions, rank of the box head's linear layers); one that a model lacks is passed over.
+    `dropped`: the blocks that are left out whole, their inputs handed on; a stage keeps its first. Names are the
+    dense network's.
     Raises ValueError for a rank, rate or part that is not valid; `check` says whether a body has the names.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for layer, rank in self.ranks.items():
@@ -57,6 +60,12 @@ class CompressionPlan:
         convolution fixes, or one that leaves a group without filters."""
         for layer in self.ranks:
             _check_name(layer, body.spatial, "layer to decompose")
+        for block in self.dropped:
+            _check_name(block, [block.name for block in body.blocks], "block")
+            if block.endswith(".0"):
+                raise ValueError(
+                    f"plan: {block} cannot be dropped: what enters it has other channels or another size"
+                )
         for group, rate in self.rates.items():
             _check_name(group, body.groups, "channel group")
             if rate and body.groups[group].fixed:
@@ -100,18 +109,50 @@ class CompressionPlan:
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan is a mapping with ranks and rates, got {type(data).__name__}")
+        if not isinstance(data.get("dropped", []), list | tuple):
+            raise ValueError("plan: dropped must be a list of blocks")
         for key in ("ranks", "rates", "parts"):
             if not isinstance(data.get(key, {}), Mapping):
                 raise ValueError(f"plan: {key} must be a mapping from names to numbers")
         if "notation" in data and set(data) <= {"notation", "rank", "parts"}:
             return cls.from_notation(data["notation"], body, data.get("rank", 1), data.get("parts"))
-        if not set(data) <= {"ranks", "rates", "parts"}:
-            raise ValueError(f"a plan has ranks and rates, or notation and rank, and parts; got {list(data)}")
-        return cls(*(dict(data.get(key, {})) for key in ("ranks", "rates", "parts")))
+        if not set(data) <= {"ranks", "rates", "parts", "dropped"}:
+            raise ValueError(
+                f"a plan has ranks, rates and dropped blocks, or notation and rank, and parts; got {list(data)}"
+            )
+        ranks, rates, parts = (dict(data.get(key, {})) for key in ("ranks", "rates", "parts"))
+        return cls(ranks, rates, parts, tuple(data.get("dropped", ())))
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON; `from_dict` reads it back."""
-        return {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
+        named = {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
+        return named | ({"dropped": list(self.dropped)} if self.dropped else {})
+
+    def renumbered(self, body: Body) -> "CompressionPlan":
+        """The plan for the body without the dropped blocks, whose other blocks have moved up."""
+        names = remaining_blocks(body, self.dropped)
+
+        def moved(values: Mapping[str, Any]) -> dict[str, Any]:
+            found = {}
+            for name, value in values.items():
+                block, separator, layer = name.rpartition(".")
+                if not separator:
+                    found[name] = value
+                elif block in names:
+                    found[f"{names[block]}.{layer}"] = value
+            return found
+
+        return CompressionPlan(moved(self.ranks), moved(self.rates), self.parts)
+
+
+def remaining_blocks(body: Body, dropped: Iterable[str]) -> dict[str, str]:
+    """By a block's name its name in the body without the dropped ones, in the order of the data."""
+    gone = set(dropped)
+    names: dict[str, str] = {}
+    for stage in body.stages:
+        kept = [block.name for block in body.blocks if block.stage == stage and block.name not in gone]
+        names |= {name: f"{stage}.{place}" for place, name in enumerate(kept)}
+    return names
 
 
 PlanLike: TypeAlias = str | Path | Mapping[str, Any] | CompressionPlan

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from norton_det.compression.compress import CompressionReport, PartReport, compress
 from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
-from norton_det.compression.plan import PlanLike
+from norton_det.compression.plan import PlanLike, remaining_blocks
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.small_images import SmallImages
@@ -36,6 +36,7 @@ from norton_det.files import to_json
 from norton_det.models.channels import read_body
 from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
+from norton_det.models.persistence import dropped_blocks
 
 log = logging.getLogger(__name__)
 STEPS = 500
@@ -232,9 +233,15 @@ def _restore_body(run: RecoveryRun, maps: Maps, kept: Mapping[str, Sequence[int]
     body = read_body(run.student)
     student, teacher = (model.get_submodule(body.prefix.removesuffix(".")) for model in (run.student, run.teacher))
     parts = [Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
-    for block in body.blocks:
-        ours, theirs = (model.get_submodule(block.name) for model in (student, teacher))
-        parts.append(Part(block.name, ours, theirs, kept[block.stage]))
+    dense_body = read_body(run.teacher)
+    names = remaining_blocks(dense_body, dropped_blocks(run.student))
+    theirs: list[list[nn.Module]] = []  # by block of the student; it stands for the dropped ones behind it too
+    for block in dense_body.blocks:
+        theirs += [[]] if block.name in names else []
+        theirs[-1].append(teacher.get_submodule(block.name))
+    for block, wanted in zip(body.blocks, theirs, strict=True):
+        ours = student.get_submodule(block.name)
+        parts.append(Part(block.name, ours, nn.Sequential(*wanted), kept[block.stage]))
     read = getattr(student, "return_layers", {body.stages[-1]: "0"})
     last_blocks = {body.last_block(stage).name for stage in body.stages if stage in read}
     stages: list[Maps] = []

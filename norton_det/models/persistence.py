@@ -50,6 +50,12 @@ class Origin:
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
+def dropped_blocks(model: nn.Module) -> tuple[str, ...]:
+    """The dense network's blocks that a network was compressed without, by their names there."""
+    told = (origin_of(model).plan or {}).get("dropped", ())
+    return tuple(map(str, told)) if isinstance(told, list | tuple) else ()
+
+
 def origin_of(model: nn.Module) -> Origin:
     """Where a network comes from: its attribute `origin`; a dense one where it has none."""
     origin: Origin = getattr(model, "origin", Origin())

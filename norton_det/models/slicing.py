@@ -1,12 +1,12 @@
 """Slicing groups of tied channels: every producer, BatchNorm and consumer follows one choice."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.channels import read_body
+from norton_det.models.channels import Body, read_body
 
 
 def slice_channels(
@@ -35,6 +35,15 @@ def scale_body(model: nn.Module, width: float) -> nn.Module:
         kept = torch.arange(max(1, int(group.width * width)), device="meta")
         slice_channels(model, group.producers, group.readers, kept)
     return model
+
+
+def drop_blocks(model: nn.Module, body: Body, dropped: Container[str]) -> None:
+    """Leave blocks of a model's body out, in place: the others of their stage move up."""
+    for stage in body.stages:
+        blocks = [block.name for block in body.blocks if block.stage == stage]
+        kept = [model.get_submodule(body.prefix + name) for name in blocks if name not in dropped]
+        if len(kept) < len(blocks):
+            model.set_submodule(body.prefix + stage, nn.Sequential(*kept))
 
 
 def _slice_outputs(conv: nn.Module, kept: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import relu
 from norton_det.compression.plan import kept_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.compression.search.least_squares import best_linear, energy_error, random_positions, refit, sample
-from norton_det.compression.search.options import UNCHANGED, Option
+from norton_det.compression.search.options import DROPPED, UNCHANGED, Option
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.channels import Block, Body
 from norton_det.models.slicing import slice_channels
@@ -65,7 +65,8 @@ def block_errors(
     """Measure the error of a block's output under each option, and return the output at the median of them too.
 
     `x` is the block's input (N, C, H, W). Behind the convolution before the last, the BatchNorm gets the moments
-    that the dense one had; the last convolution is refitted.
+    that the dense one had; the last convolution is refitted. Where the block is dropped its input, refitted by a 1x1
+    convolution, stands for its output.
     """
     half = len(x) // 2
     output, identity = block(x), block.shortcut(x)
@@ -79,6 +80,8 @@ def block_errors(
     decomposed = {rank: _decomposed(block, rank, criterion) for rank in dict.fromkeys(rank for rank, _ in options)}
 
     def changed(option: Option, part: slice) -> Tensor:
+        if option == DROPPED:
+            return relu(x[part] + best_linear(x, (output - x)[:half], generator)[part])
         rank, rate = option
         pairs, (*before, own) = decomposed[rank].pruned(rate)
         read = inside[:, before[0]] if before else inside

@@ -8,7 +8,7 @@ from norton_det.analysis.complexity import OUTSIDE_TOTAL
 from norton_det.compression.plan import kept_channels
 from norton_det.compression.search.budget import BudgetKind, Scope
 from norton_det.compression.search.choice import Choice, Item, Levels, cheapest
-from norton_det.compression.search.options import PART_RANKS, RATES, block_options, pruned_stages
+from norton_det.compression.search.options import DROPPED, PART_RANKS, RATES, block_options, pruned_stages
 from norton_det.compression.search.prices import Price, Site
 from norton_det.models.channels import Block
 from norton_det.models.parts import LINEAR_PART
@@ -73,6 +73,9 @@ class _Layers:
         def costs(rates: Rates) -> list[float]:
             found = []
             for rank, rate in options:
+                if (rank, rate) == DROPPED:
+                    found.append(0.0)
+                    continue
                 all_rates = {**rates, **dict.fromkeys(block.inner, rate)}
                 found.append(sum(self._layer(n, all_rates, rank if n in spatial else None) for n in names))
             return found

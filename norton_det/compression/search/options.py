@@ -17,12 +17,16 @@ PART_RANKS: dict[str, tuple[int | None, ...]] = {
 Option = tuple[int | None, float]
 """The rank of a block's spatial convolutions, and the pruning rate of its inner channels."""
 UNCHANGED: Option = (None, 0.0)
+DROPPED: Option = (None, 1.0)
+"""The block is left out, which all but the first of a stage can be."""
 
 
 def block_options(body: Body, block: Block) -> tuple[Option, ...]:
-    """List what a block may become, UNCHANGED first: nothing else where its convolutions are grouped."""
+    """List what a block may become, UNCHANGED first: neither decomposed nor pruned where its convolutions are
+    grouped."""
     is_fixed = any(body.groups[group].fixed for group in block.inner)
-    return tuple(product(RANKS if block.spatial else (None,), (0.0,) if is_fixed else RATES))
+    last = () if block.name.endswith(".0") else (DROPPED,)
+    return (*product(RANKS if block.spatial else (None,), (0.0,) if is_fixed else RATES), *last)
 
 
 def pruned_stages(body: Body) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from norton_det.compression.search.body_sensitivities import Sensitivities, cent
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.choice import Choice, Item, Solution, solve
 from norton_det.compression.search.cost_table import CostTable, cost_table
-from norton_det.compression.search.options import PART_RANKS, RATES, block_options, pruned_stages
+from norton_det.compression.search.options import DROPPED, PART_RANKS, RATES, block_options, pruned_stages
 from norton_det.compression.search.part_sensitivities import measure_parts
 from norton_det.models.channels import Body
 from norton_det.models.norms import unfreeze_batch_norms
@@ -155,9 +155,13 @@ def _with_errors(table: CostTable, sensitivities: Sensitivities) -> tuple[dict[s
 def _as_plan(body: Body, solution: Solution) -> CompressionPlan:
     """What stays as it is, is not named."""
     ranks: dict[str, int | None] = {}
+    dropped: list[str] = []
     rates = {stage: RATES[level] for stage, level in solution.levels.items()}
     for block in body.blocks:
         rank, rate = block_options(body, block)[solution.options[block.name]]
+        if (rank, rate) == DROPPED:
+            dropped.append(block.name)
+            continue
         ranks |= dict.fromkeys(block.spatial, rank)
         rates |= dict.fromkeys(block.inner, rate)
     parts = {part: PART_RANKS[part][chosen] for part, chosen in solution.options.items() if part in PARTS}
@@ -165,4 +169,5 @@ def _as_plan(body: Body, solution: Solution) -> CompressionPlan:
         {layer: rank for layer, rank in ranks.items() if rank},
         {group: rate for group, rate in rates.items() if rate},
         {part: rank for part, rank in parts.items() if rank},
+        tuple(dropped),
     )
