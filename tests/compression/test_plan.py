@@ -116,7 +116,7 @@ def test_notation_and_rank_as_a_mapping():
         ({"rates": {"layer5": 0.1}}, "no channel group; did you mean"),
         ({"parts": {"nec": 1}}, "no part of a detector; did you mean 'neck'"),
         ({"parts": {"neck": 0}}, "rank of neck must be a whole number"),
-        ({"rank": {}}, "ranks and rates"),
+        ({"rank": {}}, "ranks, rates and dropped blocks"),
         ({"ranks": [1]}, "must be a mapping"),
     ],
 )

@@ -19,7 +19,7 @@ from norton_det.compression.plan import kept_channels
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.compression.search.block_errors import block_errors, handed_on, take_apart
 from norton_det.compression.search.least_squares import ROWS, best_linear, energy_error
-from norton_det.compression.search.options import DROPPED, RATES, UNCHANGED, block_options, input_group, pruned_stages
+from norton_det.compression.search.options import RATES, UNCHANGED, block_options, input_group, pruned_stages
 from norton_det.models.channels import Body, ChannelGroup
 
 LEAST_IMAGES = 8
@@ -81,9 +81,11 @@ def measure_body(
             progress(block.stage)
         x, options = residual(x), block_options(body, block)
         output = _of_each_half(x, taken)
-        errors, distorted = block_errors(residual, few, options, criterion, generator)
-        if set(options) <= {UNCHANGED, DROPPED}:  # then what may be lost of its output is the stage's channels
+        if options == (UNCHANGED,):  # then what may be lost of its output is the stage's channels
+            errors = [0.0]
             distorted = _pruned(output, output, _scores(model, body.groups[block.stage]), _MEDIAN_RATE, generator)
+        else:
+            errors, distorted = block_errors(residual, few, options, criterion, generator)
         blocks[block.name], before = errors, (output, distorted)
         progress(block.name)
     weights = _weights(body, shares)

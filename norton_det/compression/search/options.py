@@ -22,11 +22,11 @@ DROPPED: Option = (None, 1.0)
 
 
 def block_options(body: Body, block: Block) -> tuple[Option, ...]:
-    """List what a block may become, UNCHANGED first: neither decomposed nor pruned where its convolutions are
-    grouped."""
-    is_fixed = any(body.groups[group].fixed for group in block.inner)
+    """List what a block may become, UNCHANGED first: nothing else where its convolutions are grouped."""
+    if any(body.groups[group].fixed for group in block.inner):
+        return (UNCHANGED,)
     last = () if block.name.endswith(".0") else (DROPPED,)
-    return (*product(RANKS if block.spatial else (None,), (0.0,) if is_fixed else RATES), *last)
+    return (*product(RANKS if block.spatial else (None,), RATES), *last)
 
 
 def pruned_stages(body: Body) -> tuple[str, ...]:
