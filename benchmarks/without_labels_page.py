@@ -180,7 +180,7 @@ def sizes(row: dict[str, Any]) -> str:
 
 
 def ap(found: dict[str, float], dense: dict[str, float] | None = None) -> str:
-    share = f" ({found['AP'] / dense['AP']:.0%})" if dense else ""
+    share = f" ({found['AP'] / dense['AP']:.1%})" if dense else ""
     return f"{found['AP']:.1f} / {found['AP50']:.1f}{share}"
 
 
