@@ -116,6 +116,12 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = factor * group["peak"]
 
 
+def lower_peak(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Multiply the peaks of the learning rates."""
+    for group in optimizer.param_groups:
+        group["peak"] *= share
+
+
 @contextmanager
 def all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
     """While it lasts, every parameter has its gradient taken; which they are."""

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.v2 import functional as image_ops
 from tqdm import tqdm
 
-from norton_det.compression.distill import all_trainable, scaled_adam, set_rate
+from norton_det.compression.distill import all_trainable, lower_peak, scaled_adam, set_rate
 from norton_det.compression.recovery_run import device_of
 from norton_det.compression.small_images import SmallImages
 from norton_det.models.imitation import imitation_losses
@@ -21,6 +21,8 @@ from norton_det.models.precision import fastest_precision
 
 LEARNING_RATE = 0.02
 """Of a tensor, in shares of its numbers' root mean square."""
+GENTLER = 0.25
+"""What the rate is multiplied by where it does harm."""
 CLIP = 1.0
 """The largest norm of a step's gradient."""
 BATCH = 4
@@ -101,8 +103,9 @@ def train_end_to_end(
     """Train the student, in place, to do what the teacher does; the held-back loss before and after.
 
     Adam trains every parameter, each tensor at a rate in shares of its own size, while BatchNorm's statistics stand
-    still. The state that does best on the held-back images is kept: the first one, where none is better. `save` is
-    given what a call with that as `state` (else empty) goes on from.
+    still. The state that does best on the held-back images is kept: the first one, where none is better. Where they
+    find it worse than at the start it goes back to the best one, and on at a lower rate. `save` is given what a call
+    with that as `state` (else empty) goes on from.
     """
     student = how.student
     started = time.monotonic() - state.get("seconds", 0.0)
@@ -134,6 +137,9 @@ def train_end_to_end(
             loss = how.held_back_loss()
             if loss < best:
                 best, found = loss, copy.deepcopy(student.state_dict())
+            elif loss > before:
+                student.load_state_dict(found)
+                lower_peak(optimizer, GENTLER)
             save({
                 "before": before, "best": best, "found": found, "step": step, "looks": looks,
                 "student": student.state_dict(), "optimizer": optimizer.state_dict(),

@@ -44,7 +44,7 @@ def test_without_steps_the_statistics_alone_become_those_of_the_inputs(part, map
     before, after = distill(part, [write(tmp_path / "x", maps)], [write(tmp_path / "y", wanted)], how(steps=0))
     assert before > 0.3 and after < 0.05
     torch.testing.assert_close(part[1].running_mean, 2 * inside.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    of_batches = torch.stack([batch.var((0, 2, 3)) for batch in inside.split(how().batch)])
+    of_batches = torch.stack([batch.var((0, 2, 3)) for batch in inside.split(how(0).batch)])
     torch.testing.assert_close(part[1].running_var, 4 * of_batches.mean(0), rtol=1e-4, atol=1e-5)
     assert part[1].momentum == 0.1 and not part[1].training
     assert [p.requires_grad for p in part.parameters()] == [False, False, True, True, True, True]

@@ -43,8 +43,20 @@ def test_it_comes_nearer_and_leaves_the_teacher_and_the_flags_alone(teacher):
     ]
 
 
+def test_a_rate_that_does_harm_is_lowered(teacher, monkeypatch):
+    monkeypatch.setattr(module, "LEARNING_RATE", 1.0)
+    peaks, how, lower = [], task(teacher), module.lower_peak
+    monkeypatch.setattr(module, "lower_peak", lambda *args: lower(*args) or peaks.append(args[0].param_groups[0]))
+    before, after = train(how, steps=20)
+    assert after < before and peaks
+    assert peaks[0]["peak"] == pytest.approx(
+        0.25 ** len(peaks) * task(teacher).student.backbone.body.conv1.weight.square().mean().sqrt().item(), rel=1e-4
+    )
+
+
 def test_what_does_worse_on_held_back_images_is_not_kept(teacher, monkeypatch):
-    monkeypatch.setattr(module, "LEARNING_RATE", 3.0)
+    losses = iter(range(1, 10))
+    monkeypatch.setattr(Imitation, "held_back_loss", lambda how: float(next(losses)))
     how = task(teacher)
     state = copy.deepcopy(how.student.state_dict())
     before, after = train(how)
