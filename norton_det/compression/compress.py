@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from norton_det.compression.plan import CompressionPlan, PlanLike, kept_channels, load_plan, remaining_blocks
+from norton_det.compression.plan import CompressionPlan, PlanLike, kept_channels, load_plan, remaining_blocks, renamed
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
@@ -97,15 +97,15 @@ def compress(
     blocks = {new: old for old, new in remaining_blocks(dense_body, plan.dropped).items()}
     rows = [
         _layer_report(
-            _renamed(name.removeprefix(body.prefix), blocks), shape, compressed.get_submodule(name), errors.get(name)
+            renamed(name.removeprefix(body.prefix), blocks), shape, compressed.get_submodule(name), errors.get(name)
         )
         for name, shape in dense_shapes.items()
     ]
     for name in _producers(dense_body):
         layer = name.removeprefix(body.prefix)
-        if layer.startswith(tuple(f"{block}." for block in plan.dropped)):
+        if plan.drops(layer):
             rows.append(_dropped_report(layer, _weight_shape(model, name)))
-    indices = {_renamed(name, blocks): index.tolist() for name, index in kept.items()}
+    indices = {renamed(name, blocks): index.tolist() for name, index in kept.items()}
     origin = Origin(plan.to_dict(), indices, widths=_widths(dense_body))
     return with_origin(compressed, origin), CompressionReport(tuple(rows), indices)
 
@@ -198,12 +198,6 @@ def _choose(model: nn.Module, group: ChannelGroup, plan: CompressionPlan, criter
         return torch.arange(group.width)
     members = [(model.get_submodule(conv), model.get_submodule(norm)) for conv, norm in group.producers]
     return kept_filters(group_scores(members, criterion), count)
-
-
-def _renamed(layer: str, blocks: Mapping[str, str]) -> str:
-    """The name of a layer, or of its channels, with that of its block replaced, where it is in one."""
-    block = ".".join(layer.split(".")[:2])
-    return blocks.get(block, block) + layer.removeprefix(block)
 
 
 def _dropped_report(name: str, shape: tuple[int, ...]) -> LayerReport:

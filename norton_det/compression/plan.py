@@ -60,12 +60,11 @@ class CompressionPlan:
         convolution fixes, or one that leaves a group without filters."""
         for layer in self.ranks:
             _check_name(layer, body.spatial, "layer to decompose")
-        for block in self.dropped:
-            _check_name(block, [block.name for block in body.blocks], "block")
-            if block.endswith(".0"):
-                raise ValueError(
-                    f"plan: {block} cannot be dropped: what enters it has other channels or another size"
-                )
+        blocks = {block.name: block for block in body.blocks}
+        for name in self.dropped:
+            _check_name(name, blocks, "block")
+            if blocks[name].is_first:
+                raise ValueError(f"plan: {name} cannot be dropped: what enters it has other channels or another size")
         for group, rate in self.rates.items():
             _check_name(group, body.groups, "channel group")
             if rate and body.groups[group].fixed:
@@ -128,21 +127,16 @@ class CompressionPlan:
         named = {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
         return named | ({"dropped": list(self.dropped)} if self.dropped else {})
 
+    def drops(self, layer: str) -> bool:
+        """Whether a layer, or its channels, go with a dropped block."""
+        return layer.startswith(tuple(f"{block}." for block in self.dropped))
+
     def renumbered(self, body: Body) -> "CompressionPlan":
         """The plan for the body without the dropped blocks, whose other blocks have moved up."""
         names = remaining_blocks(body, self.dropped)
-
-        def moved(values: Mapping[str, Any]) -> dict[str, Any]:
-            found = {}
-            for name, value in values.items():
-                block, separator, layer = name.rpartition(".")
-                if not separator:
-                    found[name] = value
-                elif block in names:
-                    found[f"{names[block]}.{layer}"] = value
-            return found
-
-        return CompressionPlan(moved(self.ranks), moved(self.rates), self.parts)
+        ranks = {renamed(layer, names): rank for layer, rank in self.ranks.items() if not self.drops(layer)}
+        rates = {renamed(group, names): rate for group, rate in self.rates.items() if not self.drops(group)}
+        return CompressionPlan(ranks, rates, self.parts)
 
 
 def remaining_blocks(body: Body, dropped: Iterable[str]) -> dict[str, str]:
@@ -153,6 +147,12 @@ def remaining_blocks(body: Body, dropped: Iterable[str]) -> dict[str, str]:
         kept = [block.name for block in body.blocks if block.stage == stage and block.name not in gone]
         names |= {name: f"{stage}.{place}" for place, name in enumerate(kept)}
     return names
+
+
+def renamed(layer: str, blocks: Mapping[str, str]) -> str:
+    """The name of a layer, or of its channels, with that of its block replaced, where it is in one."""
+    block = ".".join(layer.split(".")[:2])
+    return blocks.get(block, block) + layer.removeprefix(block)
 
 
 PlanLike: TypeAlias = str | Path | Mapping[str, Any] | CompressionPlan

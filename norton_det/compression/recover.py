@@ -28,7 +28,7 @@ from tqdm import tqdm
 from norton_det.compression.compress import CompressionReport, PartReport, compress
 from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
-from norton_det.compression.plan import PlanLike, remaining_blocks
+from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.small_images import SmallImages
@@ -234,10 +234,10 @@ def _restore_body(run: RecoveryRun, maps: Maps, kept: Mapping[str, Sequence[int]
     student, teacher = (model.get_submodule(body.prefix.removesuffix(".")) for model in (run.student, run.teacher))
     parts = [Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
     dense_body = read_body(run.teacher)
-    names = remaining_blocks(dense_body, dropped_blocks(run.student))
+    dropped = dropped_blocks(run.student)
     theirs: list[list[nn.Module]] = []  # by block of the student; it stands for the dropped ones behind it too
     for block in dense_body.blocks:
-        theirs += [[]] if block.name in names else []
+        theirs += [] if block.name in dropped else [[]]
         theirs[-1].append(teacher.get_submodule(block.name))
     for block, wanted in zip(body.blocks, theirs, strict=True):
         ours = student.get_submodule(block.name)

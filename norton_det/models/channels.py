@@ -61,6 +61,11 @@ class Block:
     spatial: tuple[str, ...]
     inner: tuple[str, ...]
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it begins its stage, and so alone may change channels and size."""
+        return self.name == f"{self.stage}.0"
+
 
 @dataclass(frozen=True)
 class Body:

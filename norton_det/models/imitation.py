@@ -41,16 +41,15 @@ def imitation_losses(
 
     Both are detectors of one kind in evaluation mode, the batch is what their transform makes of images.
     """
-    with networks_in(teacher, precision), torch.no_grad():
-        wanted: Pyramid = teacher.backbone(batch.tensors)
-        wanted_places, proposals = _look(teacher, batch, wanted)
-    with networks_in(student, precision):
+    with networks_in(teacher, precision), networks_in(student, precision):
+        with torch.no_grad():
+            wanted: Pyramid = teacher.backbone(batch.tensors)
+            wanted_places, proposals = _look(teacher, batch, wanted)
         found: Pyramid = student.backbone(batch.tensors)
         places, _ = _look(student, batch, found, propose=False)
         losses = {"pyramid": pyramid_loss(found, wanted), **_place_losses(places, wanted_places)}
         if proposals:
-            with networks_in(teacher, precision):
-                losses |= _region_losses(student, teacher, found, wanted, proposals, batch.image_sizes)
+            losses |= _region_losses(student, teacher, found, wanted, proposals, batch.image_sizes)
     return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
 
 

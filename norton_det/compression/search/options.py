@@ -25,7 +25,7 @@ def block_options(body: Body, block: Block) -> tuple[Option, ...]:
     """List what a block may become, UNCHANGED first: nothing else where its convolutions are grouped."""
     if any(body.groups[group].fixed for group in block.inner):
         return (UNCHANGED,)
-    last = () if block.name.endswith(".0") else (DROPPED,)
+    last = () if block.is_first else (DROPPED,)
     return (*product(RANKS if block.spatial else (None,), RATES), *last)
 
 
