@@ -108,16 +108,14 @@ def train_end_to_end(
     with that as `state` (else empty) goes on from.
     """
     student = how.student
-    started = time.monotonic() - state.get("seconds", 0.0)
-    if state:
-        student.load_state_dict(state["student"])
-        length = Length(length.steps, state["lasts"])
-    before = state["before"] if state else how.held_back_loss()
-    best, found = (state["best"], state["found"]) if state else (before, copy.deepcopy(student.state_dict()))
-    step, looks = (state["step"], state["looks"]) if state else (0, 0)
+    state = state or _beginning(how, length)
+    student.load_state_dict(state["student"])
+    before, best, found, step = (state[name] for name in ("before", "best", "found", "step"))
+    length = Length(length.steps, state["lasts"])
+    started = time.monotonic() - state["seconds"]
     with all_trainable(student) as parameters, tqdm(desc="end to end", initial=step, unit="step") as bar:
         optimizer = scaled_adam(parameters, LEARNING_RATE)
-        if state:
+        if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
         share = length.share(step, time.monotonic() - started)
         while share < 1:
@@ -128,12 +126,11 @@ def train_end_to_end(
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             step += 1
-            share = length.share(step, time.monotonic() - started)
+            looks, share = int(share * LOOKS), length.share(step, time.monotonic() - started)
             bar.total = round(step / min(1.0, share))
             bar.update()
-            if share * LOOKS < looks + 1:
+            if int(share * LOOKS) == looks:
                 continue
-            looks = int(share * LOOKS)
             loss = how.held_back_loss()
             if loss < best:
                 best, found = loss, copy.deepcopy(student.state_dict())
@@ -141,12 +138,23 @@ def train_end_to_end(
                 student.load_state_dict(found)
                 lower_peak(optimizer, GENTLER)
             save({
-                "before": before, "best": best, "found": found, "step": step, "looks": looks,
+                "before": before, "best": best, "found": found, "step": step, "lasts": length.seconds,
                 "student": student.state_dict(), "optimizer": optimizer.state_dict(),
-                "seconds": time.monotonic() - started, "lasts": length.seconds,
+                "seconds": time.monotonic() - started,
             })  # fmt: skip
     student.load_state_dict(found)
     return before, best
+
+
+def _beginning(how: Imitation, length: Length) -> dict[str, Any]:
+    """The state that a training starts from; its optimiser starts afresh."""
+    started = time.monotonic()
+    loss, found = how.held_back_loss(), copy.deepcopy(how.student.state_dict())
+    seconds = time.monotonic() - started
+    return {
+        "before": loss, "best": loss, "found": found, "step": 0, "lasts": length.seconds, "student": found,
+        "seconds": seconds,
+    }  # fmt: skip
 
 
 def augmented(transform: Any, images: Sequence[Tensor], generator: torch.Generator) -> ImageList:
