@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kinds import run
 from without_labels_page import RESULTS, read, write_page
 
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
-from norton_det.cli.main import main as norton_det
 from norton_det.compression.recover import STEPS
 from norton_det.files import write_json
 
@@ -74,12 +74,6 @@ TASKS = {
 }
 
 
-def run(*words: object) -> None:
-    print("$ norton-det", *words, flush=True)
-    if norton_det([str(word) for word in words]):
-        raise SystemExit(2)
-
-
 @dataclass(frozen=True)
 class Place:
     """A task's data, dense weights, and folder for what is made of them."""
@@ -93,6 +87,16 @@ class Place:
     @property
     def task(self) -> Task:
         return TASKS[self.name]
+
+    def path_of(self, name: str) -> Path:
+        """Where what has this name lies."""
+        return self.folder / name.replace(", ", "_").replace(" ", "_")
+
+    @property
+    def photo_names(self) -> list[str]:
+        """The training images' file names."""
+        told = json.loads((self.data / "train.json").read_text())["images"]
+        return sorted({image["file_name"] for image in told})
 
     @property
     def dense(self) -> Path:
@@ -126,8 +130,7 @@ class Place:
     def photos(self, count: int, more: Path | None = None) -> Path:
         """A folder of the first so many training images, by name, and of all others of a folder `more`."""
         folder = self.folder / f"images_{count}{'_more' if more else ''}"
-        told = json.loads((self.data / "train.json").read_text())["images"]
-        names = sorted({image["file_name"] for image in told})[:count]
+        names = self.photo_names[:count]
         others = sorted(more.glob("*.jpg")) if more else []
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -137,7 +140,7 @@ class Place:
 
     def compress(self, name: str, plan: list[str], images: Path | None, seed: int, *more: object) -> dict[str, Any]:
         """Compress and, where there are images, restore; AP, size and seconds."""
-        folder = self.folder / f"{name}-{seed}".replace(", ", "_").replace(" ", "_")
+        folder = self.path_of(f"{name}-{seed}")
         weights, timing = folder / "model_final.pth", folder / "seconds.json"
         if not timing.exists():
             started = time.perf_counter()
@@ -150,7 +153,7 @@ class Place:
 
     def search(self, name: str, budget: str, images: Path) -> list[str]:
         """A plan for a budget."""
-        path = self.folder / f"{name}.json".replace(", ", "_").replace(" ", "_")
+        path = self.path_of(f"{name}.json")
         if not path.exists():
             run("search-plan", "--weights", self.dense, "--images", images, "--budget", budget,
                 "--input-size", *self.task.size, "--output", path)  # fmt: skip
@@ -189,10 +192,11 @@ def measure_criterion(place: Place, seeds: range) -> None:
 
 def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
     """`norton-77` with fewer images than IMAGES and with more, the steps the same."""
-    every = len(json.loads((place.data / "train.json").read_text())["images"])
+    every = len(place.photo_names)
     for seed in seeds:
         for count in (*COUNTS, every):
-            row = place.compress(f"norton-77, {count} images", PLANS["norton-77"], place.photos(count), seed)
+            name = "norton-77" if count == IMAGES else f"norton-77, {count} images"
+            row = place.compress(name, PLANS["norton-77"], place.photos(count), seed)
             note(place.name, "images", str(count), seed, row)
         if foreign:
             images = place.photos(every, foreign)
@@ -204,9 +208,7 @@ def measure_fine_tuning(place: Place) -> None:
     """Fine-tuned with labels and the dense teacher, from compressed and from restored."""
     for name, shares in FINE_TUNED.items():
         for start, rate in FINE_RATE.items():
-            folder = place.folder / (f"{name}, compressed-0" if start == "compressed" else f"{name}-0").replace(
-                ", ", "_"
-            )
+            folder = place.path_of(f"{name}, compressed-0" if start == "compressed" else f"{name}-0")
             for share in shares:
                 row = place.train(
                     folder / f"tuned_{share}", f"model.weights={folder / 'model_final.pth'}",
