@@ -35,10 +35,13 @@ class Distillation:
     generator: torch.Generator
 
 
-def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -> tuple[float, float]:
+def distill(
+    part: nn.Module, inputs: Files, targets: Files, how: Distillation, refit: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Train a part, in place, towards targets; the relative errors ||y - target|| / ||target|| before and after.
 
-    BatchNorm's statistics are taken from the inputs first and then stand still, while Adam trains every parameter.
+    BatchNorm's statistics are taken from the inputs first and then stand still; `refit` solves what can be solved;
+    then Adam trains every parameter.
     Where the error on held-back maps has not fallen the part is left as it was found.
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
@@ -47,6 +50,7 @@ def distill(part: nn.Module, inputs: Files, targets: Files, how: Distillation) -
     if before == 0:
         return before, before
     estimate_statistics(part, inputs, how.batch)
+    refit()
     _train(part, inputs, targets, trained, how)
     after = relative_error(part, inputs, targets, held, how.batch)
     if not after < before:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
+from norton_det.compression.refit import refit_block, refit_laterals
+from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.small_images import SmallImages
 from norton_det.files import to_json
-from norton_det.models.channels import read_body
+from norton_det.models.channels import Block, read_body
 from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 from norton_det.models.persistence import dropped_blocks
@@ -188,7 +191,8 @@ def _restore_parts(
         stages = _restore_body(run, maps, kept)
         if isinstance(student, ResNet):
             return
-        levels = run.pass_on(Part("neck", _Pyramid(student), _Pyramid(teacher)), stages)
+        refit = partial(refit_laterals, student.backbone.fpn, teacher.backbone.fpn)
+        levels = run.pass_on(Part("neck", _Pyramid(student), _Pyramid(teacher), refit=refit), stages)
     for name, ours, theirs in _towers(student, teacher):
         run.restore(Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
     for kind, seen in run.pool(images, order, held).items():
@@ -235,13 +239,19 @@ def _restore_body(run: RecoveryRun, maps: Maps, kept: Mapping[str, Sequence[int]
     parts = [Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
     dense_body = read_body(run.teacher)
     dropped = dropped_blocks(run.student)
-    theirs: list[list[nn.Module]] = []  # by block of the student; it stands for the dropped ones behind it too
+    theirs: list[list[Block]] = []  # by block of the student; it stands for the dropped ones behind it too
     for block in dense_body.blocks:
         theirs += [] if block.name in dropped else [[]]
-        theirs[-1].append(teacher.get_submodule(block.name))
+        theirs[-1].append(block)
     for block, wanted in zip(body.blocks, theirs, strict=True):
-        ours = student.get_submodule(block.name)
-        parts.append(Part(block.name, ours, nn.Sequential(*wanted), kept[block.stage]))
+        ours, dense = student.get_submodule(block.name), (teacher.get_submodule(one.name) for one in wanted)
+        refit = partial(
+            refit_block,
+            take_apart(run.student, body, block),
+            [take_apart(run.teacher, dense_body, one) for one in wanted],
+            kept[block.stage],
+        )
+        parts.append(Part(block.name, ours, nn.Sequential(*dense), kept[block.stage], refit))
     read = getattr(student, "return_layers", {body.stages[-1]: "0"})
     last_blocks = {body.last_block(stage).name for stage in body.stages if stage in read}
     stages: list[Maps] = []

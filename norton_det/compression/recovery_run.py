@@ -1,7 +1,7 @@
 """A recovery under way: its parts, the maps that lie between them, and the file that keeps the finished ones."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import PartReport
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
+from norton_det.compression.refit import Batches
 from norton_det.files import free_path, load_tensors, save_tensors
 from norton_det.models.parts import regions
 from norton_det.models.weights import load_state
@@ -28,12 +29,16 @@ STEP, REGION_STEP = 2, 16
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all)."""
+    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all).
+
+    `refit` solves what is linear in it from what it reads in both, before it is trained.
+    """
 
     name: str
     student: nn.Module
     teacher: nn.Module
     kept: Sequence[int] | None = None
+    refit: Callable[[Batches, torch.Generator], None] | None = None
     batch: int = BATCH
     step: int = STEP
 
@@ -108,10 +113,21 @@ class RecoveryRun:
             targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
             generator = torch.Generator().manual_seed(self.seed + len(self.reports))
             how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
-            report = PartReport(part.name, *distill(part.student, maps.student, targets, how))
+
+            def refit() -> None:
+                if part.refit is not None:
+                    part.refit(self._read_both(maps, part.batch), generator)
+
+            report = PartReport(part.name, *distill(part.student, maps.student, targets, how, refit))
         self.reports.append(report)
         self._save()
         return wanted
+
+    def _read_both(self, maps: Maps, batch: int) -> Batches:
+        """What a part reads, but for what is held back."""
+        fitted = range(maps.held, maps.student[0].count)
+        both = (read_batches(files, fitted, batch, self.device) for files in (maps.student, maps.teacher))
+        return zip(*both, strict=True)
 
     @torch.no_grad()
     def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:

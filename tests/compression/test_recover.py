@@ -194,11 +194,11 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(network, images, tmp_pat
     whole, expected = recover(compressed, network, images, report.kept, steps=8)
     calls = []
 
-    def stopped(part, inputs, targets, how):
+    def stopped(part, inputs, targets, how, refit):
         calls.append(how.name)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return distill(part, inputs, targets, how)
+        return distill(part, inputs, targets, how, refit)
 
     monkeypatch.setattr(recovery_run, "distill", stopped)
     kept_in = tmp_path / "recovery.pth"
@@ -363,10 +363,10 @@ def test_the_heads_are_restored_on_regions_of_the_restored_pyramid(images, monke
     compressed, report = compressed_by(notation(dense), dense)
     seen = {}
 
-    def noted(part, inputs, targets, how):
+    def noted(part, inputs, targets, how, refit):
         if how.name == "box head":
             seen.update(held=how.held, count=inputs[0].count, maps=inputs[0].read(range(16)))
-        return distill(part, inputs, targets, how)
+        return distill(part, inputs, targets, how, refit)
 
     monkeypatch.setattr(recovery_run, "distill", noted)
     restored, _ = recover(compressed, dense, images, report.kept, steps=0)

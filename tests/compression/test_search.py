@@ -16,6 +16,7 @@ from norton_det.analysis.complexity import count, count_detector, total
 from norton_det.compression import recover as recovery
 from norton_det.compression.building import build_network
 from norton_det.compression.compress import compress
+from norton_det.compression.least_squares import least_squares
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
 from norton_det.compression.search import options as search_options
@@ -25,7 +26,6 @@ from norton_det.compression.search.body_sensitivities import centre_crops, measu
 from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.choice import Choice, Item, cheapest, solve
 from norton_det.compression.search.cost_table import cost_table
-from norton_det.compression.search.least_squares import least_squares
 from norton_det.compression.search.options import RATES, UNCHANGED, block_options, pruned_stages
 from norton_det.compression.search.part_sensitivities import measure_parts
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, search_plan

@@ -9,11 +9,12 @@ from detectors import tiny_classifier
 from torch import nn
 from torch.nn.functional import conv2d, relu
 
+from norton_det.compression.least_squares import energy_error, least_squares, refit
 from norton_det.compression.plan import kept_channels
+from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.compression.search import body_sensitivities, part_sensitivities
-from norton_det.compression.search.block_errors import block_errors, handed_on, take_apart
-from norton_det.compression.search.least_squares import energy_error, least_squares, refit
+from norton_det.compression.search.block_errors import block_errors, handed_on
 from norton_det.compression.search.options import RATES, block_options
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear

@@ -13,50 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from norton_det.compression.least_squares import best_linear, energy_error, random_positions, refit, sample
 from norton_det.compression.plan import kept_channels
+from norton_det.compression.residual import Residual, chained
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
-from norton_det.compression.search.least_squares import best_linear, energy_error, random_positions, refit, sample
 from norton_det.compression.search.options import DROPPED, UNCHANGED, Option
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.models.channels import Block, Body
 from norton_det.models.slicing import slice_channels
-
-
-@dataclass(frozen=True)
-class Residual:
-    """A residual block taken apart: relu(branch(x) + shortcut(x)), with a ReLU between the branch's pairs.
-
-    Attributes:
-        pairs: the branch's convolutions, each with its BatchNorm, in the order of the data.
-        shortcut: an Identity where the block adds its input itself.
-        spatial: the places in `pairs` of the convolutions that may be decomposed.
-    """
-
-    pairs: Any
-    shortcut: Any
-    spatial: tuple[int, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Compute what the block does, from (N, C, H, W) to (N, K, H', W')."""
-        *first, last = self.pairs
-        return relu(last(chained(first, x)) + self.shortcut(x))
-
-
-def take_apart(model: nn.Module, body: Body, block: Block) -> Residual:
-    """Take a block of a model's body apart; the modules stay the model's own."""
-    names = [body.prefix + conv for conv in block.convs]
-    norms = dict(pair for group in body.groups.values() for pair in group.producers)
-    pairs = [nn.Sequential(*(model.get_submodule(layer) for layer in (name, norms[name]))) for name in names]
-    module: Any = model.get_submodule(body.prefix + block.name)
-    shortcut = nn.Identity() if module.downsample is None else module.downsample
-    return Residual(nn.ModuleList(pairs), shortcut, tuple(block.convs.index(conv) for conv in block.spatial))
-
-
-def chained(pairs: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Pass maps through convolutions with their BatchNorm, a ReLU behind each."""
-    for pair in pairs:
-        x = relu(pair(x))
-    return x
 
 
 def block_errors(

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
+from norton_det.compression.least_squares import ROWS, best_linear, energy_error
 from norton_det.compression.plan import kept_channels
+from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
-from norton_det.compression.search.block_errors import block_errors, handed_on, take_apart
-from norton_det.compression.search.least_squares import ROWS, best_linear, energy_error
+from norton_det.compression.search.block_errors import block_errors, handed_on
 from norton_det.compression.search.options import RATES, UNCHANGED, block_options, input_group, pruned_stages
 from norton_det.models.channels import Body, ChannelGroup
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from norton_det.compression.search.least_squares import energy_error, least_squares, scale_and_bias
+from norton_det.compression.least_squares import energy_error, least_squares, scale_and_bias
 from norton_det.compression.search.options import PART_RANKS
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.layers.low_rank_linear import LowRankLinear
