@@ -21,8 +21,8 @@ from norton_det.cli.train import evaluate as evaluate_detector
 from norton_det.config import load_config
 from norton_det.data.catalog import open_images
 from norton_det.data.reading import Task
-from norton_det.deploy.agreement import Agreement, agreement
 from norton_det.deploy.optimize import optimize
+from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import Precision, load_exported
 from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
@@ -40,7 +40,7 @@ FULL_WIDTH = [
 ]
 PROPOSALS = (100, 50)
 TASKS: dict[str, Task] = {"faster_rcnn": "bbox", "mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
-AGREEMENT_IMAGES = 24
+PARITY_IMAGES = 24
 
 
 def run(*words: object) -> None:
@@ -126,18 +126,18 @@ def measure_full_width(folder: Path, backbone_weights: str) -> dict[str, Any]:
     words = [*FULL_WIDTH, f"model.backbone_weights={backbone_weights}"]
     weights = train("faster_rcnn", folder, *words)
     rows = variants("faster_rcnn", weights, folder / "variants")
-    return {"rows": rows, "agreement": {name: asdict(found) for name, found in agreements(weights).items()}}
+    return {"rows": rows, "parity": {name: asdict(found) for name, found in parities(weights).items()}}
 
 
-def agreements(weights: Path) -> dict[Precision, Agreement]:
+def parities(weights: Path) -> dict[Precision, Parity]:
     """Boxes of bfloat16 and int8 beside float32's, all by OpenVINO, on validation images of 800x1066 inside."""
     detector = detector_from_weights(read_weights(str(weights))).eval()
     detector.transform.min_size, detector.transform.max_size = (800,), 1333
-    calibration, images = (list(open_images(name, AGREEMENT_IMAGES)) for name in ("shapes_train", "shapes_val"))
+    calibration, images = (list(open_images(name, PARITY_IMAGES)) for name in ("shapes_train", "shapes_val"))
     exact = optimize(detector, calibration, "openvino")(images)
     precisions: tuple[Precision, ...] = ("bfloat16", "int8")
     return {
-        precision: agreement(optimize(detector, calibration, "openvino", precision)(images), exact)
+        precision: parity(optimize(detector, calibration, "openvino", precision)(images), exact)
         for precision in precisions
     }
 

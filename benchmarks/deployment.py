@@ -58,7 +58,7 @@ tenths. The dense ones have not converged: where a compressed one ends above, it
 """
 FULL_WIDTH = """At full width, `norton-77-all` started from ImageNet's filters and trained like the dense ones above:
 """
-AGREEMENT = """
+PARITY = """
 Its boxes in {precision} beside those in float32, both by OpenVINO, at 800x1066: of {expected} detections {found} are
 found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.1f} pixels (median), {box_p99:.1f}
 (99th percentile).
@@ -146,8 +146,8 @@ def accuracy_section(result: dict) -> str:
             lines += [*accuracy_table(title, result[kind]), ""]
     if "full_width" in result:
         lines += [FULL_WIDTH, *accuracy_table(TITLES["faster_rcnn"], {"norton-77-all": result["full_width"]["rows"]})]
-        for precision, moved in result["full_width"]["agreement"].items():
-            lines.append(AGREEMENT.format(precision=precision, **moved))
+        for precision, moved in result["full_width"]["parity"].items():
+            lines.append(PARITY.format(precision=precision, **moved))
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # before torc
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # after microseconds, not milliseconds
 
 from norton_det.api import (
-    agreement,
     build_detector,
     compress,
     count_detector,
@@ -16,6 +15,7 @@ from norton_det.api import (
     load_detector,
     load_resnet,
     optimize,
+    parity,
     recover,
     save,
     search_plan,
@@ -26,7 +26,6 @@ from norton_det.ops.cp import decompose_filters
 
 __version__ = version("norton_det")
 __all__ = [
-    "agreement",
     "build_detector",
     "compress",
     "count_detector",
@@ -39,6 +38,7 @@ __all__ = [
     "load_resnet",
     "open_images",
     "optimize",
+    "parity",
     "recover",
     "save",
     "search_plan",

@@ -15,8 +15,8 @@ from norton_det.compression.plan import PlanLike
 from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.search.plan_search import search_plan
-from norton_det.deploy.agreement import Agreement, agreement
 from norton_det.deploy.optimize import optimize
+from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
@@ -24,7 +24,6 @@ from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
 
 __all__ = [
-    "agreement",
     "build_detector",
     "compress",
     "count_detector",
@@ -33,6 +32,7 @@ __all__ = [
     "load_detector",
     "load_resnet",
     "optimize",
+    "parity",
     "recover",
     "save",
     "search_plan",
@@ -111,7 +111,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 def export(
     detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
-) -> Agreement:
+) -> Parity:
     """Write a detector to an .onnx or .xml (OpenVINO) file, which `load_detector` gives back for inference.
 
     `images` are float RGB (3, H, W) in 0 to 1, at least one: the file is fast at the size of the first one and must

@@ -18,7 +18,7 @@ from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import measure_sensitivities, search_plan
 from norton_det.data.shapes import write_shapes
 from norton_det.deploy import graphs
-from norton_det.deploy.agreement import agreement
+from norton_det.deploy.parity import parity
 from norton_det.deploy.treatments import usable_treatments
 from norton_det.layers.cp_conv import FORMS, CPConv2d
 from norton_det.models.channels import read_body
@@ -140,7 +140,7 @@ def test_lower_precision_finds_almost_the_same(precision, images):
     pictures = [image.to(GPU) for image in images]
     model = detector("mask_rcnn").to(GPU)
     exact, low = (norton_det.optimize(model, pictures, precision=p)(pictures) for p in ("float32", precision))
-    moved = agreement(low, exact)
+    moved = parity(low, exact)
     assert moved.found > 0.5 * moved.expected > 0
     assert moved.box_median < 2
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from norton_det.deploy.agreement import Agreement, agreement
 from norton_det.deploy.openvino import save_openvino
 from norton_det.deploy.optimize import openvino_model, write_onnx
+from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import load_exported
 
 FilePrecision = Literal["float32", "int8"]
@@ -20,7 +20,7 @@ CHECKED = 8
 
 def export_file(
     detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
-) -> Agreement:
+) -> Parity:
     """Write a detector to an .onnx file, or to an .xml file of OpenVINO with its .bin, and compare it with torch.
 
     `images` are float RGB (3, H, W) in 0 to 1: the file is fast at the size of the first one, and compared on the
@@ -66,9 +66,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def _compare(detector: Any, path: Path, images: list[Tensor]) -> Agreement:
+def _compare(detector: Any, path: Path, images: list[Tensor]) -> Parity:
     device = next(detector.parameters()).device
     was_training = detector.training
     expected = [detector.eval()([image.to(device)])[0] for image in images]
     detector.train(was_training)
-    return agreement(load_exported(path)(images), [{k: v.cpu() for k, v in found.items()} for found in expected])
+    return parity(load_exported(path)(images), [{k: v.cpu() for k, v in found.items()} for found in expected])

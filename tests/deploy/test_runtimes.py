@@ -7,10 +7,10 @@ import torch
 from clear import assert_same_detections, clear_detector, detect, pictures, require_little
 from detectors import ALL_KINDS
 
-from norton_det.deploy.agreement import agreement
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.openvino import convert_onnx
 from norton_det.deploy.optimize import optimize, prepare
+from norton_det.deploy.parity import parity
 from norton_det.deploy.runtimes import compile_openvino, load_exported
 from norton_det.models.settings import write_settings
 
@@ -54,7 +54,7 @@ def test_an_exported_detector_finds_the_same_at_any_size(runtime, kind, plan, ex
     detector, path, description = exported(kind, plan)
     found, expected = run_by(runtime, path, description)(pictures()), detect(detector, pictures())
     assert_same_detections(found, expected)
-    assert agreement(found, expected).is_equal
+    assert parity(found, expected).is_equal
 
 
 @pytest.mark.parametrize("plan", PLANS)

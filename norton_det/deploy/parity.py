@@ -11,7 +11,7 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Parity:
     """Expected detections, how many were found again, and how far those that were lie off.
 
     `box_median`, `box_p99` and `box_max` are pixels, the largest difference of a box's four numbers.
@@ -37,7 +37,7 @@ class Agreement:
         )
 
 
-def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> Agreement:
+def parity(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> Parity:
     """Compare the detections of the same images, torchvision's dictionaries.
 
     A detection counts as found again where one of the same label overlaps it by at least a half, or, as a box without
@@ -53,9 +53,9 @@ def agreement(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, T
                 boxes.append(distances.min())
                 scores.append((ours["scores"][same][distances.argmin()] - score).abs())
     if not boxes:
-        return Agreement(count, 0, 0.0, 0.0, 0.0, 0.0)
+        return Parity(count, 0, 0.0, 0.0, 0.0, 0.0)
     pixels = torch.stack(boxes).double()
-    return Agreement(
+    return Parity(
         expected=count,
         found=len(boxes),
         box_median=pixels.median().item(),

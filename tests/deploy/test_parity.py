@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from norton_det.deploy.agreement import agreement
+from norton_det.deploy.parity import parity
 
 
 def detections(boxes, labels, scores):
@@ -17,14 +17,14 @@ EXPECTED = detections([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], [1, 
 
 def test_equal_detections_in_another_order_agree():
     order = torch.tensor([2, 0, 1])
-    compared = agreement([{name: value[order] for name, value in EXPECTED.items()}], [EXPECTED])
+    compared = parity([{name: value[order] for name, value in EXPECTED.items()}], [EXPECTED])
     assert (compared.found, compared.expected, compared.box_max, compared.score_max) == (3, 3, 0, 0)
     assert compared.is_equal
 
 
 def test_distances_are_the_largest_of_a_boxs_numbers():
     found = detections([[0, 0, 11, 10], [20, 20, 40, 43], [50, 50, 60, 60]], [1, 2, 1], [0.9, 0.8, 0.75])
-    compared = agreement([found], [EXPECTED])
+    compared = parity([found], [EXPECTED])
     assert (compared.box_median, compared.box_max) == (1, 3)
     assert compared.score_max == pytest.approx(0.05)
     assert not compared.is_equal
@@ -33,17 +33,17 @@ def test_distances_are_the_largest_of_a_boxs_numbers():
 @pytest.mark.parametrize(("shift", "score", "equal"), [(0.009, 0.90009, True), (0.02, 0.9, False), (0, 0.902, False)])
 def test_both_boxes_and_scores_have_to_be_equal(shift, score, equal):
     found = detections([[0, 0, 10, 10 + shift], [20, 20, 40, 40], [50, 50, 60, 60]], [1, 2, 1], [score, 0.8, 0.7])
-    assert agreement([found], [EXPECTED]).is_equal == equal
+    assert parity([found], [EXPECTED]).is_equal == equal
 
 
 def test_another_label_or_another_place_is_not_found_again():
     found = detections([[0, 0, 10, 10], [20, 20, 40, 40], [150, 50, 160, 60]], [2, 2, 1], [0.9, 0.8, 0.7])
-    compared = agreement([found], [EXPECTED])
+    compared = parity([found], [EXPECTED])
     assert (compared.found, compared.expected) == (1, 3)
     assert not compared.is_equal
 
 
 def test_no_detections():
     nothing = detections([], [], [])
-    assert agreement([nothing], [nothing]).is_equal
-    assert agreement([nothing], [EXPECTED]).found == 0
+    assert parity([nothing], [nothing]).is_equal
+    assert parity([nothing], [EXPECTED]).found == 0
