@@ -1,23 +1,19 @@
 """Predictions -> COCO results -> AP, as pycocotools computes it."""
 
-import contextlib
-import io
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import Params
 
 from norton_det.data.catalog import Categories, read_keypoints
 from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content
+from norton_det.evaluation.comparison import as_coco, average_precisions, compare, precisions, summarize
 from norton_det.evaluation.results import load_results, to_results
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
@@ -97,15 +93,16 @@ class CocoEvaluator:
         """What `evaluate` and `per_category` say, of one comparison with the truth."""
         comparisons = self._compare(image_ids)
         return (
-            {kind: _summarize(comparison) for kind, comparison in comparisons.items()},
-            {kind: _average_precisions(comparison) for kind, comparison in comparisons.items()},
+            {kind: summarize(comparison) for kind, comparison in comparisons.items()},
+            {kind: average_precisions(comparison) for kind, comparison in comparisons.items()},
         )
 
     def _compare(self, image_ids: Sequence[int] | None) -> dict[Task, Any]:
         truth = _ground_truth(self.annotations, self.task, self._sigmas, self._detections)
         kinds: list[Task] = ["bbox"] if self.task == "bbox" else ["bbox", self.task]
         return {
-            kind: _compare(truth, self.results, kind, self._sigmas, image_ids, self._detections) for kind in kinds
+            kind: compare(truth, self.results, kind, self._sigmas, counted(kind, self._detections), image_ids)
+            for kind in kinds
         }
 
 
@@ -157,7 +154,7 @@ def evaluate_results(
     """
     chosen = _sigmas(annotations, task, sigmas)
     truth = _ground_truth(annotations, task, chosen, detections)
-    return _summarize(_compare(truth, results, task, chosen, image_ids, detections))
+    return summarize(compare(truth, results, task, chosen, counted(task, detections), image_ids))
 
 
 @dataclass(frozen=True)
@@ -180,14 +177,14 @@ def precision_recall(
     Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
     chosen = _sigmas(annotations, task, sigmas)
-    comparison = _compare(_ground_truth(annotations, task, chosen), results, task, chosen)
-    precisions = {name: values for name, values in _precisions(comparison).items() if not np.isnan(values).any()}
-    if not precisions:
+    comparison = compare(_ground_truth(annotations, task, chosen), results, task, chosen, counted(task))
+    curves = {name: values for name, values in precisions(comparison).items() if not np.isnan(values).any()}
+    if not curves:
         raise ValueError(f"{annotations}: no objects, so there are no precision-recall curves")
     rows = {iou: int(np.argmin(abs(comparison.params.iouThrs - iou))) for iou in (0.5, 0.75)}
     return PrecisionRecall(
-        mean={iou: np.mean([values[row] for values in precisions.values()], axis=0) for iou, row in rows.items()},
-        by_category={name: values[rows[0.5]] for name, values in precisions.items()},
+        mean={iou: np.mean([values[row] for values in curves.values()], axis=0) for iou, row in rows.items()},
+        by_category={name: values[rows[0.5]] for name, values in curves.items()},
     )
 
 
@@ -220,73 +217,4 @@ def _ground_truth(
     for number, annotation in enumerate(truth, start=1):
         annotation["id"] = number
     images = list(content.images.values())
-    return _coco({"info": {}, "images": images, "annotations": truth, "categories": content.categories})
-
-
-def _coco(content: dict[str, Any]) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = content
-        coco.createIndex()
-    return coco
-
-
-def _compare(
-    truth: Any,
-    results: list[dict[str, Any]],
-    kind: Task,
-    sigmas: NDArray[np.float64] | None,
-    image_ids: Sequence[int] | None = None,
-    detections: int | None = None,
-) -> Any:
-    """A COCOeval that has been run; the results stay as they are."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        if results:
-            found = truth.loadRes([dict(result) for result in results])
-        else:  # which loadRes refuses
-            found = _coco({**truth.dataset, "annotations": []})
-        comparison = COCOeval(truth, found, kind)
-        if kind == "keypoints":
-            comparison.params.kpt_oks_sigmas = sigmas
-        comparison.params.maxDets[-1] = counted(kind, detections)
-        if image_ids is not None:
-            comparison.params.imgIds = sorted(image_ids)
-        comparison.evaluate()
-        comparison.accumulate()
-    return comparison
-
-
-def _summarize(comparison: Any) -> dict[str, float]:
-    """What pycocotools' `summarize` prints, which knows no other numbers of detections than COCO's."""
-    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; of keypoints no small ones
-    most = comparison.params.maxDets
-    mean = partial(_mean, comparison)
-    metrics = {"AP": mean("precision"), "AP50": mean("precision", iou=0.5), "AP75": mean("precision", iou=0.75)}
-    metrics |= {f"AP{size[0]}": mean("precision", size) for size in sizes}
-    if comparison.params.iouType == "keypoints":
-        metrics |= {"AR": mean("recall"), "AR50": mean("recall", iou=0.5), "AR75": mean("recall", iou=0.75)}
-    else:
-        metrics |= {f"AR{count}": mean("recall", most=place) for place, count in enumerate(most)}
-    return metrics | {f"AR{size[0]}": mean("recall", size) for size in sizes}
-
-
-def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None, most: int = -1) -> float:
-    """The mean in points over thresholds, categories and, of precision, recalls; NaN where there is none."""
-    values = comparison.eval[of][..., comparison.params.areaRngLbl.index(size), most]
-    if iou is not None:
-        values = values[np.isclose(comparison.params.iouThrs, iou)]
-    valid = values[values > -1]  # which stands for undefined
-    return float(100 * np.mean(valid)) if valid.size else math.nan
-
-
-def _average_precisions(comparison: Any) -> dict[str, float]:
-    return {name: float(100 * values.mean()) for name, values in _precisions(comparison).items()}
-
-
-def _precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
-    """By category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
-    # from (T, R, K, areas, numbers of detections) to (T, R, K): all areas, the largest number
-    precision = comparison.eval["precision"][:, :, :, 0, -1]
-    names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]
-    valid = np.where(precision >= 0, precision, np.nan)
-    return {name: valid[:, :, k] for k, name in enumerate(names)}
+    return as_coco({"info": {}, "images": images, "annotations": truth, "categories": content.categories})
