@@ -1,4 +1,4 @@
-"""Running a detector over a loader, results into an evaluator."""
+"""Running a detector over images: over a loader, results into an evaluator; over those that nobody labelled."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +10,11 @@ from torchvision.models.detection import transform
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from tqdm import tqdm
 
+from norton_det.data.catalog import Categories
+from norton_det.evaluation.agreement import Findings, collect
 from norton_det.evaluation.coco import CocoEvaluator
+
+Detector = Callable[[list[Tensor]], list[dict[str, Any]]]
 
 
 class PastedMasks(Sequence[Tensor]):
@@ -28,9 +32,15 @@ class PastedMasks(Sequence[Tensor]):
         return paste_masks_in_image(self.masks[one], self.boxes[one], self.size)[0]
 
 
+def _detect(detector: Detector, images: Sequence[Tensor], device: torch.device) -> list[dict[str, Any]]:
+    """The outputs, in which masks are `PastedMasks`."""
+    with patch.object(transform, "paste_masks_in_image", PastedMasks):
+        return detector([image.to(device) for image in images])
+
+
 @torch.inference_mode()
 def run_inference(
-    detector: Callable[[list[Tensor]], list[dict[str, Tensor]]],
+    detector: Detector,
     loader: Iterable[Any],
     evaluator: CocoEvaluator,
     device: torch.device,
@@ -40,9 +50,17 @@ def run_inference(
     evaluator.reset()
     seen: list[int] = []
     for images, targets in tqdm(loader, desc="evaluate", disable=not show_progress):
-        with patch.object(transform, "paste_masks_in_image", PastedMasks):
-            outputs = detector([image.to(device) for image in images])
+        outputs = _detect(detector, images, device)
         ids = [int(target["image_id"]) for target in targets]
         evaluator.process(ids, outputs)
         seen += ids
     return seen
+
+
+@torch.inference_mode()
+def find(
+    detector: Detector, images: Sequence[Tensor], categories: Categories, device: torch.device, name: str = "detect"
+) -> Findings:
+    """Collect what a detector in evaluation mode finds on images (3, H, W), one at a time; `name` is the bar's."""
+    bar = tqdm(images, desc=name)
+    return collect((output for image in bar for output in _detect(detector, [image], device)), categories)

@@ -52,6 +52,11 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
     return results
 
 
+def task_of(output: Mapping[str, Any]) -> Task:
+    """Return what an output holds beside boxes; boxes where it holds nothing else."""
+    return next((task for key, task in _TASK_OF_OUTPUT.items() if key in output), "bbox")
+
+
 def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> dict[str, Tensor]:
     """The COCO results of one image as a detector's output, which `to_results` makes results of.
 
@@ -130,8 +135,7 @@ def named_results(output: Mapping[str, Any], categories: Categories) -> list[dic
 
     Detections have masks or keypoints where the output has.
     """
-    task: Task = next((task for key, task in _TASK_OF_OUTPUT.items() if key in output), "bbox")
-    found = to_results(0, output, categories, task)
+    found = to_results(0, output, categories, task_of(output))
     for result in found:
         del result["image_id"]
         result["category"] = categories.names[categories.labels[result["category_id"]]]

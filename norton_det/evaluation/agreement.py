@@ -1,0 +1,194 @@
+"""Agreement: the AP of a detector against what a reference finds, taken as the truth where nobody has labels.
+
+The reference's findings from a score on are the objects; the detector's findings of every score are ranked against
+them, as COCO's protocol has it. A detector agrees with itself to 100: what it finds below the score is ranked behind
+all that is true. Categories are matched by name.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from norton_det.data.catalog import Categories
+from norton_det.data.matching import match
+from norton_det.data.reading import Record, Task
+from norton_det.evaluation.coco import counted, oks_sigmas
+from norton_det.evaluation.comparison import as_coco, average_precisions, compare, summarize
+from norton_det.evaluation.matches import f1_by_image, read_matches, resampled_aps
+from norton_det.evaluation.results import task_of, to_results
+from norton_det.keypoints import COCO_KEYPOINTS
+
+log = logging.getLogger(__name__)
+SCORE = 0.5
+"""From which on a finding of the reference is taken as true, unless another is asked for."""
+RESAMPLES = 400
+"""Of the images, for the interval."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a detector finds on images that are numbered from 0.
+
+    Attributes:
+        results: COCO results; `image_id` is the number, `category_id` the label.
+        images: how many there are.
+        categories: the names by label, and the keypoints.
+        task: what is found beside boxes.
+    """
+
+    results: list[Record]
+    images: int
+    categories: Categories
+    task: Task
+
+
+@dataclass(frozen=True)
+class TaskAgreement:
+    """Agreement in boxes, masks or keypoints, in points, 0 to 100.
+
+    Attributes:
+        metrics: AP, AP50, AP75 and, by the objects' size, APs, APm, APl (of keypoints no APs); NaN without objects.
+        interval: in which 95 % of AP would lie, were the images drawn anew.
+        by_category: AP of each category that the reference finds.
+        by_image: F1 of what both find from the score on, matched at an IoU (OKS) of 0.5; 100 where neither does.
+    """
+
+    metrics: dict[str, float]
+    interval: tuple[float, float]
+    by_category: dict[str, float]
+    by_image: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a detector agrees with a reference.
+
+    Attributes:
+        score: from which on the reference's findings were taken as true.
+        found_by_image: how many those were on each image.
+        found_by_category: how many of each category.
+        tasks: the agreement in boxes and, where both find them, masks or keypoints.
+    """
+
+    score: float
+    found_by_image: tuple[int, ...]
+    found_by_category: dict[str, int]
+    tasks: dict[Task, TaskAgreement]
+
+    @property
+    def found(self) -> int:
+        """How many findings were taken as true."""
+        return sum(self.found_by_image)
+
+
+def collect(outputs: Iterable[Mapping[str, Any]], categories: Categories) -> Findings:
+    """Collect a detector's outputs, torchvision's dictionaries, an image each; masks become RLE one after the other.
+
+    Raises ValueError for a label that `categories` lacks, and another number of keypoints than they have.
+    """
+    labels = replace(categories, ids=tuple(range(len(categories.names))))
+    results: list[Record] = []
+    images = 0
+    task: Task = "bbox"
+    for images, output in enumerate(outputs, start=1):
+        task = task_of(output)
+        results += to_results(images - 1, output, labels, task)
+    return Findings(results, images, categories, task)
+
+
+def agreement_of(
+    reference: Findings, detector: Findings, score: float = SCORE, resamples: int = RESAMPLES, seed: int = 0
+) -> Agreement:
+    """Compute how far a detector agrees with a reference on the same images, on which neither was fitted.
+
+    Only categories that both know count; others are told in a warning. The interval is that of `resamples` draws of
+    the images, by `seed`.
+
+    Raises ValueError for no common category, other keypoints, and a reference that finds nothing from `score` on.
+    """
+    if reference.images != detector.images:
+        raise ValueError(f"findings on {detector.images} images, expected {reference.images}, the reference's")
+    labels = _common_labels(reference.categories, detector.categories)
+    objects = [r for r in reference.results if r["score"] >= score and r["category_id"] in labels.values()]
+    if not objects:
+        told = f"the reference finds nothing of a score of at least {score:g} on {reference.images} images"
+        raise ValueError(f"{told}: name other images, or a lower score")
+    found = [{**r, "category_id": labels[r["category_id"]]} for r in detector.results if r["category_id"] in labels]
+    names = {label: reference.categories.names[label] for label in sorted(labels.values())}
+    by_image, by_category = (Counter(r[key] for r in objects) for key in ("image_id", "category_id"))
+
+    def measured(task: Task) -> TaskAgreement:
+        truth = _as_truth(objects, task, reference.images, names)
+        sigmas = _common_sigmas(reference.categories, detector.categories) if task == "keypoints" else None
+        most = max(counted(task), *Counter((r["image_id"], r["category_id"]) for r in objects).values())
+        comparison = compare(truth, [r for r in found if _area(r, task)], task, sigmas, most)
+        matches = read_matches(comparison)
+        metrics = {name: value for name, value in summarize(comparison).items() if name.startswith("AP")}
+        aps = resampled_aps(matches, comparison.params.recThrs, resamples, seed)
+        return TaskAgreement(
+            metrics=metrics,
+            interval=_interval(metrics["AP"], np.fromiter(aps, float)),
+            by_category={name: ap for name, ap in average_precisions(comparison).items() if not math.isnan(ap)},
+            by_image=f1_by_image(matches, score),
+        )
+
+    tasks: list[Task] = ["bbox"]
+    if reference.task == detector.task != "bbox":
+        tasks.append(reference.task)
+    return Agreement(
+        score=score,
+        found_by_image=tuple(by_image[image] for image in range(reference.images)),
+        found_by_category={name: by_category[label] for label, name in names.items()},
+        tasks={task: measured(task) for task in tasks},
+    )
+
+
+def _interval(ap: float, resampled: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of AP on images drawn anew, moved to lie around AP: of rare categories, an image that is drawn
+    twice makes more of its own AP."""
+    low, high = np.clip(ap + np.nanpercentile(resampled, [2.5, 97.5]) - np.nanmean(resampled), 0, 100).tolist()
+    return low, high
+
+
+def _common_labels(reference: Categories, detector: Categories) -> Mapping[int, int]:
+    """The detector's labels -> the reference's, of the categories that both know."""
+    matching = match(reference, detector)
+    told = matching.told("the detector", "the reference")
+    if not matching.labels:
+        raise ValueError(told)
+    if not matching.is_complete:
+        log.warning("%s: agreement is over those that both know", told)
+    return matching.labels
+
+
+def _common_sigmas(reference: Categories, detector: Categories) -> NDArray[np.float64]:
+    """OKS's, of the keypoints that both find."""
+    known, other = (each.keypoints or COCO_KEYPOINTS for each in (reference, detector))
+    if known.names != other.names:
+        names, wanted = (", ".join(each.names) for each in (other, known))
+        raise ValueError(f"the detector's keypoints are {names}, expected the reference's, {wanted}")
+    return oks_sigmas(known)
+
+
+def _as_truth(objects: list[Record], task: Task, images: int, names: Mapping[int, str]) -> Any:
+    """The reference's findings as a dataset of pycocotools, in which every keypoint is visible."""
+    sound = [(r, area) for r in objects if (area := _area(r, task))]
+    annotations = [
+        {**r, "id": number, "area": area, "iscrowd": 0, "num_keypoints": len(r.get("keypoints", [])) // 3}
+        for number, (r, area) in enumerate(sound, start=1)
+    ]
+    categories = [{"id": label, "name": name} for label, name in names.items()]
+    listed = [{"id": image, "height": 0, "width": 0} for image in range(images)]  # sizes are asked for, not used
+    return as_coco({"images": listed, "annotations": annotations, "categories": categories})
+
+
+def _area(result: Record, task: Task) -> float:
+    """Pixels of a finding, of its mask or else of its box; what has none meets nothing, not even itself."""
+    return float(rle.area(result["segmentation"]) if task == "segm" else result["bbox"][2] * result["bbox"][3])
