@@ -7,6 +7,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # before torc
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # after microseconds, not milliseconds
 
 from norton_det.api import (
+    agreement,
     build_detector,
     compress,
     count_detector,
@@ -26,6 +27,7 @@ from norton_det.ops.cp import decompose_filters
 
 __version__ = version("norton_det")
 __all__ = [
+    "agreement",
     "build_detector",
     "compress",
     "count_detector",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
@@ -15,15 +16,20 @@ from norton_det.compression.plan import PlanLike
 from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.search.plan_search import search_plan
-from norton_det.deploy.optimize import optimize
+from norton_det.data.catalog import Categories
+from norton_det.deploy.optimize import TorchDetector, optimize
 from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.deploy.writing import FilePrecision, export_file
+from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
+from norton_det.evaluation.inference import find
+from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
 from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
 
 __all__ = [
+    "agreement",
     "build_detector",
     "compress",
     "count_detector",
@@ -119,3 +125,28 @@ def export(
     Returns how far its detections lie from torch's. Raises ValueError for what cannot be written.
     """
     return export_file(detector, path, images, precision)
+
+
+def agreement(reference: Any, detector: Any, images: Sequence[Tensor], score: float = SCORE) -> Agreement:
+    """Compute how far a detector agrees with a reference, such as the dense one that it was made from.
+
+    It is AP, in points, against the reference's findings of at least this score, taken as the truth, on images
+    without labels, float RGB (3, H, W) in 0 to 1, on which neither was fitted or restored. Both are detectors in
+    memory, optimised or of an exported file. Categories are matched by name; masks or keypoints count where both find
+    them. Raises ValueError for no common category, other keypoints, and a reference that finds nothing.
+    """
+    return agreement_of(_findings(reference, images, "reference"), _findings(detector, images, "detector"), score)
+
+
+def _findings(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
+    """What a detector of any kind finds, in evaluation mode, on the device where it is."""
+    network = detector.detector if isinstance(detector, TorchDetector) else detector
+    if not isinstance(network, nn.Module):
+        categories = Categories(tuple(detector.categories), tuple(detector.category_ids), detector.keypoints)
+        return find(detector, images, categories, torch.device("cpu"), name)
+    names, ids = categories_of(network)
+    categories = Categories(tuple(names), tuple(ids), keypoints_of(network))
+    was_training = network.training
+    found = find(network.eval(), images, categories, next(network.parameters()).device, name)
+    network.train(was_training)
+    return found

@@ -22,7 +22,7 @@ ALLOWED = {
     "visualization": {"analysis", "data", "deploy", "files", "keypoints", "opencv"},
     "report": {"analysis", "models", "compression", "data", "evaluation", "visualization"},
     "config": set(),
-    "api": {"analysis", "models", "compression", "deploy"},
+    "api": {"analysis", "models", "compression", "data", "deploy", "evaluation"},
     "builders": {"models", "compression", "data", "evaluation", "engine", "deploy", "config", "files", "keypoints"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)

@@ -19,6 +19,7 @@ COMMANDS = {
     "compress": "compress trained weights by a plan",
     "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",
+    "agreement": "how far a detector agrees with another on images without labels",
     "benchmark": "measure latency, dense beside compressed",
     "report": "one HTML page about a run, beside others and with benchmarks",
     "export-model": "write a detector as an ONNX or OpenVINO file",

@@ -6,6 +6,7 @@ import torch
 from norton_det.cli.main import main
 
 COMMANDS = {
+    "agreement": ["a.pth", "b.pth", "--images", "photos", "--device", "{}"],
     "train": ["--config", "quickstart.yaml", "device={}"],
     "benchmark": ["--config", "quickstart.yaml", "--device", "{}"],
     "finetune-backbone": ["--weights", "w.pth", "--data", "data", "--device", "{}"],

@@ -7,9 +7,10 @@ import torch
 from clear import assert_same_detections, clear_detector, detect, pictures, require_little
 from detectors import ALL_KINDS
 
+import norton_det
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.openvino import convert_onnx
-from norton_det.deploy.optimize import optimize, prepare
+from norton_det.deploy.optimize import TorchDetector, optimize, prepare
 from norton_det.deploy.parity import parity
 from norton_det.deploy.runtimes import compile_openvino, load_exported
 from norton_det.models.settings import write_settings
@@ -124,3 +125,13 @@ def test_bfloat16_finds_much_the_same(kind):
     fast = optimize(detector, pictures(), "torch", "bfloat16")
     for ours, theirs in zip(detect(fast, pictures()), detect(detector, pictures()), strict=True):
         assert 0 < abs(ours["scores"].max() - theirs["scores"].max()) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn", "fcos"])
+def test_a_detector_agrees_in_full_with_its_exported_file(kind, exported):
+    detector, path, _ = exported(kind)
+    loaded = norton_det.load_detector(path)
+    for pair in ((detector, loaded), (loaded, TorchDetector(detector))):
+        found = norton_det.agreement(*pair, pictures(), score=0.3)
+        assert [values.metrics["AP"] > 99.9 for values in found.tasks.values()] == [True] * len(found.tasks)
+        assert found.found > 3

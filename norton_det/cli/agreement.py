@@ -1,0 +1,83 @@
+"""Compute how far a detector agrees with another on images without labels: what the smaller of two has lost."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from norton_det.api import agreement, load_detector
+from norton_det.cli.options import require_at_least, share
+from norton_det.data.catalog import open_images
+from norton_det.engine.distributed import find_device
+from norton_det.evaluation.agreement import SCORE, Agreement
+from norton_det.files import write_json
+
+LESS_MEMORY = "give it smaller --images"
+FINDINGS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("reference", help="the detector that is taken for right: its weights or an exported file")
+    parser.add_argument("detector", help="the one that is compared with it, likewise")
+    parser.add_argument("--images", required=True, help="a folder or a dataset's name, on which neither was fitted")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    parser.add_argument(
+        "--score", type=share, default=SCORE, help="findings of the reference of at least this score are the truth"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", type=Path, help="write the numbers there, also those of each image")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the tables and write the JSON."""
+    require_at_least(args, image_count=1)
+    device = find_device(args.device)
+    images = open_images(args.images, args.image_count)
+    reference, detector = (load_detector(path).to(device) for path in (args.reference, args.detector))
+    found = agreement(reference, detector, images, args.score)
+    print(format_agreement(found))
+    if args.json:
+        names = {"reference": args.reference, "detector": args.detector}
+        write_json(args.json, names | to_dict(found, images.paths))
+
+
+def format_agreement(found: Agreement) -> str:
+    """Format two tables, a row a kind of finding and a row a category, and say what was compared."""
+    names = list(found.tasks["bbox"].metrics)[1:]
+    rows = [f"{'':12}{'AP':>8}{'95 %':>18}" + "".join(f"{name:>8}" for name in names)]
+    for task, values in found.tasks.items():
+        interval = " to ".join(map(_points, values.interval))
+        others = "".join(f"{_points(values.metrics.get(name)):>8}" for name in names)
+        rows.append(f"{FINDINGS[task]:12}{_points(values.metrics['AP']):>8}{interval:>18}{others}")
+    rows += ["", f"{'AP':24}{'findings':>10}" + "".join(f"{FINDINGS[task]:>12}" for task in found.tasks)]
+    for name in found.tasks["bbox"].by_category:
+        aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
+        rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")
+    told = f"{found.found} findings of the reference of a score of at least {found.score:g}"
+    return "\n".join([*rows, "", f"{told} on {len(found.found_by_image)} images"])
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def to_dict(found: Agreement, paths: Sequence[Path]) -> dict[str, Any]:
+    """Put an agreement into plain types, the images that agree least first, by their last kind of finding."""
+    tasks = {task: asdict(values) for task, values in found.tasks.items()}
+    f1 = {task: values.pop("by_image") for task, values in tasks.items()}
+    images = [
+        {"file": str(path), "findings": count, **dict(zip(f1, values, strict=True))}
+        for path, count, *values in zip(paths, found.found_by_image, *f1.values(), strict=True)
+    ]
+    images.sort(key=lambda image: image[[*f1][-1]])
+    return {
+        "score": found.score,
+        "image_count": len(images),
+        "findings": found.found,
+        "findings_by_category": found.found_by_category,
+        "tasks": tasks,
+        "images": images,
+    }
