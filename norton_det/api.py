@@ -135,10 +135,10 @@ def agreement(reference: Any, detector: Any, images: Sequence[Tensor], score: fl
     memory, optimised or of an exported file. Categories are matched by name; masks or keypoints count where both find
     them. Raises ValueError for no common category, other keypoints, and a reference that finds nothing.
     """
-    return agreement_of(_findings(reference, images, "reference"), _findings(detector, images, "detector"), score)
+    return agreement_of(findings_of(reference, images, "reference"), findings_of(detector, images, "detector"), score)
 
 
-def _findings(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
+def findings_of(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
     """What a detector of any kind finds, in evaluation mode, on the device where it is."""
     network = detector.detector if isinstance(detector, TorchDetector) else detector
     if not isinstance(network, nn.Module):
