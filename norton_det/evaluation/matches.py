@@ -15,15 +15,13 @@ class Matches:
     Attributes:
         scores: (D,).
         places: of each image the indices of its detections.
-        hits: (T, D), whether a detection met an object that counts.
-        misses: (T, D), whether it met none; what met an object that does not count is neither.
-        objects: (I,), how many in each image count.
+        hits: (T, D), whether a detection met an object.
+        objects: (I,), how many there are in each image.
     """
 
     scores: NDArray[np.float64]
     places: list[NDArray[np.int64]]
     hits: NDArray[np.bool_]
-    misses: NDArray[np.bool_]
     objects: NDArray[np.int64]
 
     def precisions(self, images: NDArray[np.int64], recalls: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -36,16 +34,18 @@ class Matches:
             return None
         found = np.concatenate([self.places[image] for image in images])
         found = found[np.argsort(-self.scores[found], kind="mergesort")]
-        hits = self.hits[:, found].cumsum(axis=1, dtype=float)
-        misses = self.misses[:, found].cumsum(axis=1, dtype=float)
-        precision = hits / (hits + misses + np.spacing(1))
+        hits = self.hits[:, found].cumsum(axis=1)
+        precision = hits / (np.arange(1, len(found) + 1) + np.spacing(1))
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or a higher one
         best = np.pad(best, ((0, 0), (0, 1)))  # none at recalls that are not reached
         return np.stack([row[np.searchsorted(hit / objects, recalls)] for row, hit in zip(best, hits, strict=True)])
 
 
 def read_matches(comparison: Any) -> list[Matches]:
-    """Return the matches of each category, over objects of all sizes, of a COCOeval that has been run."""
+    """Return the matches of each category, over objects of all sizes, of a COCOeval that has been run.
+
+    Its truth has no crowds and no other objects that do not count.
+    """
     params = comparison.params
     count = len(params.imgIds)
     starts = range(0, len(comparison.evalImgs), count * len(params.areaRng))  # by category, size (all first), image
@@ -54,19 +54,14 @@ def read_matches(comparison: Any) -> list[Matches]:
 
 def _read(images: Sequence[dict[str, Any] | None], thresholds: int) -> Matches:
     """The matches of one category; None stands for an image with neither objects nor detections."""
-    none = np.zeros((thresholds, 0))
-    nothing: dict[str, Any] = {"dtScores": [], "dtMatches": none, "dtIgnore": none, "gtIgnore": np.zeros(0)}
+    nothing: dict[str, Any] = {"dtScores": [], "dtMatches": np.zeros((thresholds, 0)), "gtIds": []}
     told = [image or nothing for image in images]
     ends = np.cumsum([len(image["dtScores"]) for image in told])
-    matched, ignored = (
-        np.concatenate([image[key] for image in told], axis=1) > 0 for key in ("dtMatches", "dtIgnore")
-    )
     return Matches(
         scores=np.concatenate([image["dtScores"] for image in told]),
         places=np.split(np.arange(ends[-1]), ends[:-1]),
-        hits=matched & ~ignored,
-        misses=~matched & ~ignored,
-        objects=np.array([np.count_nonzero(image["gtIgnore"] == 0) for image in told]),
+        hits=np.concatenate([image["dtMatches"] for image in told], axis=1) > 0,
+        objects=np.array([len(image["gtIds"]) for image in told]),
     )
 
 
