@@ -149,7 +149,8 @@ class Place:
             run("compress", "--weights", self.dense, *plan, *words, "--seed", seed, "--output", weights, *more)
             write_json(timing, round(time.perf_counter() - started))
         found = self.train(folder, "--eval-only", f"model.weights={weights}")
-        return {**found, **self.size(weights), "seconds": json.loads(timing.read_text())}
+        length = {"steps": STEPS} if images else {}
+        return {**found, **self.size(weights), **length, "seconds": json.loads(timing.read_text())}
 
     def search(self, name: str, budget: str, images: Path) -> list[str]:
         """A plan for a budget."""
@@ -163,7 +164,7 @@ class Place:
 def note(task: str, part: str, name: str, seed: int, row: dict[str, Any]) -> None:
     """Add a row to docs/without_labels/real_tasks.json, by task, part, name and seed, and write the page anew."""
     rows = read("real_tasks") or {}
-    rows["how"] = {"images": IMAGES, "steps": STEPS, "machine": describe_machine(torch.device("cpu"))}
+    rows["how"] = {"images": IMAGES, "machine": describe_machine(torch.device("cpu"))}
     rows.setdefault(task, {}).setdefault(part, {}).setdefault(name, {})[str(seed)] = row
     print(task, part, name, seed, row, flush=True)
     write_json(RESULTS / "real_tasks.json", rows, indent=1)

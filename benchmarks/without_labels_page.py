@@ -29,10 +29,10 @@ then as a whole, the dense detector its teacher. Real photos first, drawn ones b
 
 By `python benchmarks/real_tasks.py --data DATA --weights resnet50_half_width.pth`: detectors of half width on photos
 of about 320x430 pixels, trained dense with labels from a body that knew photos, then compressed at rank 1 and
-restored on {images} training images with {steps} steps, of which no label is read; AP / AP50 on the validation
-images, and in brackets the share of the dense detector's AP. Parameters and MACs are the whole detector's. *Seconds*
-are those of compression and recovery on {machine}, which other work shared.
-Where there are several seeds, their mean.
+restored on {images} training images, of which no label is read, in so many *steps* of the whole; AP / AP50 on the
+validation images, and in brackets the share of the dense detector's AP. Parameters and MACs are the whole detector's.
+*Seconds* are those of compression and recovery on {machine}, which other work shared. Where there are several seeds,
+their mean.
 """
 DRAWN = """## Drawn images
 
@@ -139,15 +139,16 @@ def real_tasks(tasks: dict[str, Any]) -> list[str]:
 
 def plan_table(kind: str, dense: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     lines = [
-        f"| {FINDINGS[kind]} | parameters, M | GMACs | compressed | restored | seconds |",
-        "| --- |" + " ---: |" * 5,
-        f"| dense, {dense['epochs']} epochs | {sizes(dense)} | | {ap(dense[kind])} | |",
+        f"| {FINDINGS[kind]} | parameters, M | GMACs | compressed | restored | steps | seconds |",
+        "| --- |" + " ---: |" * 6,
+        f"| dense, {dense['epochs']} epochs | {sizes(dense)} | | {ap(dense[kind])} | | |",
     ]
     for name, seeds in parts.get("restored", {}).items():
         row = mean_of(seeds.values())
         start = parts["compressed"][name]["0"]
         lines.append(
-            f"| {name} | {sizes(row)} | {ap(start[kind])} | {ap(row[kind], dense[kind])} | {row['seconds']:.0f} |"
+            f"| {name} | {sizes(row)} | {ap(start[kind])} | {ap(row[kind], dense[kind])} | {row['steps']:.0f} "
+            f"| {row['seconds']:.0f} |"
         )
     return [*lines, ""]
 
