@@ -11,8 +11,6 @@ the folder already is not made again.
 
 import argparse
 import json
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +130,10 @@ class Place:
         folder = self.folder / f"images_{count}{'_more' if more else ''}"
         names = self.photo_names[:count]
         others = sorted(more.glob("*.jpg")) if more else []
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in [*(self.data / "images" / name for name in names), *others]:
-            os.symlink(path.resolve(), folder / path.name)
+            (folder / path.name).unlink(missing_ok=True)
+            (folder / path.name).symlink_to(path.resolve())
         return folder
 
     def compress(self, name: str, plan: list[str], images: Path | None, seed: int, *more: object) -> dict[str, Any]:
