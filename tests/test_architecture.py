@@ -21,6 +21,10 @@ ALLOWED = {
     "deploy": {"analysis", "layers", "models", "compression", "files", "keypoints"},
     "visualization": {"analysis", "data", "deploy", "files", "keypoints", "opencv"},
     "report": {"analysis", "models", "compression", "data", "evaluation", "visualization"},
+    "shrink": {
+        *("analysis", "api", "compression", "data", "deploy", "evaluation", "files", "models", "report"),
+        "visualization",
+    },
     "config": set(),
     "api": {"analysis", "models", "compression", "data", "deploy", "evaluation"},
     "builders": {"models", "compression", "data", "evaluation", "engine", "deploy", "config", "files", "keypoints"},

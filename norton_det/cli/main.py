@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train and evaluate a detector",
     "check": "look at a dataset before training on it",
     "compress": "compress trained weights by a plan",
+    "shrink": "a fast detector in one command, from photos without labels",
     "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",
     "agreement": "how far a detector agrees with another on images without labels",

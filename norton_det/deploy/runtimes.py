@@ -1,6 +1,7 @@
 """An exported file as a detector: called like the one that it came from, run by onnxruntime or OpenVINO."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class ExportedDetector:
 
     def __init__(self, session: Session, description: Description) -> None:
         self._session = session
+        self._description = description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
         self._transform = GeneralizedRCNNTransform(
@@ -50,6 +52,11 @@ class ExportedDetector:
     def to(self, device: torch.device | str) -> "ExportedDetector":
         """Itself: the runtime has chosen where it runs."""
         return self
+
+    def at_size(self, min_size: int, max_size: int, fixed_size: tuple[int, int] | None = None) -> "ExportedDetector":
+        """The same file for images that are resized otherwise, arguments as torchvision's transform takes them."""
+        description = replace(self._description, min_size=min_size, max_size=max_size, fixed_size=fixed_size)
+        return ExportedDetector(self._session, description)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

@@ -107,6 +107,17 @@ def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) ->
     return _best_plan(scope, sensitivities, budget, *_affordable(scope, budget))
 
 
+def least_share(model: nn.Module, size: tuple[int, int]) -> float:
+    """Compute the smallest budget that a plan of the whole detector can keep, a share of the dense one's MACs."""
+    scope = Scope(model, True, size)
+    dense_cost = scope.cost(CompressionPlan(), "macs")
+    return _rounded_up(cost_table(scope, "macs", dense_cost).least / dense_cost)
+
+
+def _rounded_up(amount: float) -> float:
+    return math.ceil(1000 * amount) / 1000
+
+
 def _best_plan(
     scope: Scope, sensitivities: Sensitivities, budget: Budget, dense_cost: float, limit: float, table: CostTable
 ) -> tuple[CompressionPlan, SearchReport]:
@@ -132,7 +143,7 @@ def _affordable(scope: Scope, budget: Budget) -> tuple[float, float, CostTable]:
     unit = dense_cost if budget.is_share else 1.0
     table = cost_table(scope, budget.kind, dense_cost)
     if table.least > budget.amount * unit:
-        least = math.ceil(1000 * table.least / unit) / 1000
+        least = _rounded_up(table.least / unit)
         raise ValueError(f"budget {budget} is impossible: the smallest is {budget.kind}={least:g}")
     return dense_cost, budget.amount * unit, table
 

@@ -1,0 +1,91 @@
+"""Make a detector fast enough in one command: from its weights and photos without labels to a file and a report."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import get_args
+
+from norton_det.cli.options import require_at_least
+from norton_det.compression.recover import STEPS
+from norton_det.deploy.runtimes import Precision
+from norton_det.engine.folder import LOCK, sole_run
+from norton_det.models.persistence import detector_from_weights
+from norton_det.models.settings import read_settings
+from norton_det.models.weights import read_dense_weights
+from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
+from norton_det.shrink.levers import FINE_SIZES, SIZES, find_runtime, usable_precisions, what_is_missing
+from norton_det.shrink.making import Recovery
+from norton_det.shrink.photos import read_photos
+from norton_det.shrink.shrinking import Asked, Result, digest, shrink
+
+log = logging.getLogger(__name__)
+LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--weights", required=True, help="a dense detector: torchvision's file or ours")
+    parser.add_argument("--images", required=True, type=Path, help="a folder of photos; no labels are read")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--milliseconds", type=float, help="that an image may take on this machine, the median")
+    goal.add_argument("--agreement", type=float, help="with the dense detector, 0 to 1, that must be left")
+    parser.add_argument(
+        "--output", required=True, type=Path, help=".xml for OpenVINO, .onnx for onnxruntime, .pth for torch"
+    )
+    parser.add_argument("--precision", choices=get_args(Precision), help="instead of the best one")
+    parser.add_argument("--size", type=int, help="pixels of an image's shorter side, instead of the best")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=STEPS, help="of recovery, of each plan that is tried")
+    length.add_argument("--minutes", type=float, help="of recovery, of each plan, instead of so many steps")
+    parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
+    parser.add_argument("--work", type=Path, help="where measurements are kept for next time (OUTPUT.shrink)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the file and the report, and say what came of it."""
+    require_at_least(args, steps=0, minutes=0, image_count=1, size=1)
+    goal = _goal(args)
+    runtime = find_runtime(args.output)
+    precisions = usable_precisions(runtime)
+    if args.precision and args.precision not in precisions:
+        raise ValueError(f"--precision {args.precision}: {args.output.name} can be {', '.join(precisions)} here")
+    if told := what_is_missing(runtime):
+        log.info(told)
+    dense = detector_from_weights(read_dense_weights(args.weights))
+    own = read_settings(dense)["min_size"][-1]
+    sizes = [args.size / own] if args.size else FINE_SIZES
+    if not SIZES[-1] <= sizes[0] <= SIZES[0]:
+        raise ValueError(f"--size {args.size}: expected {round(SIZES[-1] * own)} to {own} pixels")
+    photos = read_photos(args.images, args.image_count)
+    recovery = Recovery(args.steps, args.minutes, args.seed)
+    asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
+    work = args.work or args.output.with_suffix(".shrink")
+    with sole_run(work / LOCK, f"--work {work}"):
+        result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, runtime))
+    print(format_result(result))
+    if not result.is_met:
+        log.warning("%s is not reached: this is the nearest that was found", goal)
+    print(f"file: {args.output}")
+
+
+def _goal(args: argparse.Namespace) -> Goal:
+    if args.milliseconds is not None:
+        if args.milliseconds <= 0:
+            raise ValueError(f"--milliseconds {args.milliseconds:g}: expected a number above 0")
+        return Deadline(args.milliseconds)
+    if not 0 < args.agreement <= 1:
+        raise ValueError(f"--agreement {args.agreement:g}: expected a number above 0, up to 1")
+    return LeastAgreement(100 * args.agreement)
+
+
+def format_result(result: Result) -> str:
+    """Format a table, dense beside small, and tell what was chosen."""
+    rows = [f"{'':10}{'median ms':>11}{'p95 ms':>9}{'agreement':>11}{'95 %':>16}{'parameters':>14}{'MiB':>8}"]
+    for name, made in (("dense", result.before), ("small", result.after)):
+        low, high = made.interval
+        rows.append(
+            f"{name:10}{made.option.milliseconds:>11.1f}{made.p95:>9.1f}{made.option.agreement:>11.1f}"
+            f"{f'{low:.1f} to {high:.1f}':>16}{made.parameters:>14,}{made.bytes / 2**20:>8.1f}"
+        )
+    return "\n".join([*rows, f"chosen: {result.after.option.choice}"])

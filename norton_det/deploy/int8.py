@@ -1,0 +1,84 @@
+"""Parts of an int8 model of OpenVINO that run in floating point again, without quantising anything anew."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from norton_det.models.parts import REGION_KINDS
+
+_BODY, _DETECTOR = "/detector/backbone/body/", "/detector/"
+INT8_PARTS: dict[str, tuple[str, ...]] = {
+    "stem": (f"{_BODY}conv1/",),
+    **{f"stage {number}": (f"{_BODY}layer{number}/",) for number in range(1, 5)},
+    "neck": (f"{_DETECTOR}backbone/fpn/",),
+    "rpn": (f"{_DETECTOR}rpn/head/",),
+    "heads": (f"{_DETECTOR}head/",),
+    **{f"{kind} head": (f"{_DETECTOR}roi_heads/{kind}_",) for kind in REGION_KINDS},
+}
+"""How the names of a part's nodes begin, as the ONNX file has them."""
+_COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+_PASSING = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Pad")
+"""What hands a quantised tensor on to what computes with it."""
+
+
+def quantised_parts(model: Any) -> list[str]:
+    """Name the parts of a model that compute in int8."""
+    names = [node.get_friendly_name() for node in _computing(model) if _is_stored_in_int8(node)]
+    return [part for part, places in INT8_PARTS.items() if any(name.startswith(places) for name in names)]
+
+
+def restore_parts(quantised: Any, original: Any, parts: Collection[str]) -> None:
+    """Let parts of a quantised model compute in floating point, in place, with the weights of the one it was made from.
+
+    What a part reads is no longer rounded, unless another part reads it by the same pooling or reshaping.
+    """
+    places = tuple(place for part in parts for place in INT8_PARTS[part])
+    own = {node.get_friendly_name(): node for node in original.get_ops()}
+    for node in quantised.get_ops():
+        name = node.get_friendly_name()
+        if not name.startswith(places):
+            continue
+        if node.get_type_name() in (*_COMPUTING, "Add") and name in own:
+            _copy_constants(node, own[name])
+    for quantiser in [node for node in quantised.get_ops() if node.get_type_name() == "FakeQuantize"]:
+        source = quantiser.input(0).get_source_output()
+        readers = [reader.get_node() for reader in _readers(quantiser)]
+        if all(node.get_friendly_name().startswith(places) for node in readers):
+            for target in list(quantiser.output(0).get_target_inputs()):
+                target.replace_source_output(source)
+            continue
+        for target in list(quantiser.output(0).get_target_inputs()):
+            node = target.get_node()
+            if node.get_type_name() in _COMPUTING and node.get_friendly_name().startswith(places):
+                target.replace_source_output(source)
+
+
+def _computing(model: Any) -> Iterator[Any]:
+    return (node for node in model.get_ops() if node.get_type_name() in _COMPUTING)
+
+
+def _is_stored_in_int8(node: Any) -> bool:
+    """Whether the weights are no constant of floats, but made of one of integers."""
+    return len(node.inputs()) > 1 and node.input(1).get_source_output().get_node().get_type_name() != "Constant"
+
+
+def _copy_constants(node: Any, original: Any) -> None:
+    """Give a node the weights or the bias that the same one has in the original model."""
+    for place, given in enumerate(original.inputs()):
+        constant = given.get_source_output().get_node()
+        if constant.get_type_name() == "Constant":
+            node.input(place).replace_source_output(_copied(constant).output(0))
+
+
+def _copied(constant: Any) -> Any:
+    from openvino import opset13
+
+    return opset13.constant(constant.get_data(), constant.get_element_type())
+
+
+def _readers(node: Any) -> Iterator[Any]:
+    """The inputs that read a node, behind what only hands it on."""
+    for target in node.output(0).get_target_inputs():
+        if target.get_node().get_type_name() in _PASSING:
+            yield from _readers(target.get_node())
+        else:
+            yield target

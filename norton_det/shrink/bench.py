@@ -1,0 +1,127 @@
+"""What measures a detector: builds it for the runtime that will run it, times a call, computes its agreement."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_det.analysis.latency import synchronise
+from norton_det.api import findings_of
+from norton_det.deploy.optimize import Runtime, optimize
+from norton_det.deploy.runtimes import ExportedDetector, Precision
+from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
+from norton_det.models.settings import write_settings
+from norton_det.shrink.levers import size_settings
+
+Built = Any
+"""A detector as its runtime runs it, called like torchvision's."""
+LEAST_CALLS, MOST_CALLS, SECONDS = 8, 40, 3.0
+"""So many calls are timed, more than the least while they take less than so many seconds."""
+TYPICAL = 0.25
+FEW_RESAMPLES = 2
+"""For an interval that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a call takes, in shares of a reference call's: typically, and in the 95th percentile."""
+
+    typical: float
+    p95: float
+
+
+class Stopwatch:
+    """Times calls on photos beside those of a reference, in turn, so that a machine's moods hit both alike.
+
+    What a call typically takes is the lower quartile: what else a machine does makes calls longer only.
+
+    Attributes:
+        unit: milliseconds of the reference, measured once.
+        moods: how many times the unit the reference took beside each detector since.
+    """
+
+    def __init__(self, reference: Built, photos: Sequence[Tensor]) -> None:
+        self._reference, self._photos = reference, photos
+        [times] = self._times(reference)
+        self.unit = _quantile(times, TYPICAL)
+        self.moods: list[float] = []
+
+    def time(self, built: Built) -> Timed:
+        """Time a detector on the photos, one at a time."""
+        own, beside = self._times(built, self._reference)
+        typical = _quantile(beside, TYPICAL)
+        self.moods.append(typical / self.unit)
+        return Timed(_quantile(own, TYPICAL) / typical, _quantile(own, 0.95) / typical)
+
+    def _times(self, *detectors: Built) -> list[list[float]]:
+        """Milliseconds of each call of each detector, in turn, after a call that does not count."""
+        for detector in detectors:
+            detector([self._photos[0]])
+        times: list[list[float]] = [[] for _ in detectors]
+        started = time.perf_counter()
+        for number in range(MOST_CALLS):
+            if number >= LEAST_CALLS and time.perf_counter() - started > SECONDS:
+                break
+            photo = self._photos[number % len(self._photos)]
+            for detector, own in zip(detectors, times, strict=True):
+                synchronise()
+                start = time.perf_counter()
+                detector([photo])
+                synchronise()
+                own.append(1000 * (time.perf_counter() - start))
+        return times
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[round(share * (len(values) - 1))]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What measures; tests replace its functions by plain ones.
+
+    Attributes:
+        build: from a detector and a precision to what the runtime runs; a third argument says on how many photos at
+            most int8 takes its ranges, which time does not depend on.
+        share: of one image's time in a reference's.
+        unit: milliseconds of that reference.
+        agreement: with the dense detector on the photos that are held back, 0 to 100.
+    """
+
+    build: Callable[..., Built]
+    share: Callable[[Built], float]
+    unit: float
+    agreement: Callable[[Built], float]
+
+
+def builder(runtime: Runtime, photos: Sequence[Tensor]) -> Callable[..., Built]:
+    """Return what builds a detector for a runtime; int8 takes its ranges from all the photos, or the first `few`."""
+
+    def build(detector: nn.Module, precision: Precision, few: int | None = None) -> Built:
+        return optimize(detector, photos[:few] if precision == "int8" else photos[:1], runtime, precision)
+
+    return build
+
+
+def at_size(built: Built, detector: nn.Module, share: float) -> Built:
+    """Return the same built detector for images at a share of the size of `detector`'s; torch's is changed itself."""
+    settings = size_settings(detector, share)
+    if isinstance(built, ExportedDetector):
+        return built.at_size(settings["min_size"][0], settings["max_size"], settings["fixed_size"])
+    write_settings(built.detector, settings)
+    return built
+
+
+def agreement_with(reference: Findings, built: Built, photos: Sequence[Tensor], **how: int) -> Agreement:
+    """Compute the agreement of a detector with what the dense one found on the photos."""
+    with torch.inference_mode():
+        return agreement_of(reference, findings_of(built, photos, "agreement"), SCORE, **how)
+
+
+def points(agreement: Agreement) -> float:
+    """Put an agreement into one number, 0 to 100: AP, mean over boxes and, where both find them, masks or keypoints."""
+    return statistics.mean(task.metrics["AP"] for task in agreement.tasks.values())

@@ -1,0 +1,95 @@
+"""How many milliseconds a choice takes, from the few that were measured.
+
+An image takes what never changes, what grows with its area (the layers that look at all of it), and what grows with
+the number of proposals (the heads that look at each). A plan changes the last two: by how much, a fixed workload at
+two sizes of images shows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from norton_det.deploy.runtimes import Precision
+from norton_det.shrink.levers import DENSE, Choice
+
+SLOWEST = 2.0
+"""What a plan's heads may take at most, in shares of the dense one's: more would be noise."""
+FASTEST = 0.02
+"""What a choice takes at least, in shares of the dense one at that size; less would be noise."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Milliseconds of a fixed workload: so many for an image without an area, so many more for one of full size."""
+
+    fixed: float
+    layers: float
+
+    @classmethod
+    def through(cls, full: float, small: float, size: float) -> "Line":
+        """Of what an image takes at full size, and at a share `size` of its sides.
+
+        Examples:
+            >>> Line.through(10.0, 4.0, 0.5)
+            Line(fixed=2.0, layers=8.0)
+        """
+        layers = (full - small) / (1 - size**2)
+        return cls(full - layers, layers)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds, as measured.
+
+    Attributes:
+        sizes: of the dense detector with all its proposals, by precision and size.
+        proposals: of the dense detector at full size, by precision and number of proposals, all of them included.
+        plans: of a fixed workload, by plan, DENSE included, and precision.
+        corrections: what the milliseconds of a plan in a precision are multiplied by, as finished files have shown.
+    """
+
+    sizes: Mapping[Precision, Mapping[float, float]]
+    proposals: Mapping[Precision, Mapping[int, float]]
+    plans: Mapping[tuple[str, Precision], Line]
+    corrections: Mapping[tuple[str, Precision], float] = field(default_factory=dict)
+
+    def predict(self, choice: Choice) -> float:
+        """Return the milliseconds of a choice."""
+        return self._uncorrected(choice) * self._correction(choice)
+
+    def corrected(self, measured: Mapping[Choice, float]) -> "Costs":
+        """Return the costs as the milliseconds of finished files show them."""
+        ratios: dict[tuple[str, Precision], list[float]] = {}
+        for choice, milliseconds in measured.items():
+            ratio = milliseconds / self._uncorrected(choice)
+            ratios.setdefault((choice.plan, choice.precision), []).append(ratio)
+        corrections = {key: float(np.mean(values)) for key, values in ratios.items()}
+        return Costs(self.sizes, self.proposals, self.plans, corrections)
+
+    def _correction(self, choice: Choice) -> float:
+        """That of the same plan; of a plan that was not made, the mean of others in the same precision."""
+        own = self.corrections.get((choice.plan, choice.precision))
+        if own is not None:
+            return own
+        others = [
+            ratio
+            for (plan, precision), ratio in self.corrections.items()
+            if precision == choice.precision and (plan == DENSE) == (choice.plan == DENSE)
+        ]
+        return float(np.mean(others)) if others else 1.0
+
+    def _uncorrected(self, choice: Choice) -> float:
+        by_area = {size**2: milliseconds for size, milliseconds in self.sizes[choice.precision].items()}
+        areas = sorted(by_area)
+        dense = float(np.interp(choice.size**2, areas, [by_area[area] for area in areas]))
+        own, plain = self.plans[choice.plan, choice.precision], self.plans[DENSE, choice.precision]
+        heads_more = own.fixed - plain.fixed
+        milliseconds = dense + (own.layers - plain.layers) * choice.size**2 + heads_more
+        by_number = self.proposals[choice.precision]
+        most, least = max(by_number), min(by_number)
+        if most > least:
+            heads = (by_number[most] - by_number[least]) * most / (most - least)
+            share = min(max(1 + heads_more / heads, 0.0), SLOWEST) if heads > 0 else 1.0
+            milliseconds += share * (by_number[choice.proposals] - by_number[most])
+        return max(milliseconds, FASTEST * dense)

@@ -1,0 +1,126 @@
+"""What can be chosen: a plan, the size of images, the number of proposals, the precision; and how it is set."""
+
+import copy
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from norton_det.deploy.optimize import Runtime
+from norton_det.deploy.runtimes import Precision
+from norton_det.models.settings import read_settings, write_settings
+
+DENSE = "dense"
+"""The name of the plan that changes nothing."""
+SIZES = (1.0, 0.85, 0.7, 0.6, 0.5)
+"""Of images, in shares of the detector's own; times and agreement are measured at these."""
+FINE_SIZES = tuple(round(1 - 0.05 * step, 2) for step in range(11))
+"""Those that are chosen from: between the measured ones they are interpolated."""
+PROPOSALS = (1.0, 0.5, 0.3, 0.15)
+"""Of an R-CNN, in shares of its own number."""
+LEAST_PROPOSALS = 10
+RUNTIMES: dict[str, Runtime] = {".xml": "openvino", ".onnx": "onnxruntime", ".pth": "torch"}
+"""What runs a file, by its ending."""
+_PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
+    "openvino": ("float32", "bfloat16", "int8"),
+    "onnxruntime": ("float32",),
+    "torch": ("float32",),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """One detector that could be made.
+
+    Attributes:
+        plan: a plan's name, or DENSE.
+        size: of images, a share of the detector's own.
+        proposals: of an R-CNN, at most so many regions are looked at; 0 for a detector of one stage.
+        precision: in which the file is run.
+    """
+
+    plan: str
+    size: float
+    proposals: int
+    precision: Precision
+
+    def __str__(self) -> str:
+        proposals = f", {self.proposals} proposals" if self.proposals else ""
+        plan = "no plan" if self.plan == DENSE else f"plan {self.plan}"
+        return f"{plan}, images at {self.size:.0%}{proposals}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What each lever can be set to."""
+
+    plans: Sequence[str]
+    sizes: Sequence[float]
+    proposals: Sequence[int]
+    precisions: Sequence[Precision]
+
+    def choices(self) -> Iterator[Choice]:
+        """Go over all combinations."""
+        return (Choice(*values) for values in product(self.plans, self.sizes, self.proposals, self.precisions))
+
+
+def find_runtime(path: Path) -> Runtime:
+    """Return what runs a file of this ending. Raises ValueError for an unknown one, or a runtime that is missing."""
+    if path.suffix not in RUNTIMES:
+        endings = ", ".join(f"{suffix} ({runtime})" for suffix, runtime in RUNTIMES.items())
+        raise ValueError(f"--output {path}: expected a name that ends in {endings}")
+    runtime = RUNTIMES[path.suffix]
+    if not importlib.util.find_spec(runtime):
+        here = ", ".join(suffix for suffix, other in RUNTIMES.items() if importlib.util.find_spec(other))
+        raise ValueError(
+            f"--output {path}: {runtime} is not installed (pip install norton_det[deploy]); here: {here}"
+        )
+    return runtime
+
+
+def usable_precisions(runtime: Runtime) -> tuple[Precision, ...]:
+    """Return the precisions that a runtime, the installed packages and this machine's CPU allow."""
+    lacking = {
+        "bfloat16": not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "int8": not importlib.util.find_spec("nncf"),
+    }
+    return tuple(precision for precision in _PRECISIONS[runtime] if not lacking.get(precision))
+
+
+def what_is_missing(runtime: Runtime) -> str:
+    """Say in a line what packages that are not installed, or another ending, would add; empty where nothing would."""
+    if runtime != "openvino":
+        return "a file for OpenVINO (--output NAME.xml) is faster on most CPUs, and knows bfloat16 and int8"
+    return "" if "int8" in usable_precisions(runtime) else "nncf would add int8: pip install norton_det[deploy]"
+
+
+def proposal_counts(detector: nn.Module) -> tuple[int, ...]:
+    """Return the numbers of proposals that are tried, a detector's own first; (0,) where it makes none."""
+    own = read_settings(detector).get("rpn_post_nms_top_n_test")
+    if own is None:
+        return (0,)
+    return tuple(dict.fromkeys(min(own, max(LEAST_PROPOSALS, round(own * share))) for share in PROPOSALS))
+
+
+def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
+    """Return the settings of a detector that looks at images of a share of its own size."""
+    own = read_settings(detector)
+    fixed = own["fixed_size"]
+    return {
+        "min_size": (round(share * own["min_size"][-1]),),
+        "max_size": round(share * own["max_size"]),
+        "fixed_size": tuple(round(share * side) for side in fixed) if fixed else None,
+    }
+
+
+def set_levers(detector: nn.Module, of: nn.Module, size: float, proposals: int) -> nn.Module:
+    """Return a copy of a detector with the size of images in shares of that `of` another, and so many proposals."""
+    changed = copy.deepcopy(detector)
+    found = {"rpn_post_nms_top_n_test": proposals} if proposals else {}
+    write_settings(changed, size_settings(of, size) | found)
+    return changed

@@ -1,0 +1,77 @@
+"""One choice made: the plan's detector compressed and restored, its levers set, written as a file and measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.recover import compress_and_recover
+from norton_det.deploy.openvino import save_openvino
+from norton_det.deploy.optimize import openvino_model, optimize, write_onnx
+from norton_det.deploy.runtimes import Precision, load_exported
+from norton_det.deploy.writing import files_of
+from norton_det.models.persistence import detector_from_weights, save_weights
+from norton_det.models.weights import read_weights
+from norton_det.shrink.bench import Built
+from norton_det.shrink.levers import DENSE
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a compressed detector is restored: gradient steps, or minutes in their place, and the seed."""
+
+    steps: int
+    minutes: float | None
+    seed: int
+
+    def __str__(self) -> str:
+        length = f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+        return f"{length}, seed {self.seed}"
+
+
+def restored(
+    folder: Path, dense: nn.Module, name: str, plan: CompressionPlan, photos: Sequence[Tensor], recovery: Recovery
+) -> nn.Module:
+    """Return the detector of a plan, compressed and restored on the photos; the dense one where nothing changes.
+
+    It is kept in the folder, where the next call finds it; one that was stopped goes on.
+    """
+    if name == DENSE:
+        return dense
+    path = folder / f"plan {name}, {recovery}.pth"
+    if not path.is_file():
+        unfinished = path.with_suffix(".recovery.pth")
+        how: dict[str, Any] = {"steps": recovery.steps, "minutes": recovery.minutes, "seed": recovery.seed}
+        compressed, _ = compress_and_recover(dense, plan, photos, checkpoint=unfinished, **how)
+        save_weights(path, compressed)
+        unfinished.unlink(missing_ok=True)
+    detector: nn.Module = detector_from_weights(read_weights(path))
+    return detector
+
+
+def write(detector: nn.Module, path: Path, precision: Precision, photos: Sequence[Tensor]) -> None:
+    """Write a detector to a file for its runtime: .pth, .onnx or .xml; int8 takes its ranges from the photos."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".pth":
+        save_weights(path, detector)
+    elif path.suffix == ".onnx":
+        write_onnx(detector, photos[0], path)
+    else:
+        stored: Precision = "int8" if precision == "int8" else "float32"
+        images = photos if stored == "int8" else photos[:1]
+        save_openvino(openvino_model(detector, images, stored), path)
+
+
+def load(path: Path, precision: Precision, photo: Tensor) -> Built:
+    """Return a written file as whoever uses it should run it: weights optimised for torch."""
+    if path.suffix == ".pth":
+        return optimize(detector_from_weights(read_weights(path)), [photo], "torch", precision)
+    return load_exported(path, precision if precision == "bfloat16" else "float32")
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of all files of a detector."""
+    return sum(file.stat().st_size for file in files_of(path))

@@ -1,0 +1,134 @@
+"""The tables: times and agreements of the dense detector by lever, and times of plans, each measured once."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import nn
+
+from norton_det.compression.compress import apply_structure
+from norton_det.compression.plan import CompressionPlan
+from norton_det.deploy.runtimes import Precision
+from norton_det.deploy.treatments import fix_workload
+from norton_det.models.initial import initialise
+from norton_det.models.norms import unfreeze_batch_norms
+from norton_det.shrink.bench import Bench, Built, at_size
+from norton_det.shrink.costs import Line
+from norton_det.shrink.levers import SIZES, set_levers
+from norton_det.shrink.memory import Memory
+
+
+@dataclass(frozen=True)
+class DenseTable:
+    """What the dense detector takes and how far it agrees with itself as shipped, a lever at a time.
+
+    Attributes:
+        milliseconds: by precision and size, with all its proposals.
+        by_proposals: milliseconds at full size, by precision and number of proposals.
+        sizes, proposals, precisions: agreement in shares of 1, those of sizes and proposals beside full size and all
+            proposals.
+    """
+
+    milliseconds: Mapping[Precision, Mapping[float, float]]
+    by_proposals: Mapping[Precision, Mapping[int, float]]
+    sizes: Mapping[float, float]
+    proposals: Mapping[int, float]
+    precisions: Mapping[Precision, float]
+
+
+def measure_dense(
+    bench: Bench, memory: Memory, dense: nn.Module, precisions: Sequence[Precision], counts: Sequence[int]
+) -> DenseTable:
+    """Measure the dense detector in each precision and, with the first, at each number of proposals.
+
+    `counts` begin with its own number and end with the least; the other precisions are measured at these two, and
+    scaled between.
+    """
+    first, own, least = precisions[0], counts[0], counts[-1]
+    memory.expect(len(SIZES) * (len(precisions) + 1) + 2 * (len(counts) - 1) + 2 * (len(precisions) - 1))
+
+    @lru_cache(maxsize=1)
+    def built(precision: Precision, proposals: int) -> Built:
+        return bench.build(set_levers(dense, dense, 1.0, proposals), precision)
+
+    def milliseconds(precision: Precision, proposals: int, size: float = 1.0) -> float:
+        name = f"time: {precision}, {proposals} proposals, size {size:g}"
+        taken = memory.recall(name, lambda: bench.share(at_size(built(precision, proposals), dense, size)))
+        return bench.unit * float(taken)
+
+    def share(precision: Precision, proposals: int, size: float = 1.0) -> float:
+        name = f"agreement: {precision}, {proposals} proposals, size {size:g}"
+        measured = memory.recall(name, lambda: bench.agreement(at_size(built(precision, proposals), dense, size)))
+        return float(measured) / 100
+
+    by_size, by_count, of_precision = {}, {}, {}
+    for precision in precisions:
+        by_size[precision] = {size: milliseconds(precision, own, size) for size in SIZES}
+        if precision == first:
+            of_size = {size: share(first, own, size) for size in SIZES}
+        of_precision[precision] = of_size[1.0] if precision == first else share(precision, own)
+    of_count = {own: of_size[1.0]}
+    by_count[first] = {own: by_size[first][1.0]}
+    for count in counts[1:]:
+        by_count[first][count] = milliseconds(first, count)
+        of_count[count] = share(first, count)
+    for precision in precisions[1:]:
+        at_own = by_size[precision][1.0]
+        at_least = milliseconds(precision, least) if least != own else at_own
+        saved = by_count[first][own] - by_count[first][least]
+        scale = (at_own - at_least) / saved if saved else 0.0
+        by_count[precision] = {
+            count: at_own + scale * (by_count[first][count] - by_count[first][own]) for count in counts
+        }
+    whole = of_size[1.0] or 1.0
+    return DenseTable(
+        by_size,
+        by_count,
+        {size: value / whole for size, value in of_size.items()},
+        {count: value / whole for count, value in of_count.items()},
+        of_precision,
+    )
+
+
+def measure_plan(
+    bench: Bench, memory: Memory, dense: nn.Module, name: str, plan: CompressionPlan, precision: Precision, found: int
+) -> Line:
+    """Measure the milliseconds of a plan in a precision, by a fixed workload in which `found` objects are found."""
+    memory.expect(2)
+
+    @lru_cache(maxsize=1)
+    def built() -> Built:
+        return bench.build(workload(dense, plan, found), precision, 1)
+
+    def milliseconds(size: float) -> float:
+        told = f"time of a fixed workload: plan {name}, {precision}, size {size:g}"
+        return bench.unit * float(memory.recall(told, lambda: bench.share(at_size(built(), dense, size))))
+
+    return Line.through(milliseconds(SIZES[0]), milliseconds(SIZES[-1]), SIZES[-1])
+
+
+def measure_fastest(
+    bench: Bench, memory: Memory, dense: nn.Module, plan: CompressionPlan, precisions: Sequence[Precision], count: int
+) -> float:
+    """Measure the milliseconds of the smallest plan at the smallest size with `count` proposals, none found, in the
+    fastest of the precisions: nothing that could be made takes less."""
+    memory.expect(len(precisions))
+    network = workload(set_levers(dense, dense, SIZES[-1], count), plan, found=1)
+
+    def share(precision: Precision) -> float:
+        return bench.share(bench.build(network, precision, 1))
+
+    return bench.unit * min(
+        float(memory.recall(f"time: the fastest possible, {precision}", lambda p=precision: share(p)))  # type: ignore[misc]
+        for precision in precisions
+    )
+
+
+def workload(dense: nn.Module, plan: CompressionPlan, found: int) -> nn.Module:
+    """Return a detector of a plan with random weights that does what a trained one does: finds so many objects."""
+    network = copy.deepcopy(dense).eval()
+    unfreeze_batch_norms(network)
+    network = initialise(apply_structure(network.to("meta"), plan)).eval()
+    fix_workload(network, found)
+    return network

@@ -1,0 +1,65 @@
+"""What was measured, kept in a file as it is measured: whoever comes again, also for another goal, goes on there."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from norton_det.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    """Values of plain types by name, and the bar that shows how many of them are there.
+
+    Attributes:
+        folder: where they are kept, with whatever files belong to them.
+        bar: a step a value.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bar = tqdm(desc="shrink", unit="step", total=0)
+        self._path = folder / "state.json"
+        self._values: dict[str, Any] = _read(self._path)
+
+    def expect(self, steps: int) -> None:
+        """Tell the bar that so many further values will be asked for."""
+        self.bar.total = (self.bar.total or 0) + steps
+        self.bar.refresh()
+
+    def recall(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Return the value of a name, of plain types; where there is none yet, measure it and keep it."""
+        self.bar.set_postfix_str(name)
+        if name not in self._values:
+            self._values[name] = measure()
+            write_json(self._path, self._values, indent=1)
+        self.bar.update()
+        return self._values[name]
+
+    def forget(self, name: str) -> None:
+        """Let a value be measured anew."""
+        self._values.pop(name, None)
+
+    def known(self, beginning: str) -> dict[str, Any]:
+        """Return the values whose names begin like that, by the rest of the name."""
+        return {
+            name.removeprefix(beginning): value for name, value in self._values.items() if name.startswith(beginning)
+        }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        log.warning("%s cannot be read: everything is measured anew", path)
+        return {}
+    return values

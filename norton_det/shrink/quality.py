@@ -1,0 +1,73 @@
+"""How far a choice will agree with the dense detector, from what each lever costs alone: the shares multiply.
+
+What a size, a number of proposals and a precision cost is measured. What a plan costs is known once it was recovered;
+until then a curve over its predicted error tells it, which is fitted to the plans that were recovered.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from norton_det.deploy.runtimes import Precision
+from norton_det.shrink.levers import Choice
+
+STEEPNESS = 0.15
+"""Of the curve, exp(-STEEPNESS * predicted error), before a plan was recovered: less than plans show, so that one is
+tried."""
+LEAST_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Agreement in shares of 1.
+
+    Attributes:
+        sizes: of the dense detector at each size of images.
+        proposals: at each number of proposals.
+        precisions: in each precision.
+        errors: the predicted error of each plan, 0 of the one that changes nothing.
+        recovered: of the plans that were recovered, as their files showed them.
+    """
+
+    sizes: Mapping[float, float]
+    proposals: Mapping[int, float]
+    precisions: Mapping[Precision, float]
+    errors: Mapping[str, float]
+    recovered: Mapping[str, float] = field(default_factory=dict)
+
+    def predict(self, choice: Choice) -> float:
+        """Return the agreement, 0 to 100, that a choice will have."""
+        return 100 * self._without_plan(choice) * self.plan(choice.plan)
+
+    def corrected(self, measured: Mapping[Choice, float]) -> "Quality":
+        """Return the quality as the agreements, 0 to 100, of finished files show it."""
+        shares: dict[str, list[float]] = {}
+        for choice, agreement in measured.items():
+            if self.errors[choice.plan]:
+                share = agreement / 100 / max(self._without_plan(choice), LEAST_SHARE)
+                shares.setdefault(choice.plan, []).append(min(max(share, LEAST_SHARE), 1.0))
+        recovered = {plan: float(np.mean(values)) for plan, values in shares.items()}
+        return Quality(self.sizes, self.proposals, self.precisions, self.errors, recovered)
+
+    def plan(self, name: str) -> float:
+        """Return the share of a plan: between those of recovered plans of smaller and of larger error."""
+        if name in self.recovered:
+            return self.recovered[name]
+        error = self.errors[name]
+        highest = min((share for plan, share in self.recovered.items() if self.errors[plan] <= error), default=1.0)
+        lowest = max((share for plan, share in self.recovered.items() if self.errors[plan] >= error), default=0.0)
+        return min(max(math.exp(-self.steepness * error), lowest), highest)
+
+    @property
+    def steepness(self) -> float:
+        """What the curve falls by, fitted to the recovered plans by least squares."""
+        points = [(self.errors[plan], -math.log(share)) for plan, share in self.recovered.items()]
+        squares = sum(error**2 for error, _ in points)
+        return sum(error * fall for error, fall in points) / squares if squares else STEEPNESS
+
+    def _without_plan(self, choice: Choice) -> float:
+        sizes = sorted(self.sizes)
+        size = float(np.interp(choice.size, sizes, [self.sizes[size] for size in sizes]))
+        return size * self.proposals[choice.proposals] * self.precisions[choice.precision]

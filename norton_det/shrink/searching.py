@@ -1,0 +1,59 @@
+"""The search: make what is predicted to be best, look at it, correct the predictions, and go on while that pays."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from norton_det.shrink.choosing import Goal, Option, best
+from norton_det.shrink.costs import Costs
+from norton_det.shrink.levers import DENSE, Choice
+from norton_det.shrink.quality import Quality
+
+RECOVERIES = 3
+"""Plans that are recovered for one goal, at most: they take the time."""
+ATTEMPTS = 6
+"""Files that are made for one goal, at most."""
+
+
+def predicted(choices: Collection[Choice], costs: Costs, quality: Quality) -> list[Option]:
+    """Predict what each choice would do."""
+    return [Option(choice, costs.predict(choice), quality.predict(choice)) for choice in choices]
+
+
+def search(
+    choices: Collection[Choice],
+    costs: Costs,
+    quality: Quality,
+    goal: Goal,
+    make: Callable[[Choice], Option],
+    made: Mapping[Choice, Option],
+) -> dict[Choice, Option]:
+    """Make choices until one meets the goal and none is predicted to be clearly better; return all that were made.
+
+    What was `made` before, for another goal too, counts. The first is one without a plan, where that is predicted to
+    be enough: it takes no recovery, and what comes after must be better.
+    """
+    made = dict(made)
+    before = set(made)
+    recovered = {choice.plan for choice in made} | {DENSE}
+    plans = len(recovered) + RECOVERIES
+    while len(made) < len(before) + ATTEMPTS:
+        kept = best(made.values(), goal)
+        options = predicted(
+            [
+                choice
+                for choice in choices
+                if choice not in made and (choice.plan in recovered or len(recovered) < plans)
+            ],
+            costs.corrected({choice: option.milliseconds for choice, option in made.items()}),
+            quality.corrected({choice: option.agreement for choice, option in made.items()}),
+        )
+        plain = [option for option in options if option.choice.plan == DENSE]
+        candidate = (best(plain, goal) if kept is None else None) or best(options, goal)
+        if candidate is None:
+            if kept or set(made) - before or not options:
+                break
+            candidate = goal.nearest(options)
+        elif kept and not goal.is_clearly_better(candidate, kept):
+            break
+        made[candidate.choice] = make(candidate.choice)
+        recovered.add(candidate.choice.plan)
+    return made

@@ -1,0 +1,161 @@
+"""From a trained detector, photos and a goal to a file: measure the levers, choose, make, look, go on."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import torch
+from torch import nn
+
+from norton_det.analysis.machine import describe_machine
+from norton_det.api import findings_of
+from norton_det.deploy.optimize import Runtime
+from norton_det.deploy.runtimes import Precision
+from norton_det.deploy.writing import files_of
+from norton_det.evaluation.agreement import SCORE, Findings
+from norton_det.files import atomic_path, sha256
+from norton_det.shrink.bench import FEW_RESAMPLES, Bench, Stopwatch, agreement_with, at_size, builder, points
+from norton_det.shrink.choosing import Deadline, Goal, Option, best
+from norton_det.shrink.costs import Costs
+from norton_det.shrink.family import PLANS, Family, find_family
+from norton_det.shrink.levers import DENSE, FINE_SIZES, SIZES, Choice, Levers, proposal_counts
+from norton_det.shrink.making import Recovery
+from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
+from norton_det.shrink.memory import Memory
+from norton_det.shrink.photos import Photos
+from norton_det.shrink.quality import Quality
+from norton_det.shrink.searching import predicted, search
+from norton_det.shrink.workshop import CALIBRATION, Made, Workshop
+
+TIMED = 4
+"""Photos that are timed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for.
+
+    Attributes:
+        goal: a deadline or an agreement.
+        runtime: what is to run the file.
+        precisions: those that it may be run in; the first is the dense detector's.
+        recovery: how plans are restored.
+        sizes: of images, in shares of the detector's own.
+        plans: how many plans are looked at.
+    """
+
+    goal: Goal
+    runtime: Runtime
+    precisions: Sequence[Precision]
+    recovery: Recovery
+    sizes: Sequence[float] = FINE_SIZES
+    plans: int = PLANS
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        before: the dense detector as a file for the same runtime.
+        after: the chosen one.
+        made: all files that were made, for earlier goals too.
+        considered: all that could have been made, as predicted in the end.
+        is_met: whether the chosen one does what was asked.
+        moods: how many times longer the reference took beside each detector than at the start.
+    """
+
+    before: Made
+    after: Made
+    made: Sequence[Option]
+    considered: Sequence[Option]
+    is_met: bool
+    moods: Sequence[float]
+
+
+def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder: Path) -> Result:
+    """Write the file that serves the goal best, with what is measured kept in a folder for the next goal.
+
+    Raises ValueError for a detector that is compressed already or finds nothing on the photos, and for a deadline
+    below what the cheapest choice takes.
+    """
+    memory = Memory(folder)
+    reference = _reference(memory, dense, photos)
+    first, counts = asked.precisions[0], proposal_counts(dense)
+    build = builder(asked.runtime, photos.fitted[:CALIBRATION])
+    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(min(TIMED, len(photos.held)))]
+    stopwatch = Stopwatch(at_size(build(dense, first), dense, SIZES[-1]), timed)
+    compare = partial(agreement_with, reference, photos=photos.held)
+    bench = Bench(
+        build=build,
+        share=lambda built: stopwatch.time(built).typical,
+        unit=stopwatch.unit,
+        agreement=lambda built: points(compare(built, resamples=FEW_RESAMPLES)),
+    )
+    family = find_family(memory, dense, photos.fitted, asked.recovery.seed, asked.plans)
+    smallest = next(iter(family.plans.values()))
+    fastest = measure_fastest(bench, memory, dense, smallest, asked.precisions, counts[-1])
+    if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < fastest:
+        raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
+    costs, quality = _tables(bench, memory, dense, family, asked, counts, _objects(reference))
+    choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
+    workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, stopwatch, compare)
+    before = workshop.make(Choice(DENSE, 1.0, counts[0], first))
+    made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, workshop.known())
+    chosen = best(made.values(), asked.goal)
+    after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
+    for source, target in zip(files_of(after.path), files_of(output), strict=True):
+        _copy(source, target)
+    memory.bar.close()
+    costs = costs.corrected({choice: option.milliseconds for choice, option in made.items()})
+    quality = quality.corrected({choice: option.agreement for choice, option in made.items()})
+    considered = predicted(choices, costs, quality)
+    return Result(before, after, [*made.values()], considered, chosen is not None, stopwatch.moods)
+
+
+def digest(weights: Path, photos: Photos, runtime: Runtime) -> str:
+    """Compute what tells everything that measurements depend on: weights, photos, the runtime and this machine."""
+    seen = hashlib.sha256(f"{sha256(weights)} {runtime} {describe_machine(torch.device('cpu'))}".encode())
+    for path in [*photos.fitted.paths, *photos.held.paths]:
+        seen.update(sha256(path).encode())
+    return seen.hexdigest()[:12]
+
+
+def _reference(memory: Memory, dense: Any, photos: Photos) -> Findings:
+    """What the dense detector finds on the photos that are held back."""
+    memory.expect(1)
+    found = findings_of(dense, photos.held, "dense")
+    memory.bar.update()
+    if not _objects(found):
+        raise ValueError(f"the detector finds nothing of a score of at least {SCORE:g} on {found.images} photos")
+    return found
+
+
+def _objects(found: Findings) -> int:
+    """How many objects a photo shows, mean of them, rounded up."""
+    return math.ceil(sum(bool(result["score"] >= SCORE) for result in found.results) / found.images)
+
+
+def _tables(
+    bench: Bench, memory: Memory, dense: nn.Module, family: Family, asked: Asked, counts: Sequence[int], found: int
+) -> tuple[Costs, Quality]:
+    table = measure_dense(bench, memory, dense, asked.precisions, counts)
+    lines = {
+        (name, precision): measure_plan(bench, memory, dense, name, plan, precision, found)
+        for name, plan in family.plans.items()
+        for precision in asked.precisions
+    }
+    return (
+        Costs(table.milliseconds, table.by_proposals, lines),
+        Quality(table.sizes, table.proposals, table.precisions, family.errors),
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        copyfile(source, temporary)

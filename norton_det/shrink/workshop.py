@@ -1,0 +1,127 @@
+"""Where choices become files that are measured: one is made once, whatever goals ask for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_det.evaluation.agreement import Agreement
+from norton_det.shrink.bench import Built, Stopwatch, points
+from norton_det.shrink.choosing import Option
+from norton_det.shrink.family import Family
+from norton_det.shrink.levers import Choice, set_levers
+from norton_det.shrink.making import Recovery, file_size, load, restored, write
+from norton_det.shrink.memory import Memory
+
+CALIBRATION = 64
+"""Photos that int8 takes its ranges from, at most."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that was made and measured.
+
+    Attributes:
+        option: the choice, its milliseconds an image, and its agreement.
+        p95: the 95th percentile of the milliseconds.
+        interval: in which 95 % of the agreement would lie, were the photos drawn anew.
+        by_image: F1 on each photo that is held back.
+        parameters: of the network.
+        bytes: of the file.
+        path: where it lies.
+    """
+
+    option: Option
+    p95: float
+    interval: tuple[float, float]
+    by_image: tuple[float, ...]
+    parameters: int
+    bytes: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes choices of a dense detector as files for one runtime.
+
+    Attributes:
+        dense: the detector.
+        family: its plans.
+        photos: those that plans are restored on, and that int8 takes its ranges from.
+        recovery: how plans are restored.
+        suffix: of the files.
+        memory: where files and what they showed are kept.
+        stopwatch: what times them.
+        compare: what computes their agreement.
+    """
+
+    dense: nn.Module
+    family: Family
+    photos: Sequence[Tensor]
+    recovery: Recovery
+    suffix: str
+    memory: Memory
+    stopwatch: Stopwatch
+    compare: Callable[[Built], Agreement]
+
+    def make(self, choice: Choice) -> Made:
+        """Write the file of a choice and measure it, where that was not done before."""
+        name = self._name(choice)
+        path = self.memory.folder / f"{name}{self.suffix}"
+        self.memory.expect(2)
+
+        def written() -> dict[str, Any]:
+            detector = restored(
+                self.memory.folder,
+                self.dense,
+                choice.plan,
+                self.family.plans[choice.plan],
+                self.photos,
+                self.recovery,
+            )
+            write(
+                set_levers(detector, self.dense, choice.size, choice.proposals), path, choice.precision, self.photos
+            )
+            return {"parameters": sum(p.numel() for p in detector.parameters()), "bytes": file_size(path)}
+
+        if not path.is_file():
+            self.memory.forget(f"made: {name}")
+        file = self.memory.recall(f"made: {name}", written)
+
+        def measured() -> dict[str, Any]:
+            built = load(path, choice.precision, self.photos[0])
+            timed, agreement = self.stopwatch.time(built), self.compare(built)
+            task = [*agreement.tasks.values()][-1]
+            return {
+                "choice": asdict(choice),
+                "typical": timed.typical,
+                "p95": timed.p95,
+                "agreement": points(agreement),
+                "interval": task.interval,
+                "by_image": task.by_image,
+            }
+
+        seen = self.memory.recall(f"measured: {name}", measured)
+        return Made(
+            self._option(seen),
+            seen["p95"] * self.stopwatch.unit,
+            tuple(seen["interval"]),
+            tuple(seen["by_image"]),
+            file["parameters"],
+            file["bytes"],
+            path,
+        )
+
+    def known(self) -> dict[Choice, Option]:
+        """Return what was made before by the same recovery."""
+        seen = self.memory.known("measured: ")
+        options = [self._option(value) for name, value in seen.items()]
+        return {option.choice: option for option in options if self._name(option.choice) in seen}
+
+    def _name(self, choice: Choice) -> str:
+        return f"{choice}; {self.recovery}"
+
+    def _option(self, seen: dict[str, Any]) -> Option:
+        return Option(Choice(**seen["choice"]), seen["typical"] * self.stopwatch.unit, seen["agreement"])
