@@ -14,7 +14,8 @@ from norton_det.models.settings import read_settings
 from norton_det.models.weights import read_dense_weights
 from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
 from norton_det.shrink.levers import FINE_SIZES, SIZES, find_runtime, usable_precisions, what_is_missing
-from norton_det.shrink.making import Recovery
+from norton_det.shrink.making import Recovery, load
+from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
 from norton_det.shrink.shrinking import Asked, Result, digest, shrink
 
@@ -64,9 +65,12 @@ def run(args: argparse.Namespace) -> None:
     with sole_run(work / LOCK, f"--work {work}"):
         result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, runtime))
     print(format_result(result))
+    report = args.output.with_suffix(".html")
+    small = load(args.output, result.after.option.choice.precision, photos.held[0])
+    write_page(report, result, photos.held, dense, small)
     if not result.is_met:
         log.warning("%s is not reached: this is the nearest that was found", goal)
-    print(f"file: {args.output}")
+    print(f"file:   {args.output}\nreport: {report}")
 
 
 def _goal(args: argparse.Namespace) -> Goal:
@@ -88,4 +92,10 @@ def format_result(result: Result) -> str:
             f"{name:10}{made.option.milliseconds:>11.1f}{made.p95:>9.1f}{made.option.agreement:>11.1f}"
             f"{f'{low:.1f} to {high:.1f}':>16}{made.parameters:>14,}{made.bytes / 2**20:>8.1f}"
         )
-    return "\n".join([*rows, f"chosen: {result.after.option.choice}"])
+    rows.append(f"chosen: {result.after.option.choice}")
+    if result.after.option.choice.precision == "int8" and result.int8:
+        lost = result.int8.floating.agreement - result.int8.chosen.agreement
+        rows.append(
+            f"int8 costs {lost:.1f} points; in floating point: {', '.join(result.int8.recipe.in_float) or '-'}"
+        )
+    return "\n".join(rows)

@@ -1,13 +1,17 @@
-"""Parts of an int8 model of OpenVINO that run in floating point again, without quantising anything anew."""
+"""How a model of OpenVINO is quantised, and parts of it that run in floating point again, without doing it anew."""
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from norton_det.models.parts import REGION_KINDS
 
+Preset = Literal["performance", "mixed"]
+"""Of nncf: all ranges lie around zero, or those of what a layer reads do not."""
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 _BODY, _DETECTOR = "/detector/backbone/body/", "/detector/"
 INT8_PARTS: dict[str, tuple[str, ...]] = {
-    "stem": (f"{_BODY}conv1/",),
+    "stem": (f"{_DETECTOR}transform/", f"{_BODY}conv1/"),
     **{f"stage {number}": (f"{_BODY}layer{number}/",) for number in range(1, 5)},
     "neck": (f"{_DETECTOR}backbone/fpn/",),
     "rpn": (f"{_DETECTOR}rpn/head/",),
@@ -16,8 +20,20 @@ INT8_PARTS: dict[str, tuple[str, ...]] = {
 }
 """How the names of a part's nodes begin, as the ONNX file has them."""
 _COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+_SHAPE = "ShapeOf"
 _PASSING = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Pad")
 """What hands a quantised tensor on to what computes with it."""
+
+
+@dataclass(frozen=True)
+class Int8Recipe:
+    """How a model is quantised: nncf's preset, and the parts that are left in floating point, of INT8_PARTS."""
+
+    preset: Preset = "performance"
+    in_float: tuple[str, ...] = ()
+
+
+PLAIN = Int8Recipe()
 
 
 def quantised_parts(model: Any) -> list[str]:
@@ -27,10 +43,12 @@ def quantised_parts(model: Any) -> list[str]:
 
 
 def restore_parts(quantised: Any, original: Any, parts: Collection[str]) -> None:
-    """Let parts of a quantised model compute in floating point, in place, with the weights of the one it was made from.
+    """Let parts of a quantised model compute in floating point, in place, with the weights of the original one.
 
-    What a part reads is no longer rounded, unless another part reads it by the same pooling or reshaping.
+    What a part reads is no longer rounded, unless other parts read it behind the same pooling or reshaping.
     """
+    if not parts:
+        return
     places = tuple(place for part in parts for place in INT8_PARTS[part])
     own = {node.get_friendly_name(): node for node in original.get_ops()}
     for node in quantised.get_ops():
@@ -41,14 +59,10 @@ def restore_parts(quantised: Any, original: Any, parts: Collection[str]) -> None
             _copy_constants(node, own[name])
     for quantiser in [node for node in quantised.get_ops() if node.get_type_name() == "FakeQuantize"]:
         source = quantiser.input(0).get_source_output()
-        readers = [reader.get_node() for reader in _readers(quantiser)]
-        if all(node.get_friendly_name().startswith(places) for node in readers):
-            for target in list(quantiser.output(0).get_target_inputs()):
-                target.replace_source_output(source)
-            continue
-        for target in list(quantiser.output(0).get_target_inputs()):
-            node = target.get_node()
-            if node.get_type_name() in _COMPUTING and node.get_friendly_name().startswith(places):
+        targets = [t for t in quantiser.output(0).get_target_inputs() if t.get_node().get_type_name() != _SHAPE]
+        inside = [all(name.startswith(places) for name in _readers(target)) for target in targets]
+        for target, is_inside in zip(targets, inside, strict=True):
+            if is_inside:
                 target.replace_source_output(source)
 
 
@@ -75,10 +89,12 @@ def _copied(constant: Any) -> Any:
     return opset13.constant(constant.get_data(), constant.get_element_type())
 
 
-def _readers(node: Any) -> Iterator[Any]:
-    """The inputs that read a node, behind what only hands it on."""
-    for target in node.output(0).get_target_inputs():
-        if target.get_node().get_type_name() in _PASSING:
-            yield from _readers(target.get_node())
-        else:
-            yield target
+def _readers(target: Any) -> Iterator[str]:
+    """The names of what reads an input's node, behind what only hands it on."""
+    node = target.get_node()
+    if node.get_type_name() not in _PASSING:
+        yield node.get_friendly_name()
+        return
+    for behind in node.output(0).get_target_inputs():
+        if behind.get_node().get_type_name() != _SHAPE:
+            yield from _readers(behind)

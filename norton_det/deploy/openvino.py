@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from norton_det.analysis.latency import median_seconds
 from norton_det.deploy.export import METADATA_KEY, Description, export_onnx, resize
 from norton_det.deploy.forms import CPShape, Shape, build_layer
+from norton_det.deploy.int8 import PLAIN, Int8Recipe, restore_parts
 from norton_det.deploy.runtimes import compile_openvino, openvino_core
 from norton_det.layers.cp_conv import Form
 from norton_det.models.parts import regions
@@ -50,7 +51,7 @@ def _fold_constants(model: Any) -> None:
     manager.run_passes(model)
 
 
-def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor]) -> Any:
+def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: Int8Recipe = PLAIN) -> Any:
     """The model with int8 convolutions and linear layers, their ranges taken from the given images.
 
     Images on which a mask or keypoint head has nothing to do are left out: they would give its ranges as zero. Raises
@@ -75,9 +76,11 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor]) -> Any:
     quantized = nncf.quantize(
         model,
         nncf.Dataset(resized),
+        preset=nncf.QuantizationPreset(recipe.preset),
         subset_size=len(resized),
         ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTIZED, validate=False),
     )
+    restore_parts(quantized, model, recipe.in_float)
     quantized.set_rt_info(description, [METADATA_KEY])
     return quantized
 

@@ -14,6 +14,7 @@ from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.graphs import replay_networks
+from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
@@ -138,12 +139,14 @@ def _openvino(detector: nn.Module, images: Sequence[Tensor], precision: Precisio
     return compile_openvino(openvino_model(detector, images, precision), precision, "the optimised detector")
 
 
-def openvino_model(detector: nn.Module, images: Sequence[Tensor], precision: Precision) -> Any:
-    """The OpenVINO model of a detector, arguments as for `optimize`; quantised where the precision is int8."""
+def openvino_model(
+    detector: nn.Module, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
+) -> Any:
+    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so."""
     pictures = [image.cpu() for image in images]
     prepared = prepare(detector, pictures[0], openvino_timer)
     model = to_openvino(prepared, pictures[0])
-    return quantize(model, prepared, pictures) if precision == "int8" else model
+    return quantize(model, prepared, pictures, recipe) if precision == "int8" else model
 
 
 def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) -> ExportedDetector:

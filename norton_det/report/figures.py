@@ -198,6 +198,29 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
     return _svg(figure)
 
 
+@_styled
+def plot_choices(
+    points: Mapping[str, Sequence[tuple[float, float]]], front: Sequence[tuple[float, float]], label: str
+) -> str:
+    """`label` against milliseconds: groups of points by name, the last one emphasised, and a line through a front."""
+    figure, axes = _axes(3.6)
+    axes.plot(*zip(*front, strict=True), color=BEFORE, linewidth=1.4, linestyle="--", zorder=1)
+    for number, ((name, group), colour) in enumerate(zip(points.items(), _colours(len(points)), strict=True)):
+        axes.scatter(
+            [x for x, _ in group],
+            [y for _, y in group],
+            s=8 + 26 * number,
+            color=colour,
+            zorder=2 + number,
+            label=name,
+        )
+    axes.set_xlabel("ms an image")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    _legend(figure, axes)
+    return _svg(figure)
+
+
 def _bars(
     rows: Mapping[str, Mapping[str, float]],
     label: str,

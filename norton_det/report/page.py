@@ -86,12 +86,14 @@ def plots(*figures: tuple[str, str]) -> str:
     ) + "</div>"  # fmt: skip
 
 
-def pictures(pairs: Sequence[Pair]) -> str:
-    """Images twice, next to each other: ground truth, predictions."""
+def pictures(pairs: Sequence[Pair], titles: tuple[str, str] = ("ground truth", "predictions")) -> str:
+    """Images twice, next to each other, under their titles."""
+    first, second = map(escape, titles)
     return '<div class="pairs">' + "".join(
-        f'<figure><img src="{pair.truth}" alt="ground truth of image {pair.image_id}">'
-        f'<img src="{pair.predictions}" alt="predictions on image {pair.image_id}">'
-        f"<figcaption><span>ground truth, image {pair.image_id}</span><span>predictions</span></figcaption></figure>"
+        f'<figure><img src="{pair.truth}" alt="{first}, image {escape(str(pair.image_id))}">'
+        f'<img src="{pair.predictions}" alt="{second}, image {escape(str(pair.image_id))}">'
+        f"<figcaption><span>{first}, image {escape(str(pair.image_id))}</span><span>{second}</span></figcaption>"
+        "</figure>"
         for pair in pairs
     ) + "</div>"  # fmt: skip
 

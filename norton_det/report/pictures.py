@@ -23,9 +23,9 @@ LONGEST_SIDE = 480
 
 @dataclass(frozen=True)
 class Pair:
-    """An image twice, as data URIs: with its ground truth, and with the predictions."""
+    """An image twice, as data URIs: with its ground truth, or what else it is compared with, and the predictions."""
 
-    image_id: int
+    image_id: int | str
     truth: str
     predictions: str
 
@@ -50,11 +50,11 @@ def draw_pairs(
         found = to_output(by_image[target["image_id"]], categories)
         truth = draw_targets(image, to_model_targets(target), categories.names, categories.keypoints)
         predictions = draw_predictions(image, found, categories.names, confidence, categories.keypoints)
-        pairs.append(Pair(target["image_id"], _data_uri(truth), _data_uri(predictions)))
+        pairs.append(Pair(target["image_id"], data_uri(truth), data_uri(predictions)))
     return pairs
 
 
-def _data_uri(picture: Tensor) -> str:
+def data_uri(picture: Tensor) -> str:
     """A picture, uint8 RGB (3, H, W), made smaller where it is large, as a JPEG inside a URI."""
     scale = min(1.0, LONGEST_SIDE / max(picture.shape[1:]))
     smaller = resize(picture, [round(scale * side) for side in picture.shape[1:]])

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from norton_det.analysis.latency import synchronise
 from norton_det.api import findings_of
-from norton_det.deploy.optimize import Runtime, optimize
-from norton_det.deploy.runtimes import ExportedDetector, Precision
+from norton_det.deploy.int8 import PLAIN, Int8Recipe
+from norton_det.deploy.optimize import Runtime, openvino_model, optimize
+from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
 from norton_det.models.settings import write_settings
 from norton_det.shrink.levers import size_settings
@@ -85,26 +86,27 @@ class Bench:
     """What measures; tests replace its functions by plain ones.
 
     Attributes:
-        build: from a detector and a precision to what the runtime runs; a third argument says on how many photos at
-            most int8 takes its ranges, which time does not depend on.
+        build: from a detector and a precision to what the runtime runs.
+        sketch: likewise, quickly: it takes the same time, and int8 finds anything.
         share: of one image's time in a reference's.
         unit: milliseconds of that reference.
         agreement: with the dense detector on the photos that are held back, 0 to 100.
     """
 
-    build: Callable[..., Built]
+    build: Callable[[nn.Module, Precision], Built]
+    sketch: Callable[[nn.Module, Precision], Built]
     share: Callable[[Built], float]
     unit: float
     agreement: Callable[[Built], float]
 
 
-def builder(runtime: Runtime, photos: Sequence[Tensor]) -> Callable[..., Built]:
-    """Return what builds a detector for a runtime; int8 takes its ranges from all the photos, or the first `few`."""
-
-    def build(detector: nn.Module, precision: Precision, few: int | None = None) -> Built:
-        return optimize(detector, photos[:few] if precision == "int8" else photos[:1], runtime, precision)
-
-    return build
+def build(
+    detector: nn.Module, runtime: Runtime, precision: Precision, photos: Sequence[Tensor], recipe: Int8Recipe = PLAIN
+) -> Built:
+    """Return a detector as its runtime runs it; int8 takes its ranges from the photos, by a recipe."""
+    if precision != "int8":
+        return optimize(detector, photos[:1], runtime, precision)
+    return compile_openvino(openvino_model(detector, photos, precision, recipe), precision, "a detector in int8")
 
 
 def at_size(built: Built, detector: nn.Module, share: float) -> Built:
@@ -122,6 +124,12 @@ def agreement_with(reference: Findings, built: Built, photos: Sequence[Tensor], 
         return agreement_of(reference, findings_of(built, photos, "agreement"), SCORE, **how)
 
 
+def first_images(findings: Findings, count: int) -> Findings:
+    """Return what was found on the first images."""
+    results = [result for result in findings.results if result["image_id"] < count]
+    return replace(findings, results=results, images=min(count, findings.images))
+
+
 def points(agreement: Agreement) -> float:
-    """Put an agreement into one number, 0 to 100: AP, mean over boxes and, where both find them, masks or keypoints."""
+    """Put an agreement into one number, 0 to 100: AP, the mean over boxes and what else both find."""
     return statistics.mean(task.metrics["AP"] for task in agreement.tasks.values())

@@ -5,12 +5,13 @@ the number of proposals (the heads that look at each). A plan changes the last t
 two sizes of images shows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from norton_det.deploy.runtimes import Precision
+from norton_det.shrink.choosing import Option
 from norton_det.shrink.levers import DENSE, Choice
 
 SLOWEST = 2.0
@@ -58,12 +59,12 @@ class Costs:
         """Return the milliseconds of a choice."""
         return self._uncorrected(choice) * self._correction(choice)
 
-    def corrected(self, measured: Mapping[Choice, float]) -> "Costs":
+    def corrected(self, made: Iterable[Option]) -> "Costs":
         """Return the costs as the milliseconds of finished files show them."""
         ratios: dict[tuple[str, Precision], list[float]] = {}
-        for choice, milliseconds in measured.items():
-            ratio = milliseconds / self._uncorrected(choice)
-            ratios.setdefault((choice.plan, choice.precision), []).append(ratio)
+        for option in made:
+            ratio = option.milliseconds / self._uncorrected(option.choice)
+            ratios.setdefault((option.choice.plan, option.choice.precision), []).append(ratio)
         corrections = {key: float(np.mean(values)) for key, values in ratios.items()}
         return Costs(self.sizes, self.proposals, self.plans, corrections)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.recover import compress_and_recover
+from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import save_openvino
 from norton_det.deploy.optimize import openvino_model, optimize, write_onnx
 from norton_det.deploy.runtimes import Precision, load_exported
@@ -52,7 +53,9 @@ def restored(
     return detector
 
 
-def write(detector: nn.Module, path: Path, precision: Precision, photos: Sequence[Tensor]) -> None:
+def write(
+    detector: nn.Module, path: Path, precision: Precision, photos: Sequence[Tensor], recipe: Int8Recipe = PLAIN
+) -> None:
     """Write a detector to a file for its runtime: .pth, .onnx or .xml; int8 takes its ranges from the photos."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pth":
@@ -62,7 +65,7 @@ def write(detector: nn.Module, path: Path, precision: Precision, photos: Sequenc
     else:
         stored: Precision = "int8" if precision == "int8" else "float32"
         images = photos if stored == "int8" else photos[:1]
-        save_openvino(openvino_model(detector, images, stored), path)
+        save_openvino(openvino_model(detector, images, stored, recipe), path)
 
 
 def load(path: Path, precision: Precision, photo: Tensor) -> Built:

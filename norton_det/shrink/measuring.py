@@ -99,7 +99,7 @@ def measure_plan(
 
     @lru_cache(maxsize=1)
     def built() -> Built:
-        return bench.build(workload(dense, plan, found), precision, 1)
+        return bench.sketch(workload(dense, plan, found), precision)
 
     def milliseconds(size: float) -> float:
         told = f"time of a fixed workload: plan {name}, {precision}, size {size:g}"
@@ -117,7 +117,7 @@ def measure_fastest(
     network = workload(set_levers(dense, dense, SIZES[-1], count), plan, found=1)
 
     def share(precision: Precision) -> float:
-        return bench.share(bench.build(network, precision, 1))
+        return bench.share(bench.sketch(network, precision))
 
     return bench.unit * min(
         float(memory.recall(f"time: the fastest possible, {precision}", lambda p=precision: share(p)))  # type: ignore[misc]

@@ -5,15 +5,16 @@ until then a curve over its predicted error tells it, which is fitted to the pla
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from norton_det.deploy.runtimes import Precision
+from norton_det.shrink.choosing import Option
 from norton_det.shrink.levers import Choice
 
-STEEPNESS = 0.15
+STEEPNESS = 1.0
 """Of the curve, exp(-STEEPNESS * predicted error), before a plan was recovered: less than plans show, so that one is
 tried."""
 LEAST_SHARE = 1e-3
@@ -41,13 +42,13 @@ class Quality:
         """Return the agreement, 0 to 100, that a choice will have."""
         return 100 * self._without_plan(choice) * self.plan(choice.plan)
 
-    def corrected(self, measured: Mapping[Choice, float]) -> "Quality":
-        """Return the quality as the agreements, 0 to 100, of finished files show it."""
+    def corrected(self, made: Iterable[Option]) -> "Quality":
+        """Return the quality as finished files show it."""
         shares: dict[str, list[float]] = {}
-        for choice, agreement in measured.items():
-            if self.errors[choice.plan]:
-                share = agreement / 100 / max(self._without_plan(choice), LEAST_SHARE)
-                shares.setdefault(choice.plan, []).append(min(max(share, LEAST_SHARE), 1.0))
+        for option in made:
+            if self.errors[option.choice.plan]:
+                share = option.agreement / 100 / max(self._without_plan(option.choice), LEAST_SHARE)
+                shares.setdefault(option.choice.plan, []).append(min(max(share, LEAST_SHARE), 1.0))
         recovered = {plan: float(np.mean(values)) for plan, values in shares.items()}
         return Quality(self.sizes, self.proposals, self.precisions, self.errors, recovered)
 

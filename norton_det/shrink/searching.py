@@ -43,8 +43,8 @@ def search(
                 for choice in choices
                 if choice not in made and (choice.plan in recovered or len(recovered) < plans)
             ],
-            costs.corrected({choice: option.milliseconds for choice, option in made.items()}),
-            quality.corrected({choice: option.agreement for choice, option in made.items()}),
+            costs.corrected(made.values()),
+            quality.corrected(made.values()),
         )
         plain = [option for option in options if option.choice.plan == DENSE]
         candidate = (best(plain, goal) if kept is None else None) or best(options, goal)

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -14,12 +13,23 @@ from torch import nn
 
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import findings_of
+from norton_det.deploy.int8 import PLAIN
 from norton_det.deploy.optimize import Runtime
 from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.writing import files_of
-from norton_det.evaluation.agreement import SCORE, Findings
+from norton_det.evaluation.agreement import SCORE, Agreement, Findings
 from norton_det.files import atomic_path, sha256
-from norton_det.shrink.bench import FEW_RESAMPLES, Bench, Stopwatch, agreement_with, at_size, builder, points
+from norton_det.shrink.bench import (
+    FEW_RESAMPLES,
+    Bench,
+    Built,
+    Stopwatch,
+    agreement_with,
+    at_size,
+    build,
+    first_images,
+    points,
+)
 from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
 from norton_det.shrink.family import PLANS, Family, find_family
@@ -29,11 +39,16 @@ from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.photos import Photos
 from norton_det.shrink.quality import Quality
+from norton_det.shrink.quantising import Int8Report, Recipes
 from norton_det.shrink.searching import predicted, search
-from norton_det.shrink.workshop import CALIBRATION, Made, Workshop
+from norton_det.shrink.workshop import Made, Workshop
 
 TIMED = 4
 """Photos that are timed."""
+CALIBRATION = 64
+"""Photos that int8 takes its ranges from, at most."""
+RANKED = 24
+"""Photos on which parts are ranked that could be left in floating point, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,9 @@ class Result:
         made: all files that were made, for earlier goals too.
         considered: all that could have been made, as predicted in the end.
         is_met: whether the chosen one does what was asked.
+        goal: what was asked.
+        family: the plans.
+        int8: what int8 costs the chosen detector, or the dense one where that is not in int8; None without int8.
         moods: how many times longer the reference took beside each detector than at the start.
     """
 
@@ -75,6 +93,9 @@ class Result:
     made: Sequence[Option]
     considered: Sequence[Option]
     is_met: bool
+    goal: Goal
+    family: Family
+    int8: Int8Report | None
     moods: Sequence[float]
 
 
@@ -87,13 +108,29 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
     memory = Memory(folder)
     reference = _reference(memory, dense, photos)
     first, counts = asked.precisions[0], proposal_counts(dense)
-    build = builder(asked.runtime, photos.fitted[:CALIBRATION])
-    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(min(TIMED, len(photos.held)))]
-    stopwatch = Stopwatch(at_size(build(dense, first), dense, SIZES[-1]), timed)
-    compare = partial(agreement_with, reference, photos=photos.held)
+    calibration = photos.fitted[:CALIBRATION]
+    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
+    smallest_images = at_size(build(dense, asked.runtime, first, calibration), dense, SIZES[-1])
+    stopwatch = Stopwatch(smallest_images, timed)
+
+    def time(built: Built) -> float:
+        return stopwatch.time(built).typical
+
+    def compare(built: Built, count: int = len(photos.held), **how: int) -> Agreement:
+        return agreement_with(first_images(reference, count), built, photos.held[:count], **how)
+
+    recipes = Recipes(
+        memory, calibration, time, lambda built: points(compare(built, RANKED, resamples=FEW_RESAMPLES))
+    )
+
+    def built(detector: nn.Module, precision: Precision) -> Built:
+        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
+        return build(detector, asked.runtime, precision, calibration, recipe)
+
     bench = Bench(
-        build=build,
-        share=lambda built: stopwatch.time(built).typical,
+        build=built,
+        sketch=lambda detector, precision: build(detector, asked.runtime, precision, calibration[:1]),
+        share=time,
         unit=stopwatch.unit,
         agreement=lambda built: points(compare(built, resamples=FEW_RESAMPLES)),
     )
@@ -104,18 +141,30 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
         raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
     costs, quality = _tables(bench, memory, dense, family, asked, counts, _objects(reference))
     choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
-    workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, stopwatch, compare)
+    workshop = Workshop(
+        dense, family, photos.fitted, asked.recovery, output.suffix, memory, stopwatch, compare, recipes
+    )
     before = workshop.make(Choice(DENSE, 1.0, counts[0], first))
     made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, workshop.known())
     chosen = best(made.values(), asked.goal)
     after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
     for source, target in zip(files_of(after.path), files_of(output), strict=True):
-        _copy(source, target)
+        with atomic_path(target) as temporary:
+            copyfile(source, temporary)
+    quantised = after.option.choice if after.option.choice.precision == "int8" else before.option.choice
+    int8 = workshop.int8(quantised.plan) if "int8" in asked.precisions else None
     memory.bar.close()
-    costs = costs.corrected({choice: option.milliseconds for choice, option in made.items()})
-    quality = quality.corrected({choice: option.agreement for choice, option in made.items()})
-    considered = predicted(choices, costs, quality)
-    return Result(before, after, [*made.values()], considered, chosen is not None, stopwatch.moods)
+    return Result(
+        before=before,
+        after=after,
+        made=[*made.values()],
+        considered=predicted(choices, costs.corrected(made.values()), quality.corrected(made.values())),
+        is_met=chosen is not None,
+        goal=asked.goal,
+        family=family,
+        int8=int8,
+        moods=stopwatch.moods,
+    )
 
 
 def digest(weights: Path, photos: Photos, runtime: Runtime) -> str:
@@ -154,8 +203,3 @@ def _tables(
         Costs(table.milliseconds, table.by_proposals, lines),
         Quality(table.sizes, table.proposals, table.precisions, family.errors),
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        copyfile(source, temporary)

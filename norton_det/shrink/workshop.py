@@ -11,12 +11,10 @@ from norton_det.evaluation.agreement import Agreement
 from norton_det.shrink.bench import Built, Stopwatch, points
 from norton_det.shrink.choosing import Option
 from norton_det.shrink.family import Family
-from norton_det.shrink.levers import Choice, set_levers
+from norton_det.shrink.levers import DENSE, Choice, set_levers
 from norton_det.shrink.making import Recovery, file_size, load, restored, write
 from norton_det.shrink.memory import Memory
-
-CALIBRATION = 64
-"""Photos that int8 takes its ranges from, at most."""
+from norton_det.shrink.quantising import Int8Report, Recipes
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,13 @@ class Workshop:
     Attributes:
         dense: the detector.
         family: its plans.
-        photos: those that plans are restored on, and that int8 takes its ranges from.
+        photos: those that plans are restored on.
         recovery: how plans are restored.
         suffix: of the files.
         memory: where files and what they showed are kept.
         stopwatch: what times them.
         compare: what computes their agreement.
+        recipes: how they are quantised.
     """
 
     dense: nn.Module
@@ -65,6 +64,7 @@ class Workshop:
     memory: Memory
     stopwatch: Stopwatch
     compare: Callable[[Built], Agreement]
+    recipes: Recipes
 
     def make(self, choice: Choice) -> Made:
         """Write the file of a choice and measure it, where that was not done before."""
@@ -114,11 +114,19 @@ class Workshop:
             path,
         )
 
+    def int8(self, plan: str) -> Int8Report:
+        """Return how the detector of a plan is quantised best, and what that costs."""
+        name = DENSE if plan == DENSE else f"plan {plan}; {self.recovery}"
+        return self.recipes.of(name, lambda: self._restored(plan))
+
     def known(self) -> dict[Choice, Option]:
         """Return what was made before by the same recovery."""
         seen = self.memory.known("measured: ")
         options = [self._option(value) for name, value in seen.items()]
         return {option.choice: option for option in options if self._name(option.choice) in seen}
+
+    def _restored(self, plan: str) -> nn.Module:
+        return restored(self.memory.folder, self.dense, plan, self.family.plans[plan], self.photos, self.recovery)
 
     def _name(self, choice: Choice) -> str:
         return f"{choice}; {self.recovery}"

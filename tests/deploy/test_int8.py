@@ -8,7 +8,9 @@ from torch import nn
 
 from norton_det.deploy import runtimes
 from norton_det.deploy.export import Description, resize
+from norton_det.deploy.int8 import quantised_parts, restore_parts
 from norton_det.deploy.openvino import quantize, to_openvino
+from norton_det.deploy.parity import parity
 from norton_det.deploy.runtimes import compile_openvino
 from norton_det.deploy.writing import export_file, files_of
 
@@ -37,6 +39,27 @@ def test_int8_quantises_the_convolutions_and_no_coordinates(kind, tmp_path):
         readers = [place.get_node() for place in operation.output(0).get_target_inputs()]
         names = [node.get_friendly_name() for node in readers if node.get_type_name() != "ShapeOf"]
         assert not [name for name in names if "roi_pool" in name or name.count("/") == 2]
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+def test_parts_that_are_restored_detect_what_they_did_in_floating_point(kind):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    detector = with_biases(clear_detector(kind, body="resnet18"))
+    original = to_openvino(detector, pictures()[0])
+    quantised = quantize(original, detector, pictures()[:2])
+    parts = quantised_parts(quantised)
+    assert parts[:6] == ["stem", "stage 1", "stage 2", "stage 3", "stage 4", "neck"]
+
+    def found(model):
+        return compile_openvino(model, "float32", "a model")(pictures())
+
+    assert not parity(found(quantised), found(original)).is_equal
+    restore_parts(quantised, original, ["stem", "neck"])
+    assert quantised_parts(quantised) == [part for part in parts if part not in ("stem", "neck")]
+    restore_parts(quantised, original, parts)
+    assert quantised_parts(quantised) == []
+    assert parity(found(quantised), found(original)).is_equal
 
 
 def test_int8_takes_no_ranges_from_images_with_nothing_in_them(monkeypatch):

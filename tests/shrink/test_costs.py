@@ -2,6 +2,7 @@
 
 import pytest
 
+from norton_det.shrink.choosing import Option
 from norton_det.shrink.costs import Costs, Line
 from norton_det.shrink.levers import DENSE, SIZES, Choice
 
@@ -48,7 +49,7 @@ def test_a_file_that_was_slower_than_predicted_corrects_what_is_like_it_and_noth
     made, like_it, other = (
         Choice("half", size, 100, p) for size, p in ((1.0, "int8"), (0.5, "int8"), (1.0, "float32"))
     )
-    costs = measured().corrected({made: 1.5 * measured().predict(made)})
+    costs = measured().corrected([Option(made, 1.5 * measured().predict(made), 0.0)])
     assert costs.predict(like_it) == pytest.approx(1.5 * machine(like_it))
     assert costs.predict(other) == pytest.approx(machine(other))
     assert costs.predict(Choice(DENSE, 1.0, 100, "int8")) == pytest.approx(machine(Choice(DENSE, 1.0, 100, "int8")))

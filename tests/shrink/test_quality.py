@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from norton_det.shrink.choosing import Option
 from norton_det.shrink.levers import DENSE, Choice
 from norton_det.shrink.quality import Quality
 
@@ -28,7 +29,7 @@ def test_a_plan_of_more_error_is_never_predicted_to_agree_more():
 
 
 def test_the_curve_goes_through_what_a_recovered_plan_showed():
-    seen = quality().corrected({Choice("middle", 0.5, 30, "int8"): 100 * 0.7 * 0.8 * 0.9 * 0.95})
+    seen = quality().corrected([Option(Choice("middle", 0.5, 30, "int8"), 1.0, 100 * 0.7 * 0.8 * 0.9 * 0.95)])
     assert seen.plan("middle") == pytest.approx(0.7)
     assert seen.predict(Choice("middle", 1.0, 100, "float32")) == pytest.approx(70)
     assert seen.plan("small") == pytest.approx(0.7 ** (0.8 / 0.4))
@@ -36,4 +37,4 @@ def test_the_curve_goes_through_what_a_recovered_plan_showed():
 
 
 def test_what_the_dense_detector_showed_says_nothing_of_plans():
-    assert quality().corrected({Choice(DENSE, 0.5, 30, "int8"): 10.0}) == quality()
+    assert quality().corrected([Option(Choice(DENSE, 0.5, 30, "int8"), 1.0, 10.0)]) == quality()

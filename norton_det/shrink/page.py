@@ -1,0 +1,127 @@
+"""The report: one HTML page on what became of a detector, beside the file that was made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from norton_det.data.images import ImageFiles
+from norton_det.files import atomic_path
+from norton_det.report.figures import plot_choices
+from norton_det.report.page import Fact, Section, facts, note, pictures, plots, render, table
+from norton_det.report.pictures import Pair, data_uri
+from norton_det.shrink.choosing import Option, front
+from norton_det.shrink.family import Family
+from norton_det.shrink.quantising import Int8Report
+from norton_det.shrink.shrinking import Result
+from norton_det.shrink.workshop import Made
+from norton_det.visualization.draw import draw_predictions
+
+PICTURES = 12
+CONFIDENCE = 0.5
+
+
+def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small: Any) -> None:
+    """Write the page; `dense` and `small` find objects on the photos that were held back, as torchvision's do."""
+    choice = result.after.option.choice
+    sections = [
+        Section("Before and after", _before_and_after(result), "", wide=True),
+        Section("All that was considered", _considered(result), "", wide=True),
+        Section("Plans", _plans(result.family, result.made), ""),
+        Section("int8", _int8(result.int8) if result.int8 else "", "norton-det shrink --output NAME.xml"),
+        Section("Photos", _photos(result, photos, dense, small), "", wide=True),
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text(render(path.stem, f"{result.goal}: {choice}", sections), encoding="utf-8")
+
+
+def _before_and_after(result: Result) -> str:
+    before, after = result.before, result.after
+    low, high = after.interval
+    told = "" if result.is_met else note(f"{result.goal} is not reached: this is the nearest that was found.")
+    moods = note(
+        "Beside each detector one and the same call was timed, and its moods taken off: it took "
+        f"{min(result.moods):.0%} to {max(result.moods):.0%} of what it did at the start. Far from 100%, the machine "
+        "was busy with something else."
+    )
+    return (
+        told
+        + facts(
+            [
+                _fact("milliseconds an image", before, after, lambda made: f"{made.option.milliseconds:.3g}"),
+                _fact("p95", before, after, lambda made: f"{made.p95:.3g}"),
+                Fact("agreement", f"{after.option.agreement:.1f}", f"95 %: {low:.1f} to {high:.1f}"),
+                _fact("parameters", before, after, lambda made: f"{made.parameters / 1e6:.3g} million"),
+                _fact("file", before, after, lambda made: f"{made.bytes / 2**20:.3g} MiB"),
+            ]
+        )
+        + moods
+    )
+
+
+def _fact(label: str, before: Made, after: Made, told: Any) -> Fact:
+    return Fact(label, told(after), f"dense: {told(before)}")
+
+
+def _considered(result: Result) -> str:
+    points = {
+        "considered": _points(result.considered),
+        "made": _points(result.made),
+        "chosen": _points([result.after.option]),
+    }
+    drawing = plot_choices(points, _points(front(result.considered)), "agreement")
+    rows = [
+        [str(option.choice), f"{option.milliseconds:.1f}", f"{option.agreement:.1f}"]
+        for option in sorted(result.made, key=lambda option: option.milliseconds)
+    ]
+    told = table(["made and measured", "ms", "agreement"], rows, str(result.after.option.choice))
+    caption = f"{len(result.considered)} choices as predicted, {len(result.made)} as measured"
+    return plots((drawing, caption)) + told
+
+
+def _points(options: Sequence[Option]) -> list[tuple[float, float]]:
+    return [(option.milliseconds, option.agreement) for option in options]
+
+
+def _plans(family: Family, made: Sequence[Option]) -> str:
+    """The plans, what each leaves out, and which of them were restored."""
+    restored = {option.choice.plan for option in made}
+    rows = [
+        [
+            name,
+            f"{family.errors[name]:.3f}",
+            ", ".join(plan.dropped) or "-",
+            ", ".join(f"{part} {rank}" for part, rank in plan.parts.items()) or "-",
+            "yes" if name in restored else "no",
+        ]
+        for name, plan in family.plans.items()
+    ]
+    told = "The best plan for each share of MACs; one is restored only where it is predicted to be worth it."
+    return note(told) + table(["MACs", "predicted error", "blocks left out", "ranks of parts", "restored"], rows)
+
+
+def _int8(report: Int8Report) -> str:
+    """What int8 cost, and each part left in floating point."""
+    base = report.floating
+    shown: Mapping[str, Any] = {
+        "floating point": base,
+        **{f"int8, {preset}": seen for preset, seen in report.presets.items()},
+        **{f"{part} in floating point": seen for part, seen in report.parts.items()},
+        "as chosen": report.chosen,
+    }
+    rows = [[name, f"{seen.time / base.time:.2f}", f"{seen.agreement:.1f}"] for name, seen in shown.items()]
+    left = ", ".join(report.recipe.in_float) or "nothing"
+    told = f"int8 costs {base.agreement - report.chosen.agreement:.1f} points; in floating point: {left}."
+    return note(told) + table(["", "time", "agreement"], rows, "as chosen")
+
+
+def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
+    """The photos that agree least first, dense beside small."""
+    order = sorted(range(len(photos)), key=result.after.by_image.__getitem__)[:PICTURES]
+    pairs = []
+    for number in order:
+        photo = photos[number]
+        how = small.categories, CONFIDENCE, small.keypoints
+        drawn = [data_uri(draw_predictions((255 * photo).byte(), run([photo])[0], *how)) for run in (dense, small)]
+        pairs.append(Pair(f"{photos.paths[number].name} ({result.after.by_image[number]:.0f})", *drawn))
+    told = "Photos on which nothing was fitted, those that agree least first: F1 of what both find is in brackets."
+    return note(told) + pictures(pairs, ("dense", "small"))
