@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +95,17 @@ def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
     return resnet_from_weights(read_weights(path), strict)
 
 
-def load_detector(path: str | Path, norm_eps: float | None = None) -> Any:
+def load_detector(
+    path: str | Path, norm_eps: float | None = None, precision: Literal["float32", "bfloat16"] = "float32"
+) -> Any:
     """Load a detector from a weights file, ours, torchvision's or a published checkpoint, or from an exported file.
 
     Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
     the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for
-    inference only. Raises ValueError naming the file and what does not fit.
+    inference only; an .xml file may run in bfloat16. Raises ValueError naming the file and what does not fit.
     """
     if Path(path).suffix in EXPORTED:
-        return load_exported(path)
+        return load_exported(path, precision)
     return detector_from_weights(read_weights(path), norm_eps=norm_eps)
 
 

@@ -63,14 +63,16 @@ def run(args: argparse.Namespace) -> None:
     asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
     work = args.work or args.output.with_suffix(".shrink")
     with sole_run(work / LOCK, f"--work {work}"):
-        result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, runtime))
+        result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, asked))
     print(format_result(result))
     report = args.output.with_suffix(".html")
     small = load(args.output, result.after.option.choice.precision, photos.held[0])
     write_page(report, result, photos.held, dense, small)
     if not result.is_met:
         log.warning("%s is not reached: this is the nearest that was found", goal)
-    print(f"file:   {args.output}\nreport: {report}")
+    print(
+        f"file:   {args.output}\nreport: {report}\nrun it: {how_to_run(args.output, result.after.option.choice.precision)}"
+    )
 
 
 def _goal(args: argparse.Namespace) -> Goal:
@@ -81,6 +83,14 @@ def _goal(args: argparse.Namespace) -> Goal:
     if not 0 < args.agreement <= 1:
         raise ValueError(f"--agreement {args.agreement:g}: expected a number above 0, up to 1")
     return LeastAgreement(100 * args.agreement)
+
+
+def how_to_run(path: Path, precision: Precision) -> str:
+    """Say what runs a file as it was measured."""
+    if path.suffix == ".pth":
+        return f'norton_det.optimize(norton_det.load_detector("{path}"), images, "torch")'
+    told = ', precision="bfloat16"' if precision == "bfloat16" else ""
+    return f'norton_det.load_detector("{path}"{told})'
 
 
 def format_result(result: Result) -> str:

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -32,7 +33,7 @@ from norton_det.shrink.bench import (
 )
 from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
-from norton_det.shrink.family import PLANS, Family, find_family
+from norton_det.shrink.family import Family, find_family
 from norton_det.shrink.levers import DENSE, FINE_SIZES, SIZES, Choice, Levers, proposal_counts
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
@@ -61,7 +62,6 @@ class Asked:
         precisions: those that it may be run in; the first is the dense detector's.
         recovery: how plans are restored.
         sizes: of images, in shares of the detector's own.
-        plans: how many plans are looked at.
     """
 
     goal: Goal
@@ -69,7 +69,6 @@ class Asked:
     precisions: Sequence[Precision]
     recovery: Recovery
     sizes: Sequence[float] = FINE_SIZES
-    plans: int = PLANS
 
 
 @dataclass(frozen=True)
@@ -107,48 +106,31 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
     """
     memory = Memory(folder)
     reference = _reference(memory, dense, photos)
-    first, counts = asked.precisions[0], proposal_counts(dense)
-    calibration = photos.fitted[:CALIBRATION]
-    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
-    smallest_images = at_size(build(dense, asked.runtime, first, calibration), dense, SIZES[-1])
-    stopwatch = Stopwatch(smallest_images, timed)
-
-    def time(built: Built) -> float:
-        return stopwatch.time(built).typical
-
-    def compare(built: Built, count: int = len(photos.held), **how: int) -> Agreement:
-        return agreement_with(first_images(reference, count), built, photos.held[:count], **how)
-
-    recipes = Recipes(
-        memory, calibration, time, lambda built: points(compare(built, RANKED, resamples=FEW_RESAMPLES))
-    )
-
-    def built(detector: nn.Module, precision: Precision) -> Built:
-        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
-        return build(detector, asked.runtime, precision, calibration, recipe)
-
-    bench = Bench(
-        build=built,
-        sketch=lambda detector, precision: build(detector, asked.runtime, precision, calibration[:1]),
-        share=time,
-        unit=stopwatch.unit,
-        agreement=lambda built: points(compare(built, resamples=FEW_RESAMPLES)),
-    )
-    family = find_family(memory, dense, photos.fitted, asked.recovery.seed, asked.plans)
+    tools = _instruments(memory, dense, photos, asked, reference)
+    counts = proposal_counts(dense)
+    family = find_family(memory, dense, photos.fitted, asked.recovery.seed)
     smallest = next(iter(family.plans.values()))
-    fastest = measure_fastest(bench, memory, dense, smallest, asked.precisions, counts[-1])
+    fastest = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
     if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < fastest:
         raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
-    costs, quality = _tables(bench, memory, dense, family, asked, counts, _objects(reference))
+    costs, quality = _tables(tools.bench, memory, dense, family, asked.precisions, _objects(reference))
     choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
     workshop = Workshop(
-        dense, family, photos.fitted, asked.recovery, output.suffix, memory, stopwatch, compare, recipes
+        dense,
+        family,
+        photos.fitted,
+        asked.recovery,
+        output.suffix,
+        memory,
+        tools.stopwatch,
+        tools.compare,
+        tools.recipes,
     )
-    before = workshop.make(Choice(DENSE, 1.0, counts[0], first))
+    before = workshop.make(Choice(DENSE, 1.0, counts[0], asked.precisions[0]))
     made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, workshop.known())
     chosen = best(made.values(), asked.goal)
     after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
-    for source, target in zip(files_of(after.path), files_of(output), strict=True):
+    for source, target in reversed([*zip(files_of(after.path), files_of(output), strict=True)]):
         with atomic_path(target) as temporary:
             copyfile(source, temporary)
     quantised = after.option.choice if after.option.choice.precision == "int8" else before.option.choice
@@ -163,13 +145,50 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
         goal=asked.goal,
         family=family,
         int8=int8,
-        moods=stopwatch.moods,
+        moods=tools.stopwatch.moods,
     )
 
 
-def digest(weights: Path, photos: Photos, runtime: Runtime) -> str:
-    """Compute what tells everything that measurements depend on: weights, photos, the runtime and this machine."""
-    seen = hashlib.sha256(f"{sha256(weights)} {runtime} {describe_machine(torch.device('cpu'))}".encode())
+@dataclass(frozen=True)
+class _Instruments:
+    """What measures: for the tables, and for the files."""
+
+    bench: Bench
+    stopwatch: Stopwatch
+    compare: Callable[[Built], Agreement]
+    recipes: Recipes
+
+
+def _instruments(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, reference: Findings) -> _Instruments:
+    calibration = photos.fitted[:CALIBRATION]
+    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
+    smallest_images = at_size(build(dense, asked.runtime, asked.precisions[0], calibration), dense, SIZES[-1])
+    stopwatch = Stopwatch(smallest_images, timed)
+
+    def time(built: Built) -> float:
+        return stopwatch.time(built).typical
+
+    def agreement(built: Built, count: int = len(photos.held)) -> float:
+        some = first_images(reference, count)
+        return points(agreement_with(some, built, photos.held[:count], resamples=FEW_RESAMPLES))
+
+    recipes = Recipes(memory, calibration, time, partial(agreement, count=RANKED))
+
+    def built(detector: nn.Module, precision: Precision) -> Built:
+        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
+        return build(detector, asked.runtime, precision, calibration, recipe)
+
+    def sketch(detector: nn.Module, precision: Precision) -> Built:
+        return build(detector, asked.runtime, precision, calibration[:1])
+
+    bench = Bench(built, sketch, time, stopwatch.unit, agreement)
+    return _Instruments(bench, stopwatch, partial(agreement_with, reference, photos=photos.held), recipes)
+
+
+def digest(weights: Path, photos: Photos, asked: Asked) -> str:
+    """Compute what tells all that measurements depend on: weights, photos, the runtime, the seed and this machine."""
+    told = sha256(weights), asked.runtime, str(asked.recovery.seed), describe_machine(torch.device("cpu"))
+    seen = hashlib.sha256(" ".join(told).encode())
     for path in [*photos.fitted.paths, *photos.held.paths]:
         seen.update(sha256(path).encode())
     return seen.hexdigest()[:12]
@@ -191,13 +210,13 @@ def _objects(found: Findings) -> int:
 
 
 def _tables(
-    bench: Bench, memory: Memory, dense: nn.Module, family: Family, asked: Asked, counts: Sequence[int], found: int
+    bench: Bench, memory: Memory, dense: nn.Module, family: Family, precisions: Sequence[Precision], found: int
 ) -> tuple[Costs, Quality]:
-    table = measure_dense(bench, memory, dense, asked.precisions, counts)
+    table = measure_dense(bench, memory, dense, precisions, proposal_counts(dense))
     lines = {
         (name, precision): measure_plan(bench, memory, dense, name, plan, precision, found)
         for name, plan in family.plans.items()
-        for precision in asked.precisions
+        for precision in precisions
     }
     return (
         Costs(table.milliseconds, table.by_proposals, lines),

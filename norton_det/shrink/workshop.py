@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from norton_det.deploy.int8 import PLAIN
 from norton_det.evaluation.agreement import Agreement
 from norton_det.shrink.bench import Built, Stopwatch, points
 from norton_det.shrink.choosing import Option
@@ -73,17 +74,10 @@ class Workshop:
         self.memory.expect(2)
 
         def written() -> dict[str, Any]:
-            detector = restored(
-                self.memory.folder,
-                self.dense,
-                choice.plan,
-                self.family.plans[choice.plan],
-                self.photos,
-                self.recovery,
-            )
-            write(
-                set_levers(detector, self.dense, choice.size, choice.proposals), path, choice.precision, self.photos
-            )
+            detector = self._restored(choice.plan)
+            changed = set_levers(detector, self.dense, choice.size, choice.proposals)
+            recipe = self.int8(choice.plan).recipe if choice.precision == "int8" else PLAIN
+            write(changed, path, choice.precision, self.recipes.photos, recipe)
             return {"parameters": sum(p.numel() for p in detector.parameters()), "bytes": file_size(path)}
 
         if not path.is_file():
@@ -120,7 +114,7 @@ class Workshop:
         return self.recipes.of(name, lambda: self._restored(plan))
 
     def known(self) -> dict[Choice, Option]:
-        """Return what was made before by the same recovery."""
+        """Return what was made before, plans by the same recovery."""
         seen = self.memory.known("measured: ")
         options = [self._option(value) for name, value in seen.items()]
         return {option.choice: option for option in options if self._name(option.choice) in seen}
@@ -129,7 +123,7 @@ class Workshop:
         return restored(self.memory.folder, self.dense, plan, self.family.plans[plan], self.photos, self.recovery)
 
     def _name(self, choice: Choice) -> str:
-        return f"{choice}; {self.recovery}"
+        return str(choice) if choice.plan == DENSE else f"{choice}; {self.recovery}"
 
     def _option(self, seen: dict[str, Any]) -> Option:
         return Option(Choice(**seen["choice"]), seen["typical"] * self.stopwatch.unit, seen["agreement"])

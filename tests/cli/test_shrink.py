@@ -1,0 +1,123 @@
+"""The shrink command as a user types it, on a machine whose times are known."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from detectors import frames, tiny_detector
+
+import norton_det
+from norton_det.cli.main import main
+from norton_det.data.images import write_png
+from norton_det.shrink import bench, making, shrinking
+from norton_det.shrink.bench import Timed
+
+WORDS = ["--weights", "dense.pth", "--images", "photos", "--steps", "2"]
+
+
+class KnownMachine:
+    """Takes a millisecond for so many parameters, and for images in proportion to their area."""
+
+    unit = 1.0
+
+    def __init__(self, reference, photos):
+        self.moods = [1.0]
+
+    def time(self, built):
+        size = built.detector.transform.min_size[-1]
+        milliseconds = sum(p.numel() for p in built.detector.parameters()) / 1e4 * size**2 / 64**2
+        return Timed(milliseconds, 1.1 * milliseconds)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shrinking, "Stopwatch", KnownMachine)
+    monkeypatch.setattr(shrinking, "find_family", partial(shrinking.find_family, count=2))
+    for module in (bench, shrinking):
+        monkeypatch.setattr(module, "SCORE", 0.3)
+    for number, image in enumerate(frames(12)):
+        write_png(Path(f"photos/{number:02}.png"), (255 * image).to(torch.uint8))
+    norton_det.save(tiny_detector("faster_rcnn", "resnet18"), "dense.pth")
+
+
+def milliseconds(path):
+    return (
+        KnownMachine(None, ()).time(norton_det.optimize(norton_det.load_detector(path), frames(1), "torch")).typical
+    )
+
+
+@pytest.fixture
+def recoveries(monkeypatch):
+    asked = []
+    recover = making.compress_and_recover
+    monkeypatch.setattr(making, "compress_and_recover", lambda *a, **how: asked.append(a[1]) or recover(*a, **how))
+    return asked
+
+
+def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(recoveries, capsys):
+    dense = milliseconds("dense.pth")
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.2 * dense)]) == 0
+    assert milliseconds("small.pth") <= 0.2 * dense
+    told = capsys.readouterr().out
+    assert "small" in told and "chosen: " in told
+    page = Path("small.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "") and page.count("<img") == 2 * 3
+
+    before = len(recoveries)
+    assert 0 < before <= 3
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.2 * dense)]) == 0
+    assert len(recoveries) == before
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--agreement", "1"]) == 0
+    assert len(recoveries) == before
+    assert milliseconds("small.pth") == dense
+
+
+def test_a_size_that_is_fixed_is_kept(recoveries):
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000", "--size", "48"]) == 0
+    assert norton_det.load_detector("small.pth").transform.min_size == (48,)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--output", "small.tflite", "--milliseconds", "60"], "expected a name that ends in .xml (openvino)"),
+        (["--output", "small.pth", "--milliseconds", "1e-6"], "the fastest that can be made here takes"),
+        (["--output", "small.pth", "--milliseconds", "0"], "expected a number above 0"),
+        (["--output", "small.pth", "--agreement", "90"], "expected a number above 0, up to 1"),
+        (["--output", "small.pth", "--milliseconds", "60", "--size", "65"], "expected 32 to 64 pixels"),
+        (["--output", "small.pth", "--milliseconds", "60", "--precision", "int8"], "small.pth can be float32 here"),
+        (["--output", "small.pth", "--milliseconds", "60", "--image-count", "11"], "11 photos that can be read"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, told, capsys):
+    assert main(["shrink", *WORDS, *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in error
+    assert not Path("small.pth").exists()
+
+
+def test_a_detector_that_finds_nothing_is_one_line(monkeypatch, capsys):
+    for module in (bench, shrinking):
+        monkeypatch.setattr(module, "SCORE", 1.0)
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "60"]) == 2
+    assert "finds nothing of a score of at least 1 on 3 photos" in capsys.readouterr().err
+
+
+def test_weights_that_are_compressed_already_are_one_line(capsys):
+    norton_det.save(norton_det.compress(norton_det.load_detector("dense.pth"), "[0.1]*12")[0], "dense.pth")
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "60"]) == 2
+    assert "compressed already" in capsys.readouterr().err
+
+
+def test_a_state_that_is_damaged_is_measured_anew(recoveries, caplog):
+    words = ["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000"]
+    assert main(words) == 0
+    [state] = Path("small.shrink").rglob("state.json")
+    first = json.loads(state.read_text())
+    state.write_text("{")
+    assert main(words) == 0
+    assert json.loads(state.read_text()) == first
+    assert "cannot be read" in caplog.text
