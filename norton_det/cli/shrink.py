@@ -10,11 +10,10 @@ from norton_det.compression.recover import STEPS
 from norton_det.deploy.runtimes import Precision
 from norton_det.engine.folder import LOCK, sole_run
 from norton_det.models.persistence import detector_from_weights
-from norton_det.models.settings import read_settings
 from norton_det.models.weights import read_dense_weights
 from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
-from norton_det.shrink.levers import FINE_SIZES, SIZES, find_runtime, usable_precisions, what_is_missing
-from norton_det.shrink.making import Recovery, load
+from norton_det.shrink.levers import FINE_SIZES, find_runtime, share_of_size, usable_precisions, what_is_missing
+from norton_det.shrink.making import Recovery, how_to_run, load
 from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
 from norton_det.shrink.shrinking import Asked, Result, digest, shrink
@@ -54,10 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if told := what_is_missing(runtime):
         log.info(told)
     dense = detector_from_weights(read_dense_weights(args.weights))
-    own = read_settings(dense)["min_size"][-1]
-    sizes = [args.size / own] if args.size else FINE_SIZES
-    if not SIZES[-1] <= sizes[0] <= SIZES[0]:
-        raise ValueError(f"--size {args.size}: expected {round(SIZES[-1] * own)} to {own} pixels")
+    sizes = [share_of_size(dense, args.size)] if args.size else FINE_SIZES
     photos = read_photos(args.images, args.image_count)
     recovery = Recovery(args.steps, args.minutes, args.seed)
     asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
@@ -70,9 +66,8 @@ def run(args: argparse.Namespace) -> None:
     write_page(report, result, photos.held, dense, small)
     if not result.is_met:
         log.warning("%s is not reached: this is the nearest that was found", goal)
-    print(
-        f"file:   {args.output}\nreport: {report}\nrun it: {how_to_run(args.output, result.after.option.choice.precision)}"
-    )
+    run_it = how_to_run(args.output, result.after.option.choice.precision)
+    print(f"file:   {args.output}\nreport: {report}\nrun it: {run_it}")
 
 
 def _goal(args: argparse.Namespace) -> Goal:
@@ -83,14 +78,6 @@ def _goal(args: argparse.Namespace) -> Goal:
     if not 0 < args.agreement <= 1:
         raise ValueError(f"--agreement {args.agreement:g}: expected a number above 0, up to 1")
     return LeastAgreement(100 * args.agreement)
-
-
-def how_to_run(path: Path, precision: Precision) -> str:
-    """Say what runs a file as it was measured."""
-    if path.suffix == ".pth":
-        return f'norton_det.optimize(norton_det.load_detector("{path}"), images, "torch")'
-    told = ', precision="bfloat16"' if precision == "bfloat16" else ""
-    return f'norton_det.load_detector("{path}"{told})'
 
 
 def format_result(result: Result) -> str:

@@ -107,6 +107,14 @@ def proposal_counts(detector: nn.Module) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(own, max(LEAST_PROPOSALS, round(own * share))) for share in PROPOSALS))
 
 
+def share_of_size(detector: nn.Module, pixels: int) -> float:
+    """Return the share of a detector's own size. Raises ValueError for one that is not between those of SIZES."""
+    own = read_settings(detector)["min_size"][-1]
+    if not SIZES[-1] <= pixels / own <= SIZES[0]:
+        raise ValueError(f"--size {pixels}: expected {round(SIZES[-1] * own)} to {own} pixels")
+    return float(pixels / own)
+
+
 def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
     """Return the settings of a detector that looks at images of a share of its own size."""
     own = read_settings(detector)

@@ -75,6 +75,14 @@ def load(path: Path, precision: Precision, photo: Tensor) -> Built:
     return load_exported(path, precision if precision == "bfloat16" else "float32")
 
 
+def how_to_run(path: Path, precision: Precision) -> str:
+    """Say what runs a file as it was measured."""
+    if path.suffix == ".pth":
+        return f'norton_det.optimize(norton_det.load_detector("{path}"), images, "torch")'
+    told = ', precision="bfloat16"' if precision == "bfloat16" else ""
+    return f'norton_det.load_detector("{path}"{told})'
+
+
 def file_size(path: Path) -> int:
     """Return the bytes of all files of a detector."""
     return sum(file.stat().st_size for file in files_of(path))
