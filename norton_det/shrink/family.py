@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.search.body_sensitivities import Sensitivities
 from norton_det.compression.search.budget import Budget
-from norton_det.compression.search.plan_search import best_plan, least_share, measure_sensitivities
+from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, smallest_plan
 from norton_det.models.channels import read_body
 from norton_det.shrink.levers import DENSE
 from norton_det.shrink.memory import Memory
@@ -25,13 +25,28 @@ class Family:
     errors: Mapping[str, float]
 
 
-def find_family(memory: Memory, dense: nn.Module, photos: Sequence[Tensor], seed: int, count: int = PLANS) -> Family:
-    """Find the plans for `count` budgets, evenly by their logarithm, with sensitivities measured on the photos."""
+def find_smallest(memory: Memory, dense: nn.Module, photo: Tensor) -> tuple[CompressionPlan, float]:
+    """Find the plan of the fewest MACs, and its share of the dense detector's on a photo."""
+    memory.expect(1)
+
+    def search() -> dict[str, Any]:
+        plan, share = smallest_plan(dense, seen_size(dense, photo))
+        return {"plan": plan.to_dict(), "share": share}
+
+    found = memory.recall("the smallest plan", search)
+    return CompressionPlan.from_dict(found["plan"], read_body(dense)), found["share"]
+
+
+def find_family(
+    memory: Memory, dense: nn.Module, photos: Sequence[Tensor], least: float, seed: int, count: int = PLANS
+) -> Family:
+    """Find the plans for `count` budgets from the share `least` of MACs on, evenly by their logarithm, with
+    sensitivities measured on the photos."""
+    memory.expect(1)
     size = seen_size(dense, photos[0])
 
     def search() -> dict[str, Any]:
         sensitivities = measure_sensitivities(dense, photos, whole_detector=True, seed=seed)
-        least = least_share(dense, size)
         shares = [least ** (1 - number / count) for number in range(count)]
         return {f"{share:.0%}": _found(dense, sensitivities, share, size) for share in shares}
 

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -14,42 +13,25 @@ from torch import nn
 
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import findings_of
-from norton_det.deploy.int8 import PLAIN
 from norton_det.deploy.optimize import Runtime
 from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.writing import files_of
-from norton_det.evaluation.agreement import SCORE, Agreement, Findings
+from norton_det.evaluation.agreement import SCORE, Findings
 from norton_det.files import atomic_path, sha256
-from norton_det.shrink.bench import (
-    FEW_RESAMPLES,
-    Bench,
-    Built,
-    Stopwatch,
-    agreement_with,
-    at_size,
-    build,
-    first_images,
-    points,
-)
+from norton_det.shrink.bench import Bench
 from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
-from norton_det.shrink.family import Family, find_family
-from norton_det.shrink.levers import DENSE, FINE_SIZES, SIZES, Choice, Levers, proposal_counts
+from norton_det.shrink.family import Family, find_family, find_smallest
+from norton_det.shrink.instruments import set_up
+from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, Levers, proposal_counts
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.photos import Photos
 from norton_det.shrink.quality import Quality
-from norton_det.shrink.quantising import Int8Report, Recipes
+from norton_det.shrink.quantising import Int8Report
 from norton_det.shrink.searching import predicted, search
 from norton_det.shrink.workshop import Made, Workshop
-
-TIMED = 4
-"""Photos that are timed."""
-CALIBRATION = 64
-"""Photos that int8 takes its ranges from, at most."""
-RANKED = 24
-"""Photos on which parts are ranked that could be left in floating point, at most."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +88,16 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
     """
     memory = Memory(folder)
     reference = _reference(memory, dense, photos)
-    tools = _instruments(memory, dense, photos, asked, reference)
+    tools = set_up(memory, dense, photos, asked.runtime, asked.precisions[0], reference)
     counts = proposal_counts(dense)
-    family = find_family(memory, dense, photos.fitted, asked.recovery.seed)
-    smallest = next(iter(family.plans.values()))
+    smallest, share = find_smallest(memory, dense, photos.fitted[0])
     fastest = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
     if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < fastest:
         raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
+    family = find_family(memory, dense, photos.fitted, share, asked.recovery.seed)
     costs, quality = _tables(tools.bench, memory, dense, family, asked.precisions, _objects(reference))
     choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
-    workshop = Workshop(
-        dense,
-        family,
-        photos.fitted,
-        asked.recovery,
-        output.suffix,
-        memory,
-        tools.stopwatch,
-        tools.compare,
-        tools.recipes,
-    )
+    workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
     before = workshop.make(Choice(DENSE, 1.0, counts[0], asked.precisions[0]))
     made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, workshop.known())
     chosen = best(made.values(), asked.goal)
@@ -147,42 +119,6 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
         int8=int8,
         moods=tools.stopwatch.moods,
     )
-
-
-@dataclass(frozen=True)
-class _Instruments:
-    """What measures: for the tables, and for the files."""
-
-    bench: Bench
-    stopwatch: Stopwatch
-    compare: Callable[[Built], Agreement]
-    recipes: Recipes
-
-
-def _instruments(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, reference: Findings) -> _Instruments:
-    calibration = photos.fitted[:CALIBRATION]
-    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
-    smallest_images = at_size(build(dense, asked.runtime, asked.precisions[0], calibration), dense, SIZES[-1])
-    stopwatch = Stopwatch(smallest_images, timed)
-
-    def time(built: Built) -> float:
-        return stopwatch.time(built).typical
-
-    def agreement(built: Built, count: int = len(photos.held)) -> float:
-        some = first_images(reference, count)
-        return points(agreement_with(some, built, photos.held[:count], resamples=FEW_RESAMPLES))
-
-    recipes = Recipes(memory, calibration, time, partial(agreement, count=RANKED))
-
-    def built(detector: nn.Module, precision: Precision) -> Built:
-        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
-        return build(detector, asked.runtime, precision, calibration, recipe)
-
-    def sketch(detector: nn.Module, precision: Precision) -> Built:
-        return build(detector, asked.runtime, precision, calibration[:1])
-
-    bench = Bench(built, sketch, time, stopwatch.unit, agreement)
-    return _Instruments(bench, stopwatch, partial(agreement_with, reference, photos=photos.held), recipes)
 
 
 def digest(weights: Path, photos: Photos, asked: Asked) -> str:

@@ -1,6 +1,6 @@
 """Where choices become files that are measured: one is made once, whatever goals ask for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton_det.deploy.int8 import PLAIN
-from norton_det.evaluation.agreement import Agreement
-from norton_det.shrink.bench import Built, Stopwatch, points
+from norton_det.shrink.bench import points
 from norton_det.shrink.choosing import Option
 from norton_det.shrink.family import Family
+from norton_det.shrink.instruments import Instruments
 from norton_det.shrink.levers import DENSE, Choice, set_levers
 from norton_det.shrink.making import Recovery, file_size, load, restored, write
 from norton_det.shrink.memory import Memory
-from norton_det.shrink.quantising import Int8Report, Recipes
+from norton_det.shrink.quantising import Int8Report
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Workshop:
         recovery: how plans are restored.
         suffix: of the files.
         memory: where files and what they showed are kept.
-        stopwatch: what times them.
-        compare: what computes their agreement.
-        recipes: how they are quantised.
+        tools: what measures them.
     """
 
     dense: nn.Module
@@ -63,9 +61,7 @@ class Workshop:
     recovery: Recovery
     suffix: str
     memory: Memory
-    stopwatch: Stopwatch
-    compare: Callable[[Built], Agreement]
-    recipes: Recipes
+    tools: Instruments
 
     def make(self, choice: Choice) -> Made:
         """Write the file of a choice and measure it, where that was not done before."""
@@ -77,7 +73,7 @@ class Workshop:
             detector = self._restored(choice.plan)
             changed = set_levers(detector, self.dense, choice.size, choice.proposals)
             recipe = self.int8(choice.plan).recipe if choice.precision == "int8" else PLAIN
-            write(changed, path, choice.precision, self.recipes.photos, recipe)
+            write(changed, path, choice.precision, self.tools.recipes.photos, recipe)
             return {"parameters": sum(p.numel() for p in detector.parameters()), "bytes": file_size(path)}
 
         if not path.is_file():
@@ -86,7 +82,7 @@ class Workshop:
 
         def measured() -> dict[str, Any]:
             built = load(path, choice.precision, self.photos[0])
-            timed, agreement = self.stopwatch.time(built), self.compare(built)
+            timed, agreement = self.tools.stopwatch.time(built), self.tools.compare(built)
             task = [*agreement.tasks.values()][-1]
             return {
                 "choice": asdict(choice),
@@ -100,7 +96,7 @@ class Workshop:
         seen = self.memory.recall(f"measured: {name}", measured)
         return Made(
             self._option(seen),
-            seen["p95"] * self.stopwatch.unit,
+            seen["p95"] * self.tools.stopwatch.unit,
             tuple(seen["interval"]),
             tuple(seen["by_image"]),
             file["parameters"],
@@ -111,7 +107,7 @@ class Workshop:
     def int8(self, plan: str) -> Int8Report:
         """Return how the detector of a plan is quantised best, and what that costs."""
         name = DENSE if plan == DENSE else f"plan {plan}; {self.recovery}"
-        return self.recipes.of(name, lambda: self._restored(plan))
+        return self.tools.recipes.of(name, lambda: self._restored(plan))
 
     def known(self) -> dict[Choice, Option]:
         """Return what was made before, plans by the same recovery."""
@@ -126,4 +122,4 @@ class Workshop:
         return str(choice) if choice.plan == DENSE else f"{choice}; {self.recovery}"
 
     def _option(self, seen: dict[str, Any]) -> Option:
-        return Option(Choice(**seen["choice"]), seen["typical"] * self.stopwatch.unit, seen["agreement"])
+        return Option(Choice(**seen["choice"]), seen["typical"] * self.tools.stopwatch.unit, seen["agreement"])

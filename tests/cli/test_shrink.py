@@ -11,7 +11,7 @@ from detectors import frames, tiny_detector
 import norton_det
 from norton_det.cli.main import main
 from norton_det.data.images import write_png
-from norton_det.shrink import bench, making, shrinking
+from norton_det.shrink import bench, instruments, making, shrinking
 from norton_det.shrink.bench import Timed
 
 WORDS = ["--weights", "dense.pth", "--images", "photos", "--steps", "2"]
@@ -20,10 +20,8 @@ WORDS = ["--weights", "dense.pth", "--images", "photos", "--steps", "2"]
 class KnownMachine:
     """Takes a millisecond for so many parameters, and for images in proportion to their area."""
 
-    unit = 1.0
-
     def __init__(self, reference, photos):
-        self.moods = [1.0]
+        self.unit, self.moods = 1.0, [1.0]
 
     def time(self, built):
         size = built.detector.transform.min_size[-1]
@@ -34,7 +32,7 @@ class KnownMachine:
 @pytest.fixture(autouse=True)
 def in_a_folder_with_photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shrinking, "Stopwatch", KnownMachine)
+    monkeypatch.setattr(instruments, "Stopwatch", KnownMachine)
     monkeypatch.setattr(shrinking, "find_family", partial(shrinking.find_family, count=2))
     for module in (bench, shrinking):
         monkeypatch.setattr(module, "SCORE", 0.3)

@@ -178,6 +178,16 @@ def test_a_plan_keeps_its_budget_and_the_smallest_is_named(name):
     assert errors[0] > errors[1] > 0
 
 
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_no_plan_has_fewer_macs_than_the_smallest(kind):
+    plan, share = search.smallest_plan(model_of(kind), (64, 96))
+    scope = Scope(model_of(kind), True, (64, 96))
+    found, dense = (scope.cost(each, "macs") for each in (plan, CompressionPlan()))
+    assert found <= share * dense <= found + 0.002 * dense
+    with pytest.raises(ValueError, match="the smallest is"):
+        best_plan(model_of(kind), measured(kind), Budget("macs", share - 0.002, (64, 96)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_choice_of_a_network_is_measured(name):
     body, found = read_body(model_of(name)), measured(name)

@@ -107,11 +107,17 @@ def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) ->
     return _best_plan(scope, sensitivities, budget, *_affordable(scope, budget))
 
 
-def least_share(model: nn.Module, size: tuple[int, int]) -> float:
-    """Compute the smallest budget that a plan of the whole detector can keep, a share of the dense one's MACs."""
+def smallest_plan(model: nn.Module, size: tuple[int, int]) -> tuple[CompressionPlan, float]:
+    """Find the plan of a whole detector with the fewest MACs on an image (H, W), and the smallest possible budget, a
+    share of the dense one's MACs.
+
+    Raises ValueError for what is no detector, or compressed already.
+    """
     scope = Scope(model, True, size)
     dense_cost = scope.cost(CompressionPlan(), "macs")
-    return _rounded_up(cost_table(scope, "macs", dense_cost).least / dense_cost)
+    table = cost_table(scope, "macs", dense_cost)
+    plan = _as_plan(scope.body, solve(table.groups, table.items, table.least - table.fixed))
+    return plan, _rounded_up(table.least / dense_cost)
 
 
 def _rounded_up(amount: float) -> float:

@@ -1,0 +1,81 @@
+"""What measures the detectors of one command, put together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from norton_det.deploy.int8 import PLAIN
+from norton_det.deploy.optimize import Runtime
+from norton_det.deploy.runtimes import Precision
+from norton_det.evaluation.agreement import Agreement, Findings
+from norton_det.shrink.bench import (
+    FEW_RESAMPLES,
+    Bench,
+    Built,
+    Stopwatch,
+    agreement_with,
+    at_size,
+    build,
+    first_images,
+    points,
+)
+from norton_det.shrink.levers import DENSE, SIZES
+from norton_det.shrink.memory import Memory
+from norton_det.shrink.photos import Photos
+from norton_det.shrink.quantising import Recipes
+
+TIMED = 4
+"""Photos that are timed."""
+CALIBRATION = 64
+"""Photos that int8 takes its ranges from, at most."""
+RANKED = 24
+"""Photos on which parts are ranked that could be left in floating point, at most."""
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures.
+
+    Attributes:
+        bench: for the tables.
+        stopwatch: what times.
+        compare: what computes the agreement of a built detector with the dense one.
+        recipes: how detectors are quantised.
+    """
+
+    bench: Bench
+    stopwatch: Stopwatch
+    compare: Callable[[Built], Agreement]
+    recipes: Recipes
+
+
+def set_up(
+    memory: Memory, dense: nn.Module, photos: Photos, runtime: Runtime, first: Precision, reference: Findings
+) -> Instruments:
+    """Return what measures in a runtime beside what the dense detector found; times are taken beside the dense one at
+    the smallest size, in the `first` precision."""
+    calibration = photos.fitted[:CALIBRATION]
+    timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
+    smallest_images = at_size(build(dense, runtime, first, calibration), dense, SIZES[-1])
+    stopwatch = Stopwatch(smallest_images, timed)
+
+    def time(built: Built) -> float:
+        return stopwatch.time(built).typical
+
+    def agreement(built: Built, count: int = len(photos.held)) -> float:
+        some = first_images(reference, count)
+        return points(agreement_with(some, built, photos.held[:count], resamples=FEW_RESAMPLES))
+
+    recipes = Recipes(memory, calibration, time, partial(agreement, count=RANKED))
+
+    def built(detector: nn.Module, precision: Precision) -> Built:
+        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
+        return build(detector, runtime, precision, calibration, recipe)
+
+    def sketch(detector: nn.Module, precision: Precision) -> Built:
+        return build(detector, runtime, precision, calibration[:1])
+
+    bench = Bench(built, sketch, time, stopwatch.unit, agreement)
+    return Instruments(bench, stopwatch, partial(agreement_with, reference, photos=photos.held), recipes)
