@@ -13,7 +13,7 @@ from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_dense_weights
 from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
 from norton_det.shrink.levers import FINE_SIZES, find_runtime, share_of_size, usable_precisions, what_is_missing
-from norton_det.shrink.making import Recovery, how_to_run, load
+from norton_det.shrink.making import MINUTES, Recovery, how_to_run, load
 from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
 from norton_det.shrink.shrinking import Asked, Result, digest, shrink
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=Path, help="a folder of photos; no labels are read")
     parser.add_argument("--image-count", type=int, default=200, help="how many of them")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--milliseconds", type=float, help="that an image may take on this machine, the median")
+    goal.add_argument("--milliseconds", type=float, help="that an image may take on this machine")
     goal.add_argument("--agreement", type=float, help="with the dense detector, 0 to 1, that must be left")
     parser.add_argument(
         "--output", required=True, type=Path, help=".xml for OpenVINO, .onnx for onnxruntime, .pth for torch"
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=get_args(Precision), help="instead of the best one")
     parser.add_argument("--size", type=int, help="pixels of an image's shorter side, instead of the best")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=STEPS, help="of recovery, of each plan that is tried")
-    length.add_argument("--minutes", type=float, help="of recovery, of each plan, instead of so many steps")
+    length.add_argument("--minutes", type=float, help=f"of recovery, of each plan that is tried (default: {MINUTES})")
+    length.add_argument("--steps", type=int, help="of recovery, instead: the same seed then gives the same detector")
     parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
     parser.add_argument("--work", type=Path, help="where measurements are kept for next time (OUTPUT.shrink)")
 
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
     dense = detector_from_weights(read_dense_weights(args.weights))
     sizes = [share_of_size(dense, args.size)] if args.size else FINE_SIZES
     photos = read_photos(args.images, args.image_count)
-    recovery = Recovery(args.steps, args.minutes, args.seed)
+    minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
+    recovery = Recovery(STEPS if args.steps is None else args.steps, minutes, args.seed)
     asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
     work = args.work or args.output.with_suffix(".shrink")
     with sole_run(work / LOCK, f"--work {work}"):
@@ -82,7 +83,7 @@ def _goal(args: argparse.Namespace) -> Goal:
 
 def format_result(result: Result) -> str:
     """Format a table, dense beside small, and tell what was chosen."""
-    rows = [f"{'':10}{'median ms':>11}{'p95 ms':>9}{'agreement':>11}{'95 %':>16}{'parameters':>14}{'MiB':>8}"]
+    rows = [f"{'':10}{'ms':>11}{'p95':>9}{'agreement':>11}{'95 %':>16}{'parameters':>14}{'MiB':>8}"]
     for name, made in (("dense", result.before), ("small", result.after)):
         low, high = made.interval
         rows.append(

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from norton_det.shrink.levers import size_settings
 
 Built = Any
 """A detector as its runtime runs it, called like torchvision's."""
-LEAST_CALLS, MOST_CALLS, SECONDS = 8, 40, 3.0
-"""So many calls are timed, more than the least while they take less than so many seconds."""
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 12, 3.0
+"""So many rounds over the photos are timed, more than the least while they take less than so many seconds."""
 TYPICAL = 0.25
 FEW_RESAMPLES = 2
 """For an interval that nobody looks at."""
@@ -38,7 +39,8 @@ class Timed:
 class Stopwatch:
     """Times calls on photos beside those of a reference, in turn, so that a machine's moods hit both alike.
 
-    What a call typically takes is the lower quartile: what else a machine does makes calls longer only.
+    What a photo typically takes is the lower quartile of its calls: what else a machine does makes them longer only.
+    What a detector does is the median over the photos, which may be of several shapes.
 
     Attributes:
         unit: milliseconds of the reference, measured once.
@@ -47,34 +49,37 @@ class Stopwatch:
 
     def __init__(self, reference: Built, photos: Sequence[Tensor]) -> None:
         self._reference, self._photos = reference, photos
-        [times] = self._times(reference)
-        self.unit = _quantile(times, TYPICAL)
+        self.unit = _typical(*self._times(reference))
         self.moods: list[float] = []
 
     def time(self, built: Built) -> Timed:
         """Time a detector on the photos, one at a time."""
         own, beside = self._times(built, self._reference)
-        typical = _quantile(beside, TYPICAL)
-        self.moods.append(typical / self.unit)
-        return Timed(_quantile(own, TYPICAL) / typical, _quantile(own, 0.95) / typical)
+        reference = _typical(beside)
+        self.moods.append(reference / self.unit)
+        return Timed(_typical(own) / reference, _quantile(list(chain(*own)), 0.95) / reference)
 
-    def _times(self, *detectors: Built) -> list[list[float]]:
-        """Milliseconds of each call of each detector, in turn, after a call that does not count."""
+    def _times(self, *detectors: Built) -> list[list[list[float]]]:
+        """Milliseconds of each call, by detector and photo, in turn, after a call that does not count."""
         for detector in detectors:
             detector([self._photos[0]])
-        times: list[list[float]] = [[] for _ in detectors]
+        times: list[list[list[float]]] = [[[] for _ in self._photos] for _ in detectors]
         started = time.perf_counter()
-        for number in range(MOST_CALLS):
-            if number >= LEAST_CALLS and time.perf_counter() - started > SECONDS:
+        for number in range(MOST_ROUNDS):
+            if number >= LEAST_ROUNDS and time.perf_counter() - started > SECONDS:
                 break
-            photo = self._photos[number % len(self._photos)]
-            for detector, own in zip(detectors, times, strict=True):
-                synchronise()
-                start = time.perf_counter()
-                detector([photo])
-                synchronise()
-                own.append(1000 * (time.perf_counter() - start))
+            for place, photo in enumerate(self._photos):
+                for detector, own in zip(detectors, times, strict=True):
+                    synchronise()
+                    start = time.perf_counter()
+                    detector([photo])
+                    synchronise()
+                    own[place].append(1000 * (time.perf_counter() - start))
         return times
+
+
+def _typical(times: Sequence[Sequence[float]]) -> float:
+    return statistics.median(_quantile(of_photo, TYPICAL) for of_photo in times)
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -16,7 +16,7 @@ from norton_det.shrink.levers import DENSE, Choice
 
 SLOWEST = 2.0
 """What a plan's heads may take at most, in shares of the dense one's: more would be noise."""
-FASTEST = 0.02
+FASTEST = 0.1
 """What a choice takes at least, in shares of the dense one at that size; less would be noise."""
 
 

@@ -20,6 +20,11 @@ from norton_det.shrink.bench import Built
 from norton_det.shrink.levers import DENSE
 
 
+MINUTES = 5
+"""That the recovery of a plan takes unless another length is asked for: all plans together, with the measurements,
+about half an hour for a detector of full size on two cores."""
+
+
 @dataclass(frozen=True)
 class Recovery:
     """How a compressed detector is restored: gradient steps, or minutes in their place, and the seed."""

@@ -76,11 +76,7 @@ def measure_dense(
     for precision in precisions[1:]:
         at_own = by_size[precision][1.0]
         at_least = milliseconds(precision, least) if least != own else at_own
-        saved = by_count[first][own] - by_count[first][least]
-        scale = (at_own - at_least) / saved if saved else 0.0
-        by_count[precision] = {
-            count: at_own + scale * (by_count[first][count] - by_count[first][own]) for count in counts
-        }
+        by_count[precision] = _scaled(by_count[first], own, least, at_own, at_least)
     whole = of_size[1.0] or 1.0
     return DenseTable(
         by_size,
@@ -89,6 +85,15 @@ def measure_dense(
         {count: value / whole for count, value in of_count.items()},
         of_precision,
     )
+
+
+def _scaled(
+    milliseconds: Mapping[int, float], own: int, least: int, at_own: float, at_least: float
+) -> dict[int, float]:
+    """Milliseconds by number of proposals that lie between two known ones as those of another precision do."""
+    saved = milliseconds[own] - milliseconds[least]
+    scale = max(0.0, at_own - at_least) / saved if saved > 0 else 0.0
+    return {count: at_own + scale * (taken - milliseconds[own]) for count, taken in milliseconds.items()}
 
 
 def measure_plan(
