@@ -19,10 +19,8 @@ from norton_det.models.weights import read_weights
 from norton_det.shrink.bench import Built
 from norton_det.shrink.levers import DENSE
 
-
 MINUTES = 5
-"""That the recovery of a plan takes unless another length is asked for: all plans together, with the measurements,
-about half an hour for a detector of full size on two cores."""
+"""That the recovery of a plan takes, unless another length is asked for."""
 
 
 @dataclass(frozen=True)

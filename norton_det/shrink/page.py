@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from norton_det.data.images import ImageFiles
 from norton_det.files import atomic_path
 from norton_det.report.figures import plot_choices
@@ -20,6 +22,7 @@ PICTURES = 12
 CONFIDENCE = 0.5
 
 
+@torch.inference_mode()
 def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small: Any) -> None:
     """Write the page; `dense` and `small` find objects on the photos that were held back, as torchvision's do."""
     choice = result.after.option.choice
