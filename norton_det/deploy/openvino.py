@@ -54,8 +54,8 @@ def _fold_constants(model: Any) -> None:
 def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: Int8Recipe = PLAIN) -> Any:
     """The model with int8 convolutions and linear layers, their ranges taken from the given images.
 
-    Images on which a mask or keypoint head has nothing to do are left out: they would give its ranges as zero. Raises
-    ValueError where nncf is not installed, or no image is left.
+    These are read one at a time. Those on which a mask or keypoint head has nothing to do are left out: they would
+    give its ranges as zero. Raises ValueError where nncf is not installed, or no image is left.
     """
     if not images:
         raise ValueError("int8 needs images to calibrate on")
@@ -65,13 +65,14 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
     except ImportError:
         raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
     nncf.set_log_level(logging.ERROR)
+    usable: Sequence[int] = range(len(images))
     if len(regions(detector)) > 1:
-        found = compile_openvino(model, "float32", "the model to quantise")(images)
-        images = [image for image, detections in zip(images, found, strict=True) if len(detections["boxes"])]
-        if not images:
+        detect = compile_openvino(model, "float32", "the model to quantise")
+        usable = [number for number in usable if len(detect([images[number]])[0]["boxes"])]
+        if not usable:
             raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
     with torch.inference_mode():
-        resized = [resize(detector, image).numpy() for image in images]
+        resized = [resize(detector, images[number].cpu()).numpy() for number in usable]
     description = model.get_rt_info([METADATA_KEY]).astype(str)
     quantized = nncf.quantize(
         model,

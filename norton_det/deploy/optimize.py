@@ -143,10 +143,10 @@ def openvino_model(
     detector: nn.Module, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
 ) -> Any:
     """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so."""
-    pictures = [image.cpu() for image in images]
-    prepared = prepare(detector, pictures[0], openvino_timer)
-    model = to_openvino(prepared, pictures[0])
-    return quantize(model, prepared, pictures, recipe) if precision == "int8" else model
+    first = images[0].cpu()
+    prepared = prepare(detector, first, openvino_timer)
+    model = to_openvino(prepared, first)
+    return quantize(model, prepared, images, recipe) if precision == "int8" else model
 
 
 def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) -> ExportedDetector:

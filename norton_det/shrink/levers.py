@@ -52,7 +52,7 @@ class Choice:
     def __str__(self) -> str:
         proposals = f", {self.proposals} proposals" if self.proposals else ""
         plan = "no plan" if self.plan == DENSE else f"plan {self.plan}"
-        return f"{plan}, images at {self.size:.0%}{proposals}, {self.precision}"
+        return f"{plan}, images at {100 * self.size:.3g}%{proposals}, {self.precision}"
 
 
 @dataclass(frozen=True)

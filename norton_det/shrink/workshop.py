@@ -112,8 +112,12 @@ class Workshop:
     def known(self) -> dict[Choice, Option]:
         """Return what was made before, plans by the same recovery."""
         seen = self.memory.known("measured: ")
-        options = [self._option(value) for name, value in seen.items()]
-        return {option.choice: option for option in options if self._name(option.choice) in seen}
+        options = [self._option(value) for value in seen.values()]
+        return {
+            option.choice: option
+            for option in options
+            if option.choice.plan in self.family.plans and self._name(option.choice) in seen
+        }
 
     def _restored(self, plan: str) -> nn.Module:
         return restored(self.memory.folder, self.dense, plan, self.family.plans[plan], self.photos, self.recovery)
