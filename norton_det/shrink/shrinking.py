@@ -87,6 +87,11 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
     below what the cheapest choice takes.
     """
     memory = Memory(folder)
+    with memory.bar:
+        return _shrink(memory, dense, photos, asked, output)
+
+
+def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, output: Path) -> Result:
     reference = _reference(memory, dense, photos)
     tools = set_up(memory, dense, photos, asked.runtime, asked.precisions[0], reference)
     counts = proposal_counts(dense)
@@ -99,7 +104,8 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
     choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
     workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
     before = workshop.make(Choice(DENSE, 1.0, counts[0], asked.precisions[0]))
-    made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, workshop.known())
+    known = {choice: option for choice, option in workshop.known().items() if choice in choices}
+    made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, known)
     chosen = best(made.values(), asked.goal)
     after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
     for source, target in reversed([*zip(files_of(after.path), files_of(output), strict=True)]):
@@ -107,7 +113,6 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
             copyfile(source, temporary)
     quantised = after.option.choice if after.option.choice.precision == "int8" else before.option.choice
     int8 = workshop.int8(quantised.plan) if "int8" in asked.precisions else None
-    memory.bar.close()
     return Result(
         before=before,
         after=after,
