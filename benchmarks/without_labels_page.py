@@ -31,9 +31,9 @@ By `python benchmarks/real_tasks.py --data DATA --weights resnet50_half_width.pt
 of about 320x430 pixels, trained dense with labels from a body that knew photos, then compressed at rank 1 and
 restored on {images} training images, of which no label is read, in so many *steps* of the whole; AP / AP50 on the
 validation images, and in brackets the share of the dense detector's AP. Parameters and MACs are the whole detector's.
-*Seconds* are those of compression and recovery on {machine}, which other work shared. Where there are several seeds,
-their mean. Rows of 400 steps are from before what is linear in a part was solved in closed form: on cells that leaves
-`norton-77` as it was (63.4 / 94.5), on animals it raised it from 25.1 to 33.8.
+*Seconds* are those of compression and recovery, beside other work, on {machine}.
+Where there are several seeds, their mean. Rows of 400 steps are from before what is linear in a part was solved in
+closed form.
 """
 DRAWN = """## Drawn images
 
