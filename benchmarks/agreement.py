@@ -27,7 +27,8 @@ from norton_det.data.reading import read_content
 from norton_det.evaluation.agreement import Findings, agreement_of
 from norton_det.evaluation.coco import evaluate_results
 from norton_det.files import write_json
-from norton_det.models.settings import read_settings, write_settings
+from norton_det.models.settings import read_settings
+from norton_det.shrink.levers import set_levers
 from norton_det.visualization.plots import save_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -62,25 +63,15 @@ class Labelled:
 
 def variants(weights: Path, image: Any, calibration: Path | None) -> Iterator[tuple[str, Any]]:
     """The dense detector in every form whose accuracy may differ, with its name."""
-    settings = read_settings(load_detector(weights))
+    dense = load_detector(weights).eval()
     for share in SIZES:
-        sizes = {
-            "min_size": (round(share * settings["min_size"][-1]),),
-            "max_size": round(share * settings["max_size"]),
-        }
-        yield f"images of {share:.0%}", changed(weights, sizes)
-    for count in PROPOSALS if "rpn_post_nms_top_n_test" in settings else ():
-        yield f"{count} proposals", changed(weights, {"rpn_post_nms_top_n_test": count})
-    yield "bfloat16", optimize(load_detector(weights).eval(), [image], "torch", "bfloat16")
+        yield f"images of {share:.0%}", set_levers(dense, dense, share, 0)
+    for count in PROPOSALS if "rpn_post_nms_top_n_test" in read_settings(dense) else ():
+        yield f"{count} proposals", set_levers(dense, dense, 1.0, count)
+    yield "bfloat16", optimize(dense, [image], "torch", "bfloat16")
     if calibration and importlib.util.find_spec("openvino"):
         photos = open_images(str(calibration), CALIBRATION)
-        yield "int8", optimize(load_detector(weights).eval(), photos, "openvino", "int8")
-
-
-def changed(weights: Path, settings: dict[str, Any]) -> Any:
-    detector = load_detector(weights).eval()
-    write_settings(detector, settings)
-    return detector
+        yield "int8", optimize(dense, photos, "openvino", "int8")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -28,9 +28,8 @@ class Latency:
             >>> Latency.of([3.0, 1.0, 2.0])
             Latency(median=2.0, p5=1.0, p95=3.0, runs=3)
         """
-        ordered = sorted(milliseconds)
-        last = len(ordered) - 1
-        return cls(statistics.median(ordered), ordered[round(0.05 * last)], ordered[round(0.95 * last)], len(ordered))
+        low, high = (quantile(milliseconds, share) for share in (0.05, 0.95))
+        return cls(statistics.median(milliseconds), low, high, len(milliseconds))
 
 
 def interleaved_latency(
@@ -40,12 +39,9 @@ def interleaved_latency(
     milliseconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in tqdm(range(warmup + runs), desc="time"):
         for name, call in calls.items():
-            synchronise()
-            start = time.perf_counter()
-            call()
-            synchronise()
+            taken = 1000 * seconds_of(call)
             if round_number >= warmup:
-                milliseconds[name].append(1000 * (time.perf_counter() - start))
+                milliseconds[name].append(taken)
     return {name: Latency.of(values) for name, values in milliseconds.items()}
 
 
@@ -61,15 +57,21 @@ def detector_latency(
 
 def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
     """The median of a few calls, after one that is not counted."""
-    seconds = []
-    for number in range(runs + 1):
-        synchronise()
-        start = time.perf_counter()
-        call()
-        synchronise()
-        if number:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median([seconds_of(call) for _ in range(runs + 1)][1:])
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time one call, with what it leaves a GPU to do."""
+    synchronise()
+    start = time.perf_counter()
+    call()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value, of at least one, below which a share of them lies: one of them, the nearest by rank."""
+    return sorted(values)[round(share * (len(values) - 1))]
 
 
 def synchronise() -> None:

@@ -1,11 +1,7 @@
-"""Closed-form refits of what stands behind pruned or decomposed layers."""
-
-from typing import Any
+"""Ridge regression between the pixels of feature maps."""
 
 import torch
 from torch import Tensor, nn
-
-from norton_det.layers.cp_conv import CPConv2d
 
 RIDGE = 1e-2
 """The least ridge, as a share of the mean diagonal entry of the normal equations."""
@@ -21,6 +17,11 @@ def energy_error(output: Tensor, target: Tensor) -> float:
 def sample(maps: Tensor, positions: Tensor) -> Tensor:
     """Return rows (N*P, K) of feature maps (N, K, H, W) at P flat positions (P,), the same of every image."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)[:, positions].flatten(0, 1)
+
+
+def strided(maps: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Return the pixels of maps (N, C, H, W) that the centre of a kernel of this stride meets."""
+    return maps[:, :, :: stride[0], :: stride[1]]
 
 
 def random_positions(maps: Tensor, generator: torch.Generator) -> Tensor:
@@ -58,21 +59,3 @@ def best_linear(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> 
     positions = random_positions(targets, generator)
     weight, bias = least_squares(sample(inputs[: len(targets)], positions), sample(targets, positions))
     return nn.functional.conv2d(inputs, weight[:, :, None, None], bias)
-
-
-def refit(conv: Any, norm: Any, maps: Tensor, positions: Tensor, targets: Tensor) -> None:
-    """Change a convolution of stride 1, in place, to give the targets (n, K) at flat positions of maps (N, C, H, W).
-
-    A dense one gets the least-squares change of its centre tap, which of a 1x1 is all of it: the ridge draws towards
-    the weight that it has. A CP one gets a scale of each filter. The constant goes into the mean of the BatchNorm
-    behind.
-    """
-    rows = sample(conv(maps), positions)
-    if isinstance(conv, CPConv2d):
-        scale, bias = scale_and_bias(rows, targets)
-        conv.channel.mul_(scale[:, None])
-    else:
-        change, bias = least_squares(sample(maps, positions), targets - rows)
-        row, column = (side // 2 for side in conv.kernel_size)
-        conv.weight[:, :, row, column].add_(change)
-    norm.running_mean.sub_(bias)

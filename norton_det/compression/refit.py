@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_det.compression.least_squares import least_squares, random_positions, sample
+from norton_det.compression.least_squares import least_squares, random_positions, sample, scale_and_bias, strided
 from norton_det.compression.residual import Residual
+from norton_det.layers.cp_conv import CPConv2d
 
 Batches = Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]
 """What a part reads in the compressed network and in the dense one, maps (N, C, H, W), batch by batch."""
@@ -35,7 +36,7 @@ def refit_block(
         lacks = teacher[-1].sum(wanted)[:, kept] - student.sum(x)
         positions = random_positions(lacks, generator)
         inputs = {last: student.inside(x)} | ({} if isinstance(shortcut, nn.Identity) else {shortcut: x})
-        read.append({pair: sample(_strided(pair[0], maps), positions) for pair, maps in inputs.items()})
+        read.append({pair: sample(strided(maps, pair[0].stride), positions) for pair, maps in inputs.items()})
         missing.append(sample(lacks, positions))
     _add({pair: torch.cat([rows[pair] for rows in read]) for pair in read[0]}, torch.cat(missing))
 
@@ -55,9 +56,21 @@ def refit_laterals(student: Any, teacher: Any, batches: Batches, generator: torc
         _add({lateral: torch.cat(rows)}, torch.cat(lacks_of))
 
 
-def _strided(conv: Any, maps: Tensor) -> Tensor:
-    """The pixels that the centre of a convolution's kernel reads."""
-    return maps[:, :, :: conv.stride[0], :: conv.stride[1]]
+def refit_convolution(conv: Any, norm: Any, maps: Tensor, positions: Tensor, targets: Tensor) -> None:
+    """Change a convolution of stride 1, in place, to give the targets (n, K) at flat positions of maps (N, C, H, W).
+
+    A dense one gets the least-squares change of its centre tap, which of a 1x1 is all of it: the ridge draws towards
+    the weight that it has. A CP one gets a scale of each filter. The constant goes into the mean of the BatchNorm
+    behind.
+    """
+    rows = sample(conv(maps), positions)
+    if isinstance(conv, CPConv2d):
+        scale, bias = scale_and_bias(rows, targets)
+        conv.channel.mul_(scale[:, None])
+    else:
+        change, bias = least_squares(sample(maps, positions), targets - rows)
+        _change_centre(conv, change)
+    norm.running_mean.sub_(bias)
 
 
 def _add(read: dict[Any, Tensor], missing: Tensor) -> None:
@@ -72,9 +85,14 @@ def _add(read: dict[Any, Tensor], missing: Tensor) -> None:
             conv, *norm = pair
             for layer in norm:
                 _absorb(conv, layer)
-            row, column = (side // 2 for side in conv.kernel_size)
-            conv.weight[:, :, row, column].add_(change)
+            _change_centre(conv, change)
     next(iter(read))[-1].bias.add_(bias)
+
+
+def _change_centre(conv: Any, change: Tensor) -> None:
+    """Add a 1x1 convolution's weight (K, C) to a convolution: to the centre of its kernel."""
+    row, column = (side // 2 for side in conv.kernel_size)
+    conv.weight[:, :, row, column].add_(change)
 
 
 def _absorb(conv: nn.Conv2d, norm: Any) -> None:

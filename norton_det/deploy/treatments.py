@@ -34,14 +34,17 @@ def usable_treatments(device: torch.device) -> list[str]:
     instructions for it."""
     if device.type == "cuda":
         return [SHIPPED, "torch", "torch bfloat16", "torch float16"]
-    return [
-        name
-        for name in TREATMENTS
-        if name != "torch float16"
-        and ("bfloat16" not in name or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        and (name == SHIPPED or importlib.util.find_spec(OPTIMISED[name][0]))
-        and (name != "openvino int8" or importlib.util.find_spec("nncf"))
-    ]
+    return [name for name in TREATMENTS if name == SHIPPED or runs_on_cpu(*OPTIMISED[name])]
+
+
+def runs_on_cpu(runtime: Runtime, precision: Precision) -> bool:
+    """Tell whether the installed packages and this CPU's instructions allow a precision in a runtime."""
+    return (
+        precision != "float16"
+        and (precision != "bfloat16" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and importlib.util.find_spec(runtime) is not None
+        and (precision != "int8" or importlib.util.find_spec("nncf") is not None)
+    )
 
 
 def treated(detector: Any, treatment: str, images: Sequence[Tensor]) -> Any:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import save_openvino
 from norton_det.deploy.optimize import openvino_model, write_onnx
 from norton_det.deploy.parity import Parity, parity
-from norton_det.deploy.runtimes import load_exported
+from norton_det.deploy.runtimes import Precision, load_exported
 
 FilePrecision = Literal["float32", "int8"]
 CHECKED = 8
@@ -42,16 +43,23 @@ def export_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        if path.suffix == ".onnx":
-            write_onnx(detector, pictures[0], temporary)
-        else:
-            save_openvino(openvino_model(detector, pictures, precision), temporary)
+        write_model(detector, temporary, pictures, precision)
         compared = _compare(detector, temporary, pictures[:CHECKED])
         if precision == "float32" and not compared.is_equal:
             raise ValueError(f"{path.name} is not written, its detections differ from torch's: {compared}")
         for file in reversed(files_of(temporary)):
             file.replace(path.parent / file.name)
     return compared
+
+
+def write_model(
+    detector: nn.Module, path: Path, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
+) -> None:
+    """Write a detector to an .onnx or .xml file that nobody has compared yet; images as for `export_file`."""
+    if path.suffix == ".onnx":
+        write_onnx(detector, images[0], path)
+    else:
+        save_openvino(openvino_model(detector, images, precision, recipe), path)
 
 
 def check_target(path: Path, precision: str) -> None:

@@ -4,13 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from norton_det.analysis.latency import synchronise
+from norton_det.analysis.latency import quantile, seconds_of
 from norton_det.api import findings_of
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.optimize import Runtime, openvino_model, optimize
@@ -57,7 +58,7 @@ class Stopwatch:
         own, beside = self._times(built, self._reference)
         reference = _typical(beside)
         self.moods.append(reference / self.unit)
-        return Timed(_typical(own) / reference, _quantile(list(chain(*own)), 0.95) / reference)
+        return Timed(_typical(own) / reference, quantile(list(chain(*own)), 0.95) / reference)
 
     def _times(self, *detectors: Built) -> list[list[list[float]]]:
         """Milliseconds of each call, by detector and photo, in turn, after a call that does not count."""
@@ -70,20 +71,12 @@ class Stopwatch:
                 break
             for place, photo in enumerate(self._photos):
                 for detector, own in zip(detectors, times, strict=True):
-                    synchronise()
-                    start = time.perf_counter()
-                    detector([photo])
-                    synchronise()
-                    own[place].append(1000 * (time.perf_counter() - start))
+                    own[place].append(1000 * seconds_of(partial(detector, [photo])))
         return times
 
 
 def _typical(times: Sequence[Sequence[float]]) -> float:
-    return statistics.median(_quantile(of_photo, TYPICAL) for of_photo in times)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[round(share * (len(values) - 1))]
+    return statistics.median(quantile(of_photo, TYPICAL) for of_photo in times)
 
 
 @dataclass(frozen=True)

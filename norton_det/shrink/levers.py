@@ -2,17 +2,17 @@
 
 import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from norton_det.deploy.optimize import Runtime
+from norton_det.deploy.optimize import SUPPORTED, Runtime
 from norton_det.deploy.runtimes import Precision
+from norton_det.deploy.treatments import runs_on_cpu
 from norton_det.models.settings import read_settings, write_settings
 
 DENSE = "dense"
@@ -26,11 +26,7 @@ PROPOSALS = (1.0, 0.5, 0.3, 0.15)
 LEAST_PROPOSALS = 10
 RUNTIMES: dict[str, Runtime] = {".xml": "openvino", ".onnx": "onnxruntime", ".pth": "torch"}
 """What runs a file, by its ending."""
-_PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
-    "openvino": ("float32", "bfloat16", "int8"),
-    "onnxruntime": ("float32",),
-    "torch": ("float32",),
-}
+_PRECISIONS: dict[str, tuple[Precision, ...]] = SUPPORTED | {"torch": ("float32",)}
 
 
 @dataclass(frozen=True, order=True)
@@ -55,18 +51,11 @@ class Choice:
         return f"{plan}, images at {100 * self.size:.3g}%{proposals}, {self.precision}"
 
 
-@dataclass(frozen=True)
-class Levers:
-    """What each lever can be set to."""
-
-    plans: Sequence[str]
-    sizes: Sequence[float]
-    proposals: Sequence[int]
-    precisions: Sequence[Precision]
-
-    def choices(self) -> Iterator[Choice]:
-        """Go over all combinations."""
-        return (Choice(*values) for values in product(self.plans, self.sizes, self.proposals, self.precisions))
+def all_choices(
+    plans: Iterable[str], sizes: Iterable[float], proposals: Iterable[int], precisions: Iterable[Precision]
+) -> list[Choice]:
+    """List all combinations of what each lever can be set to."""
+    return [Choice(*values) for values in product(plans, sizes, proposals, precisions)]
 
 
 def find_runtime(path: Path) -> Runtime:
@@ -85,11 +74,7 @@ def find_runtime(path: Path) -> Runtime:
 
 def usable_precisions(runtime: Runtime) -> tuple[Precision, ...]:
     """Return the precisions that a runtime, the installed packages and this machine's CPU allow."""
-    lacking = {
-        "bfloat16": not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        "int8": not importlib.util.find_spec("nncf"),
-    }
-    return tuple(precision for precision in _PRECISIONS[runtime] if not lacking.get(precision))
+    return tuple(precision for precision in _PRECISIONS[runtime] if runs_on_cpu(runtime, precision))
 
 
 def what_is_missing(runtime: Runtime) -> str:

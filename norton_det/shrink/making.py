@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from norton_det.compression.plan import CompressionPlan
 from norton_det.compression.recover import compress_and_recover
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
-from norton_det.deploy.openvino import save_openvino
-from norton_det.deploy.optimize import openvino_model, optimize, write_onnx
+from norton_det.deploy.optimize import optimize
 from norton_det.deploy.runtimes import Precision, load_exported
-from norton_det.deploy.writing import files_of
+from norton_det.deploy.writing import files_of, write_model
 from norton_det.models.persistence import detector_from_weights, save_weights
 from norton_det.models.weights import read_weights
 from norton_det.shrink.bench import Built
@@ -63,12 +62,8 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pth":
         save_weights(path, detector)
-    elif path.suffix == ".onnx":
-        write_onnx(detector, photos[0], path)
     else:
-        stored: Precision = "int8" if precision == "int8" else "float32"
-        images = photos if stored == "int8" else photos[:1]
-        save_openvino(openvino_model(detector, images, stored, recipe), path)
+        write_model(detector, path, photos, precision, recipe)
 
 
 def load(path: Path, precision: Precision, photo: Tensor) -> Built:

@@ -1,18 +1,16 @@
 """The tables: times and agreements of the dense detector by lever, and times of plans, each measured once."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from torch import nn
 
-from norton_det.compression.compress import apply_structure
 from norton_det.compression.plan import CompressionPlan
+from norton_det.compression.search.budget import Scope
 from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.treatments import fix_workload
 from norton_det.models.initial import initialise
-from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.shrink.bench import Bench, Built, at_size
 from norton_det.shrink.costs import Line
 from norton_det.shrink.levers import SIZES, set_levers
@@ -125,15 +123,13 @@ def measure_fastest(
         return bench.share(bench.sketch(network, precision))
 
     return bench.unit * min(
-        float(memory.recall(f"time: the fastest possible, {precision}", lambda p=precision: share(p)))  # type: ignore[misc]
+        float(memory.recall(f"time: the fastest possible, {precision}", partial(share, precision)))
         for precision in precisions
     )
 
 
 def workload(dense: nn.Module, plan: CompressionPlan, found: int) -> nn.Module:
     """Return a detector of a plan with random weights that does what a trained one does: finds so many objects."""
-    network = copy.deepcopy(dense).eval()
-    unfreeze_batch_norms(network)
-    network = initialise(apply_structure(network.to("meta"), plan)).eval()
+    network = initialise(Scope(dense, True, None).network(plan)).eval()
     fix_workload(network, found)
     return network

@@ -23,7 +23,7 @@ from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
 from norton_det.shrink.family import Family, find_family, find_smallest
 from norton_det.shrink.instruments import set_up
-from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, Levers, proposal_counts
+from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, all_choices, proposal_counts
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
 from norton_det.shrink.memory import Memory
@@ -101,7 +101,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
         raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
     family = find_family(memory, dense, photos.fitted, share, asked.recovery.seed)
     costs, quality = _tables(tools.bench, memory, dense, family, asked.precisions, _objects(reference))
-    choices = [*Levers([*family.plans], asked.sizes, counts, asked.precisions).choices()]
+    choices = all_choices(family.plans, asked.sizes, counts, asked.precisions)
     workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
     before = workshop.make(Choice(DENSE, 1.0, counts[0], asked.precisions[0]))
     known = {choice: option for choice, option in workshop.known().items() if choice in choices}

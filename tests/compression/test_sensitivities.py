@@ -9,8 +9,9 @@ from detectors import tiny_classifier
 from torch import nn
 from torch.nn.functional import conv2d, relu
 
-from norton_det.compression.least_squares import energy_error, least_squares, refit
+from norton_det.compression.least_squares import energy_error, least_squares
 from norton_det.compression.plan import kept_channels
+from norton_det.compression.refit import refit_convolution
 from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.compression.search import body_sensitivities, part_sensitivities
@@ -69,7 +70,7 @@ def test_a_refitted_convolution_gives_its_targets_with_their_mean(side):
     maps = torch.randn(4, 4, 40, 40) + 1
     wanted = conv(maps) + conv2d(maps, torch.randn(3, 4, 1, 1)) + 7
     expected, positions = norm(wanted), torch.arange(1600)
-    refit(conv, norm, maps, positions, wanted.permute(0, 2, 3, 1).flatten(0, 2))
+    refit_convolution(conv, norm, maps, positions, wanted.permute(0, 2, 3, 1).flatten(0, 2))
     torch.testing.assert_close(norm(conv(maps)), expected, rtol=0, atol=0.15)
 
 
@@ -78,7 +79,7 @@ def test_a_refitted_cp_convolution_gets_back_its_scale_and_bias():
     maps = torch.randn(4, 4, 20, 20)
     wanted = conv(maps) * torch.tensor([0.5, -2, 3])[:, None, None] + 7
     expected, factors = norm(wanted), conv.vertical.clone()
-    refit(conv, norm, maps, torch.arange(400), wanted.permute(0, 2, 3, 1).flatten(0, 2))
+    refit_convolution(conv, norm, maps, torch.arange(400), wanted.permute(0, 2, 3, 1).flatten(0, 2))
     torch.testing.assert_close(norm(conv(maps)), expected, rtol=0, atol=1e-4)
     assert torch.equal(conv.vertical, factors)
 

@@ -5,11 +5,11 @@ from test_costs import COUNTS, machine, measured
 from test_quality import quality
 
 from norton_det.shrink.choosing import Deadline, LeastAgreement, Option, best
-from norton_det.shrink.levers import DENSE, FINE_SIZES, Levers
+from norton_det.shrink.levers import DENSE, FINE_SIZES, all_choices
 from norton_det.shrink.quality import Quality
 from norton_det.shrink.searching import ATTEMPTS, search
 
-CHOICES = [*Levers(["half", DENSE], FINE_SIZES, COUNTS, ["float32", "int8"]).choices()]
+CHOICES = all_choices(["half", DENSE], FINE_SIZES, COUNTS, ["float32", "int8"])
 COSTS = measured()
 
 

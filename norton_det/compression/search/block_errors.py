@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from norton_det.compression.least_squares import best_linear, energy_error, random_positions, refit, sample
+from norton_det.compression.least_squares import best_linear, energy_error, random_positions, sample, strided
 from norton_det.compression.plan import kept_channels
+from norton_det.compression.refit import refit_convolution
 from norton_det.compression.residual import Residual, chained
 from norton_det.compression.saliency import Criterion, group_scores, kept_filters
 from norton_det.compression.search.options import DROPPED, UNCHANGED, Option
@@ -51,7 +52,7 @@ def block_errors(
         (conv, norm), (last_conv, last_norm) = pairs[-2:]
         y = conv(read[:half])
         _match_moments(norm, y, *(moment[own] for moment in moments))
-        refit(last_conv, last_norm, relu(norm(y)), positions, target)
+        refit_convolution(last_conv, last_norm, relu(norm(y)), positions, target)
         return relu(pairs[-1](chained([pairs[-2]], read[part])) + identity[part])
 
     measured = slice(half, None)
@@ -73,14 +74,11 @@ def handed_on(block: Residual, x: Tensor, distorted: Tensor, generator: torch.Ge
     def refitted(y: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
         return y + best_linear(inputs, (wanted - y)[:half], generator)
 
-    def strided(conv: Any) -> Tensor:
-        return distorted[:, :, :: conv.stride[0], :: conv.stride[1]]
-
     wanted, identity = block.shortcut(x), block.shortcut(distorted)
     if not isinstance(block.shortcut, nn.Identity):
-        identity = refitted(identity, strided(block.shortcut[0]), wanted)
+        identity = refitted(identity, strided(distorted, block.shortcut[0].stride), wanted)
     dense_inner = first(x)
-    maps = chained(between, relu(refitted(first(distorted), strided(first[0]), dense_inner)))
+    maps = chained(between, relu(refitted(first(distorted), strided(distorted, first[0].stride), dense_inner)))
     dense = last(chained(between, relu(dense_inner))) + wanted
     output = refitted(last(maps), maps, dense - identity) + identity
     error = energy_error(relu(output)[half:], relu(dense)[half:])
