@@ -44,20 +44,28 @@ class Stopwatch:
     What a detector does is the median over the photos, which may be of several shapes.
 
     Attributes:
-        unit: milliseconds of the reference, measured once.
-        moods: how many times the unit the reference took beside each detector since.
+        beside: milliseconds of the reference at the start, and beside each detector since.
     """
 
     def __init__(self, reference: Built, photos: Sequence[Tensor]) -> None:
         self._reference, self._photos = reference, photos
-        self.unit = _typical(*self._times(reference))
-        self.moods: list[float] = []
+        self.beside = [_typical(*self._times(reference))]
+
+    @property
+    def unit(self) -> float:
+        """Milliseconds of the reference while the machine does nothing else, as far as it was seen."""
+        return quantile(self.beside, TYPICAL)
+
+    @property
+    def moods(self) -> list[float]:
+        """How many times the unit the reference took, each time."""
+        return [milliseconds / self.unit for milliseconds in self.beside]
 
     def time(self, built: Built) -> Timed:
         """Time a detector on the photos, one at a time."""
         own, beside = self._times(built, self._reference)
         reference = _typical(beside)
-        self.moods.append(reference / self.unit)
+        self.beside.append(reference)
         return Timed(_typical(own) / reference, quantile(list(chain(*own)), 0.95) / reference)
 
     def _times(self, *detectors: Built) -> list[list[list[float]]]:
@@ -87,14 +95,12 @@ class Bench:
         build: from a detector and a precision to what the runtime runs.
         sketch: likewise, quickly: it takes the same time, and int8 finds anything.
         share: of one image's time in a reference's.
-        unit: milliseconds of that reference.
         agreement: with the dense detector on the photos that are held back, 0 to 100.
     """
 
     build: Callable[[nn.Module, Precision], Built]
     sketch: Callable[[nn.Module, Precision], Built]
     share: Callable[[Built], float]
-    unit: float
     agreement: Callable[[Built], float]
 
 

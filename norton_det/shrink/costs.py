@@ -6,7 +6,7 @@ two sizes of images shows.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ FASTEST = 0.1
 
 @dataclass(frozen=True)
 class Line:
-    """Milliseconds of a fixed workload: so many for an image without an area, so many more for one of full size."""
+    """The time of a fixed workload: so much for an image without an area, so much more for one of full size."""
 
     fixed: float
     layers: float
@@ -41,18 +41,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds, as measured.
+    """What was measured, in any unit of time.
 
     Attributes:
-        sizes: of the dense detector with all its proposals, by precision and size.
+        sizes: times of the dense detector with all its proposals, by precision and size.
         proposals: of the dense detector at full size, by precision and number of proposals, all of them included.
         plans: of a fixed workload, by plan, DENSE included, and precision.
+        unit: milliseconds of that unit.
         corrections: what the milliseconds of a plan in a precision are multiplied by, as finished files have shown.
     """
 
     sizes: Mapping[Precision, Mapping[float, float]]
     proposals: Mapping[Precision, Mapping[int, float]]
     plans: Mapping[tuple[str, Precision], Line]
+    unit: float = 1.0
     corrections: Mapping[tuple[str, Precision], float] = field(default_factory=dict)
 
     def predict(self, choice: Choice) -> float:
@@ -66,7 +68,7 @@ class Costs:
             ratio = option.milliseconds / self._uncorrected(option.choice)
             ratios.setdefault((option.choice.plan, option.choice.precision), []).append(ratio)
         corrections = {key: float(np.mean(values)) for key, values in ratios.items()}
-        return Costs(self.sizes, self.proposals, self.plans, corrections)
+        return replace(self, corrections=corrections)
 
     def _correction(self, choice: Choice) -> float:
         """That of the same plan; of a plan that was not made, the mean of others in the same precision."""
@@ -81,16 +83,16 @@ class Costs:
         return float(np.mean(others)) if others else 1.0
 
     def _uncorrected(self, choice: Choice) -> float:
-        by_area = {size**2: milliseconds for size, milliseconds in self.sizes[choice.precision].items()}
+        by_area = {size**2: time for size, time in self.sizes[choice.precision].items()}
         areas = sorted(by_area)
         dense = float(np.interp(choice.size**2, areas, [by_area[area] for area in areas]))
         own, plain = self.plans[choice.plan, choice.precision], self.plans[DENSE, choice.precision]
         heads_more = own.fixed - plain.fixed
-        milliseconds = dense + (own.layers - plain.layers) * choice.size**2 + heads_more
+        time = dense + (own.layers - plain.layers) * choice.size**2 + heads_more
         by_number = self.proposals[choice.precision]
         most, least = max(by_number), min(by_number)
         if most > least:
             heads = (by_number[most] - by_number[least]) * most / (most - least)
             share = min(max(1 + heads_more / heads, 0.0), SLOWEST) if heads > 0 else 1.0
-            milliseconds += share * (by_number[choice.proposals] - by_number[most])
-        return max(milliseconds, FASTEST * dense)
+            time += share * (by_number[choice.proposals] - by_number[most])
+        return self.unit * max(time, FASTEST * dense)

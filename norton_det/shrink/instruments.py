@@ -77,5 +77,5 @@ def set_up(
     def sketch(detector: nn.Module, precision: Precision) -> Built:
         return build(detector, runtime, precision, calibration[:1])
 
-    bench = Bench(built, sketch, time, stopwatch.unit, agreement)
+    bench = Bench(built, sketch, time, agreement)
     return Instruments(bench, stopwatch, partial(agreement_with, reference, photos=photos.held), recipes)

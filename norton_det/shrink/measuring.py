@@ -22,13 +22,13 @@ class DenseTable:
     """What the dense detector takes and how far it agrees with itself as shipped, a lever at a time.
 
     Attributes:
-        milliseconds: by precision and size, with all its proposals.
-        by_proposals: milliseconds at full size, by precision and number of proposals.
+        times: in shares of a reference call's, by precision and size, with all its proposals.
+        by_proposals: times at full size, by precision and number of proposals.
         sizes, proposals, precisions: agreement in shares of 1, those of sizes and proposals beside full size and all
             proposals.
     """
 
-    milliseconds: Mapping[Precision, Mapping[float, float]]
+    times: Mapping[Precision, Mapping[float, float]]
     by_proposals: Mapping[Precision, Mapping[int, float]]
     sizes: Mapping[float, float]
     proposals: Mapping[int, float]
@@ -50,10 +50,9 @@ def measure_dense(
     def built(precision: Precision, proposals: int) -> Built:
         return bench.build(set_levers(dense, dense, 1.0, proposals), precision)
 
-    def milliseconds(precision: Precision, proposals: int, size: float = 1.0) -> float:
+    def time(precision: Precision, proposals: int, size: float = 1.0) -> float:
         name = f"time: {precision}, {proposals} proposals, size {size:g}"
-        taken = memory.recall(name, lambda: bench.share(at_size(built(precision, proposals), dense, size)))
-        return bench.unit * float(taken)
+        return float(memory.recall(name, lambda: bench.share(at_size(built(precision, proposals), dense, size))))
 
     def share(precision: Precision, proposals: int, size: float = 1.0) -> float:
         name = f"agreement: {precision}, {proposals} proposals, size {size:g}"
@@ -62,18 +61,18 @@ def measure_dense(
 
     by_size, by_count, of_precision = {}, {}, {}
     for precision in precisions:
-        by_size[precision] = {size: milliseconds(precision, own, size) for size in SIZES}
+        by_size[precision] = {size: time(precision, own, size) for size in SIZES}
         if precision == first:
             of_size = {size: share(first, own, size) for size in SIZES}
         of_precision[precision] = of_size[1.0] if precision == first else share(precision, own)
     of_count = {own: of_size[1.0]}
     by_count[first] = {own: by_size[first][1.0]}
     for count in counts[1:]:
-        by_count[first][count] = milliseconds(first, count)
+        by_count[first][count] = time(first, count)
         of_count[count] = share(first, count)
     for precision in precisions[1:]:
         at_own = by_size[precision][1.0]
-        at_least = milliseconds(precision, least) if least != own else at_own
+        at_least = time(precision, least) if least != own else at_own
         by_count[precision] = _scaled(by_count[first], own, least, at_own, at_least)
     whole = of_size[1.0] or 1.0
     return DenseTable(
@@ -85,44 +84,44 @@ def measure_dense(
     )
 
 
-def _scaled(
-    milliseconds: Mapping[int, float], own: int, least: int, at_own: float, at_least: float
-) -> dict[int, float]:
-    """Milliseconds by number of proposals that lie between two known ones as those of another precision do."""
-    saved = milliseconds[own] - milliseconds[least]
+def _scaled(times: Mapping[int, float], own: int, least: int, at_own: float, at_least: float) -> dict[int, float]:
+    """Times by number of proposals that lie between two known ones as those of another precision do."""
+    saved = times[own] - times[least]
     scale = max(0.0, at_own - at_least) / saved if saved > 0 else 0.0
-    return {count: at_own + scale * (taken - milliseconds[own]) for count, taken in milliseconds.items()}
+    return {count: at_own + scale * (taken - times[own]) for count, taken in times.items()}
 
 
 def measure_plan(
     bench: Bench, memory: Memory, dense: nn.Module, name: str, plan: CompressionPlan, precision: Precision, found: int
 ) -> Line:
-    """Measure the milliseconds of a plan in a precision, by a fixed workload in which `found` objects are found."""
+    """Measure the time of a plan in a precision, by a fixed workload in which `found` objects are found."""
     memory.expect(2)
 
     @lru_cache(maxsize=1)
     def built() -> Built:
         return bench.sketch(workload(dense, plan, found), precision)
 
-    def milliseconds(size: float) -> float:
+    def time(size: float) -> float:
         told = f"time of a fixed workload: plan {name}, {precision}, size {size:g}"
-        return bench.unit * float(memory.recall(told, lambda: bench.share(at_size(built(), dense, size))))
+        return float(memory.recall(told, lambda: bench.share(at_size(built(), dense, size))))
 
-    return Line.through(milliseconds(SIZES[0]), milliseconds(SIZES[-1]), SIZES[-1])
+    return Line.through(time(SIZES[0]), time(SIZES[-1]), SIZES[-1])
 
 
 def measure_fastest(
     bench: Bench, memory: Memory, dense: nn.Module, plan: CompressionPlan, precisions: Sequence[Precision], count: int
 ) -> float:
-    """Measure the milliseconds of the smallest plan at the smallest size with `count` proposals, none found, in the
-    fastest of the precisions: nothing that could be made takes less."""
+    """Measure the time of the smallest plan at the smallest size with `count` proposals, none found.
+
+    It is that in the fastest of the precisions, in shares of a reference call's: nothing that could be made takes less.
+    """
     memory.expect(len(precisions))
     network = workload(set_levers(dense, dense, SIZES[-1], count), plan, found=1)
 
     def share(precision: Precision) -> float:
         return bench.share(bench.sketch(network, precision))
 
-    return bench.unit * min(
+    return min(
         float(memory.recall(f"time: the fastest possible, {precision}", partial(share, precision)))
         for precision in precisions
     )

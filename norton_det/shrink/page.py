@@ -43,7 +43,7 @@ def _before_and_after(result: Result) -> str:
     told = "" if result.is_met else note(f"{result.goal} is not reached: this is the nearest that was found.")
     moods = note(
         "Beside each detector one and the same call was timed, and its moods taken off: it took "
-        f"{min(result.moods):.0%} to {max(result.moods):.0%} of what it did at the start. Far from 100%, the machine "
+        f"{min(result.moods):.0%} to {max(result.moods):.0%} of what it typically does. Far above 100%, the machine "
         "was busy with something else."
     )
     return (

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -18,11 +18,10 @@ from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.writing import files_of
 from norton_det.evaluation.agreement import SCORE, Findings
 from norton_det.files import atomic_path, sha256
-from norton_det.shrink.bench import Bench
 from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
 from norton_det.shrink.family import Family, find_family, find_smallest
-from norton_det.shrink.instruments import set_up
+from norton_det.shrink.instruments import Instruments, set_up
 from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, all_choices, proposal_counts
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
@@ -44,6 +43,7 @@ class Asked:
         precisions: those that it may be run in; the first is the dense detector's.
         recovery: how plans are restored.
         sizes: of images, in shares of the detector's own.
+        among: what may be chosen of all that could be.
     """
 
     goal: Goal
@@ -51,6 +51,7 @@ class Asked:
     precisions: Sequence[Precision]
     recovery: Recovery
     sizes: Sequence[float] = FINE_SIZES
+    among: Callable[[Choice], bool] = lambda choice: True
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Result:
         goal: what was asked.
         family: the plans.
         int8: what int8 costs the chosen detector, or the dense one where that is not in int8; None without int8.
-        moods: how many times longer the reference took beside each detector than at the start.
+        moods: how many times its typical milliseconds the reference took beside each detector.
     """
 
     before: Made
@@ -97,16 +98,20 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
     counts = proposal_counts(dense)
     smallest, share = find_smallest(memory, dense, photos.fitted[0])
     fastest = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
+    fastest *= tools.stopwatch.unit
     if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < fastest:
         raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
     family = find_family(memory, dense, photos.fitted, share, asked.recovery.seed)
-    costs, quality = _tables(tools.bench, memory, dense, family, asked.precisions, _objects(reference))
-    choices = all_choices(family.plans, asked.sizes, counts, asked.precisions)
+    costs, quality = _tables(tools, memory, dense, family, asked.precisions, _objects(reference))
+    every = all_choices(family.plans, asked.sizes, counts, asked.precisions)
+    choices = [choice for choice in every if asked.among(choice)]
     workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
-    before = workshop.make(Choice(DENSE, 1.0, counts[0], asked.precisions[0]))
+    shipped = Choice(DENSE, 1.0, counts[0], asked.precisions[0])
+    workshop.make(shipped)
     known = {choice: option for choice, option in workshop.known().items() if choice in choices}
     made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, known)
     chosen = best(made.values(), asked.goal)
+    before = workshop.make(shipped)
     after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
     for source, target in reversed([*zip(files_of(after.path), files_of(output), strict=True)]):
         with atomic_path(target) as temporary:
@@ -151,15 +156,15 @@ def _objects(found: Findings) -> int:
 
 
 def _tables(
-    bench: Bench, memory: Memory, dense: nn.Module, family: Family, precisions: Sequence[Precision], found: int
+    tools: Instruments, memory: Memory, dense: nn.Module, family: Family, precisions: Sequence[Precision], found: int
 ) -> tuple[Costs, Quality]:
-    table = measure_dense(bench, memory, dense, precisions, proposal_counts(dense))
+    table = measure_dense(tools.bench, memory, dense, precisions, proposal_counts(dense))
     lines = {
-        (name, precision): measure_plan(bench, memory, dense, name, plan, precision, found)
+        (name, precision): measure_plan(tools.bench, memory, dense, name, plan, precision, found)
         for name, plan in family.plans.items()
         for precision in precisions
     }
     return (
-        Costs(table.milliseconds, table.by_proposals, lines),
+        Costs(table.times, table.by_proposals, lines, tools.stopwatch.unit),
         Quality(table.sizes, table.proposals, table.precisions, family.errors),
     )

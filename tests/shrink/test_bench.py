@@ -29,20 +29,22 @@ def test_a_time_is_the_median_over_photos_in_shares_of_the_references(clock):
     assert stopwatch.unit == pytest.approx(1000)
     timed = stopwatch.time(takes(clock, 3.0, 4.0, 5.0))
     assert (timed.typical, timed.p95) == (pytest.approx(4), pytest.approx(5))
-    assert stopwatch.moods == [pytest.approx(1)]
+    assert stopwatch.moods == [pytest.approx(1)] * 2
 
 
-def test_a_machine_that_became_slower_changes_its_mood_and_no_time(clock):
-    slower = [1.0]
+@pytest.mark.parametrize(("at_first", "then"), [(1.0, 1.5), (1.5, 1.0)])
+def test_a_machine_that_becomes_slower_or_faster_changes_its_mood_and_no_time(clock, at_first, then):
+    slower = [at_first]
 
     def detect(images):
         clock[0] += slower[0]
 
     stopwatch = Stopwatch(detect, [0])
-    slower[0] = 1.5
+    slower[0] = then
     timed = stopwatch.time(lambda images: clock.__setitem__(0, clock[0] + 2 * slower[0]))
     assert timed.typical == pytest.approx(2)
-    assert stopwatch.moods == [pytest.approx(1.5)]
+    assert stopwatch.unit == pytest.approx(1000)
+    assert stopwatch.moods == pytest.approx([at_first, then])
 
 
 def test_a_single_call_that_takes_longer_changes_no_typical_time(clock):

@@ -1,5 +1,7 @@
 """Predicted milliseconds beside a machine that is known to the last digit."""
 
+from dataclasses import replace
+
 import pytest
 
 from norton_det.shrink.choosing import Option
@@ -53,6 +55,12 @@ def test_a_file_that_was_slower_than_predicted_corrects_what_is_like_it_and_noth
     assert costs.predict(like_it) == pytest.approx(1.5 * machine(like_it))
     assert costs.predict(other) == pytest.approx(machine(other))
     assert costs.predict(Choice(DENSE, 1.0, 100, "int8")) == pytest.approx(machine(Choice(DENSE, 1.0, 100, "int8")))
+
+
+def test_what_was_measured_in_another_unit_is_predicted_and_corrected_in_milliseconds():
+    costs, choice = replace(measured(), unit=3.0), Choice("half", 0.5, 100, "int8")
+    assert costs.predict(choice) == pytest.approx(3 * machine(choice))
+    assert costs.corrected([Option(choice, 50.0, 0.0)]).predict(choice) == pytest.approx(50)
 
 
 def test_a_detector_of_one_stage_has_no_proposals():
