@@ -113,7 +113,7 @@ def measure_fastest(
 ) -> float:
     """Measure the time of the smallest plan at the smallest size with `count` proposals, none found.
 
-    It is that in the fastest of the precisions, in shares of a reference call's: nothing that could be made takes less.
+    It is that in the fastest of the precisions, as `measure_plan`: nothing that could be made takes less.
     """
     memory.expect(len(precisions))
     network = workload(set_levers(dense, dense, SIZES[-1], count), plan, found=1)
