@@ -1,5 +1,6 @@
 """What measures a detector: builds it for the runtime that will run it, times a call, computes its agreement."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +18,7 @@ from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.optimize import Runtime, openvino_model, optimize
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
-from norton_det.models.settings import write_settings
-from norton_det.shrink.levers import size_settings
+from norton_det.shrink.levers import set_levers, size_settings
 
 Built = Any
 """A detector as its runtime runs it, called like torchvision's."""
@@ -114,12 +114,13 @@ def build(
 
 
 def at_size(built: Built, detector: nn.Module, share: float) -> Built:
-    """Return the same built detector for images at a share of the size of `detector`'s; torch's is changed itself."""
-    settings = size_settings(detector, share)
+    """Return the same built detector for images at a share of the size of `detector`'s."""
     if isinstance(built, ExportedDetector):
+        settings = size_settings(detector, share)
         return built.at_size(settings["min_size"][0], settings["max_size"], settings["fixed_size"])
-    write_settings(built.detector, settings)
-    return built
+    changed = copy.copy(built)
+    changed.detector = set_levers(built.detector, detector, share, proposals=0)
+    return changed
 
 
 def agreement_with(reference: Findings, built: Built, photos: Sequence[Tensor], **how: int) -> Agreement:
