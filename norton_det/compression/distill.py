@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,22 +42,26 @@ def distill(
     """Train a part, in place, towards targets; the relative errors ||y - target|| / ||target|| before and after.
 
     BatchNorm's statistics are taken from the inputs first and then stand still; `refit` solves what can be solved;
-    then Adam trains every parameter.
-    Where the error on held-back maps has not fallen the part is left as it was found.
+    then Adam trains every parameter. Of the part as it was found, solved, and trained, that with the smallest error
+    on held-back maps is kept.
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
-    found = copy.deepcopy(part.state_dict())
-    before = relative_error(part, inputs, targets, held, how.batch)
+    before = best = relative_error(part, inputs, targets, held, how.batch)
     if before == 0:
         return before, before
-    estimate_statistics(part, inputs, how.batch)
-    refit()
-    _train(part, inputs, targets, trained, how)
-    after = relative_error(part, inputs, targets, held, how.batch)
-    if not after < before:
-        part.load_state_dict(found)
-        return before, before
-    return before, after
+    kept = copy.deepcopy(part.state_dict())
+
+    def solve() -> None:
+        estimate_statistics(part, inputs, how.batch)
+        refit()
+
+    for change in (solve, partial(_train, part, inputs, targets, trained, how)):
+        change()
+        error = relative_error(part, inputs, targets, held, how.batch)
+        if error < best:
+            best, kept = error, copy.deepcopy(part.state_dict())
+    part.load_state_dict(kept)
+    return before, best
 
 
 def outputs_of(part: nn.Module, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from norton_det.compression import distill as module
@@ -48,6 +49,18 @@ def test_without_steps_the_statistics_alone_become_those_of_the_inputs(part, map
     torch.testing.assert_close(part[1].running_var, 4 * of_batches.mean(0), rtol=1e-4, atol=1e-5)
     assert part[1].momentum == 0.1 and not part[1].training
     assert [p.requires_grad for p in part.parameters()] == [False, False, True, True, True, True]
+
+
+def test_a_part_that_training_makes_worse_stays_as_it_was_solved(tmp_path):
+    # what is trained on says the opposite of what is held back
+    torch.manual_seed(0)
+    part, maps = nn.Conv2d(3, 4, 1), torch.randn(12, 3, 4, 4)
+    solution = {"weight": torch.randn(4, 3, 1, 1), "bias": torch.randn(4)}
+    wanted = F.conv2d(maps, **solution) * torch.where(torch.arange(12) < 3, 1.01, -9.0)[:, None, None, None]
+    files = [write(tmp_path / "x", maps)], [write(tmp_path / "y", wanted)]
+    before, after = distill(part, *files, how(steps=3), lambda: part.load_state_dict(solution))
+    assert after == pytest.approx(0.01 / 1.01, rel=1e-3) and before > 0.5
+    assert all(torch.equal(value, solution[name]) for name, value in part.state_dict().items())
 
 
 def test_what_is_held_back_is_never_trained_on(part, maps, tmp_path, monkeypatch):
