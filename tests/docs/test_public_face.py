@@ -1,4 +1,4 @@
-"""What the README and the walk-through use stands in `norton_det` itself."""
+"""What the pages on Python use stands in `norton_det` itself."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import norton_det
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs/walkthrough.md"]
+PAGES = [ROOT / name for name in ("README.md", "docs/python.md", "docs/walkthrough.md")]
 
 
 def test_pages_import_norton_det_alone():
