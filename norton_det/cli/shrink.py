@@ -9,6 +9,7 @@ from norton_det.cli.options import require_at_least
 from norton_det.compression.recover import STEPS
 from norton_det.deploy.runtimes import Precision
 from norton_det.engine.folder import LOCK, sole_run
+from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_dense_weights
 from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
@@ -16,7 +17,8 @@ from norton_det.shrink.levers import FINE_SIZES, find_runtime, share_of_size, us
 from norton_det.shrink.making import MINUTES, Recovery, how_to_run, load
 from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
-from norton_det.shrink.shrinking import Asked, Result, digest, shrink
+from norton_det.shrink.shrinking import Asked, digest, shrink
+from norton_det.shrink.telling import format_result, summary
 
 log = logging.getLogger(__name__)
 LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     with sole_run(work / LOCK, f"--work {work}"):
         result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, asked))
     print(format_result(result))
+    write_json(args.output.with_suffix(".shrink.json"), summary(result))
     report = args.output.with_suffix(".html")
     small = load(args.output, result.after.option.choice.precision, photos.held[0])
     write_page(report, result, photos.held, dense, small)
@@ -79,21 +82,3 @@ def _goal(args: argparse.Namespace) -> Goal:
     if not 0 < args.agreement <= 1:
         raise ValueError(f"--agreement {args.agreement:g}: expected a number above 0, up to 1")
     return LeastAgreement(100 * args.agreement)
-
-
-def format_result(result: Result) -> str:
-    """Format a table, dense beside small, and tell what was chosen."""
-    rows = [f"{'':10}{'ms':>11}{'p95':>9}{'agreement':>11}{'95 %':>16}{'parameters':>14}{'MiB':>8}"]
-    for name, made in (("dense", result.before), ("small", result.after)):
-        low, high = made.interval
-        rows.append(
-            f"{name:10}{made.option.milliseconds:>11.1f}{made.p95:>9.1f}{made.option.agreement:>11.1f}"
-            f"{f'{low:.1f} to {high:.1f}':>16}{made.parameters:>14,}{made.bytes / 2**20:>8.1f}"
-        )
-    rows.append(f"chosen: {result.after.option.choice}")
-    if result.after.option.choice.precision == "int8" and result.int8:
-        lost = result.int8.floating.agreement - result.int8.chosen.agreement
-        rows.append(
-            f"int8 costs {lost:.1f} points; in floating point: {', '.join(result.int8.recipe.in_float) or '-'}"
-        )
-    return "\n".join(rows)

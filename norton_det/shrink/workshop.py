@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from norton_det.analysis.complexity import count_detector, total
 from norton_det.deploy.int8 import PLAIN
 from norton_det.shrink.bench import points
 from norton_det.shrink.choosing import Option
-from norton_det.shrink.family import Family
+from norton_det.shrink.family import Family, seen_size
 from norton_det.shrink.instruments import Instruments
 from norton_det.shrink.levers import DENSE, Choice, set_levers
 from norton_det.shrink.making import Recovery, file_size, load, restored, write
@@ -27,7 +28,7 @@ class Made:
         p95: the 95th percentile of the milliseconds.
         interval: in which 95 % of the agreement would lie, were the photos drawn anew.
         by_image: F1 on each photo that is held back.
-        parameters: of the network.
+        parameters, macs: of the network, MACs for a photo.
         bytes: of the file.
         path: where it lies.
     """
@@ -37,6 +38,7 @@ class Made:
     interval: tuple[float, float]
     by_image: tuple[float, ...]
     parameters: int
+    macs: int
     bytes: int
     path: Path
 
@@ -74,7 +76,8 @@ class Workshop:
             changed = set_levers(detector, self.dense, choice.size, choice.proposals)
             recipe = self.int8(choice.plan).recipe if choice.precision == "int8" else PLAIN
             write(changed, path, choice.precision, self.tools.recipes.photos, recipe)
-            return {"parameters": sum(p.numel() for p in detector.parameters()), "bytes": file_size(path)}
+            counts = total(count_detector(changed, *seen_size(changed, self.photos[0])))
+            return {"parameters": counts.parameters, "macs": counts.macs, "bytes": file_size(path)}
 
         if not path.is_file():
             self.memory.forget(f"made: {name}")
@@ -100,6 +103,7 @@ class Workshop:
             tuple(seen["interval"]),
             tuple(seen["by_image"]),
             file["parameters"],
+            file["macs"],
             file["bytes"],
             path,
         )

@@ -62,6 +62,11 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     told = capsys.readouterr().out
     assert "small" in told and "chosen: " in told
     page = Path("small.html").read_text()
+    told = json.loads(Path("small.shrink.json").read_text())
+    assert told["is_met"] and told["dense"]["agreement"] == 100
+    small = norton_det.load_detector("small.pth")
+    assert told["small"]["parameters"] == sum(p.numel() for p in small.parameters())
+    assert told["small"]["choice"]["size"] == pytest.approx(small.transform.min_size[-1] / 64, abs=0.01)
     assert "http" not in page.replace("http://www.w3.org", "") and page.count("<img") == 2 * 3
 
     before = len(recoveries)
@@ -69,7 +74,6 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.2 * dense)]) == 0
     assert len(recoveries) == before
     assert main(["shrink", *WORDS, "--output", "small.pth", "--agreement", "1"]) == 0
-    assert len(recoveries) == before
     assert milliseconds("small.pth") == dense
 
 
