@@ -6,7 +6,7 @@ two sizes of images shows.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
@@ -37,6 +37,15 @@ class Line:
         """
         layers = (full - small) / (1 - size**2)
         return cls(full - layers, layers)
+
+    def share_between(self, least: "Line", most: "Line") -> float:
+        """Return how far its layers are on the way from those of one line, 0, to those of another, 1."""
+        way = most.layers - least.layers
+        return min(max((self.layers - least.layers) / way, 0.0), 1.0) if way > 0 else 1.0
+
+    def towards(self, most: "Line", share: float) -> "Line":
+        """Return the line that lies a share of the way to another."""
+        return Line(*(own + share * (other - own) for own, other in zip(astuple(self), astuple(most), strict=True)))
 
 
 @dataclass(frozen=True)

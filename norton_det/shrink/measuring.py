@@ -91,6 +91,32 @@ def _scaled(times: Mapping[int, float], own: int, least: int, at_own: float, at_
     return {count: at_own + scale * (taken - times[own]) for count, taken in times.items()}
 
 
+def measure_plans(
+    bench: Bench,
+    memory: Memory,
+    dense: nn.Module,
+    plans: Mapping[str, CompressionPlan],
+    precisions: Sequence[Precision],
+    found: int,
+) -> dict[tuple[str, Precision], Line]:
+    """Measure the times of plans, the smallest first and the one that changes nothing last, by `measure_plan`.
+
+    All are measured in the first precision; in the others these two, and what lies between as it does in the first.
+    """
+
+    def line(name: str, precision: Precision) -> Line:
+        return measure_plan(bench, memory, dense, name, plans[name], precision, found)
+
+    first, (smallest, *_, last) = precisions[0], plans
+    lines = {(name, first): line(name, first) for name in plans}
+    for precision in precisions[1:]:
+        ends = line(smallest, precision), line(last, precision)
+        for name in plans:
+            share = lines[name, first].share_between(lines[smallest, first], lines[last, first])
+            lines[name, precision] = ends[0].towards(ends[1], share)
+    return lines
+
+
 def measure_plan(
     bench: Bench, memory: Memory, dense: nn.Module, name: str, plan: CompressionPlan, precision: Precision, found: int
 ) -> Line:

@@ -24,7 +24,7 @@ from norton_det.shrink.family import Family, find_family, find_smallest
 from norton_det.shrink.instruments import Instruments, set_up
 from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, all_choices, proposal_counts
 from norton_det.shrink.making import Recovery
-from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plan
+from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plans
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.photos import Photos
 from norton_det.shrink.quality import Quality
@@ -159,11 +159,7 @@ def _tables(
     tools: Instruments, memory: Memory, dense: nn.Module, family: Family, precisions: Sequence[Precision], found: int
 ) -> tuple[Costs, Quality]:
     table = measure_dense(tools.bench, memory, dense, precisions, proposal_counts(dense))
-    lines = {
-        (name, precision): measure_plan(tools.bench, memory, dense, name, plan, precision, found)
-        for name, plan in family.plans.items()
-        for precision in precisions
-    }
+    lines = measure_plans(tools.bench, memory, dense, family.plans, precisions, found)
     return (
         Costs(table.times, table.by_proposals, lines, tools.stopwatch.unit),
         Quality(table.sizes, table.proposals, table.precisions, family.errors),

@@ -9,7 +9,7 @@ from norton_det.compression.plan import CompressionPlan
 from norton_det.models.settings import read_settings
 from norton_det.shrink.bench import Bench
 from norton_det.shrink.levers import SIZES, proposal_counts
-from norton_det.shrink.measuring import measure_dense, measure_plan
+from norton_det.shrink.measuring import measure_dense, measure_plan, measure_plans
 from norton_det.shrink.memory import Memory
 
 FASTER = {"float32": 1.0, "int8": 0.25}
@@ -59,6 +59,18 @@ def test_times_and_agreements_are_those_of_each_lever_alone_and_are_measured_onc
     again = Machine()
     assert measure_dense(again.bench(), Memory(tmp_path), dense, ["float32", "int8"], counts) == table
     assert again.built == []
+
+
+def test_plans_are_measured_in_the_first_precision_and_lie_as_far_apart_in_the_others(tmp_path):
+    dense, machine = tiny_detector("faster_rcnn", "resnet18"), Machine()
+    plans = {
+        str(rate): CompressionPlan(rates={f"layer{stage}": rate for stage in (1, 2, 3)}) for rate in (0.6, 0.3, 0.0)
+    }
+    lines = measure_plans(machine.bench(), Memory(tmp_path), dense, plans, ["float32", "int8"], 3)
+    assert machine.built == ["float32"] * 3 + ["int8"] * 2
+    for name in plans:
+        assert lines[name, "int8"].layers == pytest.approx(FASTER["int8"] * lines[name, "float32"].layers)
+    assert lines["0.6", "int8"].layers < lines["0.3", "int8"].layers < lines["0.0", "int8"].layers
 
 
 def test_a_plan_is_measured_with_its_own_layers(tmp_path):
