@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed-dev
 # Tests that load OpenVINO and onnxruntime: in processes of their own, which have crashed when they then ran the others.
 RUNTIMES := tests/deploy tests/docs tests/cli/test_export_model.py
 
-.PHONY: test million quickstart lint docs clean
+.PHONY: test matrix million quickstart lint docs package clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/norton-det quickstart
@@ -14,6 +14,25 @@ quickstart: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(RUNTIMES))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(RUNTIMES)
+
+# The wheel in fresh environments, of every Python that is found, with the oldest torch that is allowed and the newest.
+PYTHONS ?= python3.11 python3.12 python3.13
+OLDEST := torch==2.11.0 torchvision==0.26.0
+matrix: package
+	@for python in $(PYTHONS); do for torch in "$(OLDEST)" "torch torchvision"; do \
+		$$python --version >/dev/null 2>&1 || { echo "matrix: $$python: not here"; continue; }; \
+		folder=$$(mktemp -d) && $$python -m venv $$folder && \
+		$$folder/bin/pip install --quiet --disable-pip-version-check pytest $$torch "$$(ls $$PWD/dist/*.whl)[deploy]" && \
+		(cd tests && OMP_NUM_THREADS=2 $$folder/bin/python -m pytest -q -c /dev/null -p no:cacheprovider \
+			--rootdir=. ops layers models compression/test_compress.py deploy/test_optimize.py) && \
+		echo "matrix: $$python, $$torch: passed" || { echo "matrix: $$python, $$torch: failed"; exit 1; }; \
+		rm -rf $$folder; done; done
+
+# What a release consists of, with its metadata checked.
+package: $(VENV)/.installed-release
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # In rounds: hypothesis remembers all examples of one, which of a million takes more memory than there is.
 million: $(INSTALLED)
