@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ Files = Sequence[ActivationFile]
 @dataclass(frozen=True)
 class Distillation:
     """How a part is trained: gradient steps; maps that are read at a time, and maps of a step; how many of the first
-    maps are held back; its draws."""
+    maps are held back; its draws; and the seconds that the steps may take, whatever their number."""
 
     name: str
     steps: int
@@ -34,6 +35,7 @@ class Distillation:
     step: int
     held: int
     generator: torch.Generator
+    seconds: float = math.inf
 
 
 def distill(
@@ -95,8 +97,12 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
     device = _device(part)
     with all_trainable(part) as parameters:
         optimizer = scaled_adam(parameters, LEARNING_RATE)
+        started = time.monotonic()
         for step in tqdm(range(how.steps), desc=f"restore {how.name}", leave=False):
-            set_rate(optimizer, (step + 0.5) / how.steps)
+            share = max((step + 0.5) / how.steps, (time.monotonic() - started) / how.seconds)
+            if share >= 1:
+                break
+            set_rate(optimizer, share)
             order = torch.randperm(len(indices), generator=how.generator)[: how.step]
             chosen = [indices[place] for place in order.tolist()]
             wanted = [file.read(chosen).to(device) for file in targets]

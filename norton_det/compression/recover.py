@@ -46,6 +46,8 @@ STEPS = 500
 """Gradient steps of the whole."""
 PART_SHARE = 5
 """A part has one step for so many of the whole's."""
+PARTS_TIME = 0.5
+"""The share of the minutes that the steps of all parts may take."""
 WHOLE = "whole detector"
 """What the report calls it."""
 CROP = 224
@@ -116,8 +118,8 @@ def recover(
             and a classifier is refused.
         steps: gradient steps of the whole detector, of 4 images each; each part takes a fifth as many. With 0 only
             BatchNorm's statistics are estimated anew.
-        minutes: how long all may take, in the place of the whole detector's `steps`: the parts' are what they are,
-            and where these leave no time the whole is not trained.
+        minutes: how long all may take, in the place of the whole detector's `steps`: the steps of the parts take at
+            most half of it, the whole what is left.
         seed: decides crops and batches.
         checkpoint: a file that keeps what is finished, so that the same call goes on after it was stopped.
 
@@ -139,7 +141,9 @@ def recover(
     with tempfile.TemporaryDirectory() as folder:
         key = "" if checkpoint is None else _key(compressed, dense, images, kept)
         setting = {"steps": steps, "minutes": minutes, "seed": seed, "content": key}
-        run = RecoveryRun(student, teacher, math.ceil(steps / PART_SHARE), seed, Path(folder), checkpoint, setting)
+        part_seconds = math.inf if minutes is None else 60 * minutes * PARTS_TIME / _count_parts(student)
+        part_steps = math.ceil(steps / PART_SHARE)
+        run = RecoveryRun(student, teacher, part_steps, part_seconds, seed, Path(folder), checkpoint, setting)
         if not run.whole:
             measured = _spread(held, PART_IMAGES // HELD_BACK)
             _restore_parts(run, images, [*measured, *_spread(trained, PART_IMAGES)], len(measured), kept)
@@ -198,6 +202,12 @@ def _restore_parts(
     for kind, seen in run.pool(images, order, held).items():
         ours, theirs = (regions(model)[kind].head for model in (student, teacher))
         run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
+
+
+def _count_parts(student: Any) -> int:
+    """How many parts are restored, the stem and the neck included."""
+    detector = 0 if isinstance(student, ResNet) else 1 + len([*_towers(student, student)]) + len(regions(student))
+    return 1 + len(read_body(student).blocks) + detector
 
 
 def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:

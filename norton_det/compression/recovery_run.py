@@ -65,6 +65,7 @@ class RecoveryRun:
         student: Any,
         teacher: Any,
         part_steps: int,
+        part_seconds: float,
         seed: int,
         folder: Path,
         checkpoint: Path | None,
@@ -73,7 +74,8 @@ class RecoveryRun:
         self.student, self.teacher, self.device = student, teacher, device_of(student)
         self.reports: list[PartReport] = []
         self.seed = seed
-        self._steps, self._folder, self._checkpoint, self._key = part_steps, folder, checkpoint, key
+        self._steps, self._seconds = part_steps, part_seconds
+        self._folder, self._checkpoint, self._key = folder, checkpoint, key
         self._files = 0
         self._finished: dict[str, PartReport] = {}
         self.whole: dict[str, Any] = {}
@@ -112,7 +114,7 @@ class RecoveryRun:
         if report is None:
             targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
             generator = torch.Generator().manual_seed(self.seed + len(self.reports))
-            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator)
+            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator, self._seconds)
 
             def refit() -> None:
                 if part.refit is not None:

@@ -18,7 +18,6 @@ from norton_det.compression.compress import PartReport, compress
 from norton_det.compression.plan import load_plan
 from norton_det.config import load_config, save_config
 from norton_det.data.shapes import write_shapes
-from norton_det.deploy.benchmark import Measured
 from norton_det.files import write_json
 from norton_det.models.channels import read_body
 from norton_det.models.persistence import save_weights
@@ -228,23 +227,24 @@ def test_the_runs_are_benchmarked_by_their_weights(runs, tmp_path, monkeypatch):
 
 
 def test_the_quickstart_ends_with_its_report(runs, tmp_path, monkeypatch, capsys):
-    """Its commands and the full-size models, which take minutes, are taken as done."""
-    for name, source in (
-        ("dense", "dense"),
-        *((name, "small") for name in ("compressed", "recovered", "fine_tuned")),
-    ):
-        shutil.copytree(runs / source, tmp_path / name)
-    measured = Measured(10.0, 9.0, 12.0, 5, 2**20)
+    """Its commands, which take minutes, are taken as done."""
+    for name in ("dense", "compressed", "recovered", "small"):
+        shutil.copytree(runs / ("dense" if name == "dense" else "small"), tmp_path / name)
+    told = {"small": {"choice": {"precision": "float32"}, "parameters": 12345, "macs": 10**6}}
+    write_json(tmp_path / "small/model_final.shrink.json", told)
     monkeypatch.setenv("NORTON_DATASETS", str(runs))
     monkeypatch.setattr(quickstart, "_command", lambda *words: None)
     monkeypatch.setattr(quickstart, "draw_pictures", lambda *arguments: None)
-    monkeypatch.setattr(quickstart, "time_models", lambda config, weights: dict.fromkeys(weights, measured))
-    monkeypatch.setattr(quickstart, "time_full_size", lambda: {"torch": {"dense": measured, "compressed": measured}})
+    monkeypatch.setattr(quickstart, "find_runtime", lambda: "torch")
     assert main(["quickstart", "--output", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert sections_of(text) == SECTIONS
-    assert "full-size compressed" in text and "<h1>fine_tuned</h1>" in text
-    assert "report.html" in capsys.readouterr().out.splitlines()[-1]
+    assert "<h1>small</h1>" in text
+    *_, table, _, first, then = capsys.readouterr().out.splitlines()
+    assert "12,345" in table and "report.html" in first and "small/model_final.html" in then
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["runtime"] == "torch" and [*summary["models"]] == ["dense", "compressed", "recovered", "small"]
+    assert summary["models"]["small"]["latency_ms"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What a restored part is trained on, how far a step goes, and what of it is left as it was found."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,13 @@ def test_a_part_that_training_makes_worse_stays_as_it_was_solved(tmp_path):
     before, after = distill(part, *files, how(steps=3), lambda: part.load_state_dict(solution))
     assert after == pytest.approx(0.01 / 1.01, rel=1e-3) and before > 0.5
     assert all(torch.equal(value, solution[name]) for name, value in part.state_dict().items())
+
+
+def test_steps_end_with_their_time(part, maps, tmp_path):
+    files = [write(tmp_path / "x", maps)], [write(tmp_path / "y", maps[:, :1, 1:7, 1:7])]
+    untrained = copy.deepcopy(part)
+    assert distill(part, *files, replace(how(steps=50), seconds=1e-9)) == distill(untrained, *files, how(steps=0))
+    assert all(map(torch.equal, part.parameters(), untrained.parameters()))
 
 
 def test_what_is_held_back_is_never_trained_on(part, maps, tmp_path, monkeypatch):
