@@ -22,7 +22,7 @@ from norton_det.shrink.levers import set_levers, size_settings
 
 Built = Any
 """A detector as its runtime runs it, called like torchvision's."""
-LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 12, 3.0
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 2, 12, 3.0
 """So many rounds over the photos are timed, more than the least while they take less than so many seconds."""
 TYPICAL = 0.25
 FEW_RESAMPLES = 2

@@ -30,8 +30,9 @@ TIMED = 4
 """Photos that are timed."""
 CALIBRATION = 64
 """Photos that int8 takes its ranges from, at most."""
-RANKED = 24
-"""Photos on which parts are ranked that could be left in floating point, at most."""
+LOOKED_AT = 32
+"""Photos of those held back, for the tables and for the parts to leave in floating point, at most; a finished file is
+compared on all."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def set_up(
     def time(built: Built) -> float:
         return stopwatch.time(built).typical
 
-    def agreement(built: Built, count: int = len(photos.held)) -> float:
-        some = first_images(reference, count)
-        return points(agreement_with(some, built, photos.held[:count], resamples=FEW_RESAMPLES))
+    def agreement(built: Built) -> float:
+        some = first_images(reference, LOOKED_AT)
+        return points(agreement_with(some, built, photos.held[:LOOKED_AT], resamples=FEW_RESAMPLES))
 
-    recipes = Recipes(memory, calibration, time, partial(agreement, count=RANKED))
+    recipes = Recipes(memory, calibration, time, agreement)
 
     def built(detector: nn.Module, precision: Precision) -> Built:
         recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
