@@ -12,10 +12,11 @@ ALLOWED = {
     "layers": {"ops"},
     "analysis": {"models"},
     "keypoints": set(),
+    "names": set(),
     "opencv": set(),
-    "models": {"layers", "files", "keypoints"},
-    "compression": {"ops", "layers", "analysis", "models", "files"},
-    "data": {"files", "keypoints", "opencv"},
+    "models": {"layers", "files", "keypoints", "names"},
+    "compression": {"ops", "layers", "analysis", "models", "files", "names"},
+    "data": {"files", "keypoints", "names", "opencv"},
     "evaluation": {"data", "files", "keypoints"},
     "engine": {"evaluation", "models", "files"},
     "deploy": {"analysis", "layers", "models", "compression", "files", "keypoints"},
@@ -25,9 +26,12 @@ ALLOWED = {
         *("analysis", "api", "compression", "data", "deploy", "evaluation", "files", "models", "report"),
         "visualization",
     },
-    "config": set(),
+    "config": {"names"},
     "api": {"analysis", "models", "compression", "data", "deploy", "evaluation"},
-    "builders": {"models", "compression", "data", "evaluation", "engine", "deploy", "config", "files", "keypoints"},
+    "builders": {
+        *("compression", "config", "data", "deploy", "engine", "evaluation", "files", "keypoints", "models"),
+        "names",
+    },
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
 

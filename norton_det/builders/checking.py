@@ -14,10 +14,10 @@ from norton_det.builders.resolve import resolve_categories, resolve_dataset, res
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.inspection import inspect_images
-from norton_det.data.matching import some
 from norton_det.data.reading import Content, read_content
 from norton_det.evaluation.coco import counted, tell_of_crowded_images
 from norton_det.models.persistence import detector_from_weights
+from norton_det.names import some
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """Square pixels that COCO's objects of a size have less than."""
