@@ -105,10 +105,10 @@ def finetune_and_evaluate(
     to_channels_last(network.to(device))
     if not only_evaluate:
         finetune(settings, network, checkpoint, device)
-    evaluate(settings, network, test, device)
+    evaluate_accuracy(settings, network, test, device)
 
 
-def evaluate(settings: FineTuning, network: ResNet, images: LabelledImages, device: torch.device) -> None:
+def evaluate_accuracy(settings: FineTuning, network: ResNet, images: LabelledImages, device: torch.device) -> None:
     """Write top-1 and top-5 accuracy, computed by all processes together, into evaluation/metrics.json."""
     share = max(1, settings.batch_size // distributed.world_size())
     loader = classification_evaluation_loader(images, batch_size=share, workers=settings.workers, **_process())

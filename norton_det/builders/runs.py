@@ -56,7 +56,7 @@ def evaluate_weights(config: Config) -> None:
     require_files(config, images, files, training=False)
     detector = build_evaluated(config, resolve_categories(config, files)).to(resolve_device(config))
     evaluator = build_evaluator(config, files, known_categories(detector))
-    evaluate(config, detector, images, evaluator, Path(config.output_dir) / "evaluation")
+    evaluate_detector(config, detector, images, evaluator, Path(config.output_dir) / "evaluation")
 
 
 def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None:
@@ -100,7 +100,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         save_weights(output / "model_final.pth", run.result, config=config.model_dump(mode="json"))
         unfinished_recovery(config).unlink(missing_ok=True)
         log.info("weights: %s", output / "model_final.pth")
-    evaluate(config, run.result, test_images, evaluator, output / "evaluation")
+    evaluate_detector(config, run.result, test_images, evaluator, output / "evaluation")
 
 
 def save_backbone(path: Path, detector: Any) -> None:
@@ -113,7 +113,7 @@ def save_backbone(path: Path, detector: Any) -> None:
     log.info("compressed backbone: %s", path)
 
 
-def evaluate(
+def evaluate_detector(
     config: Config,
     detector: nn.Module | ExportedDetector,
     images: CocoDataset,

@@ -62,7 +62,7 @@ class _Candidate:
     nmse: float
 
 
-def compare(
+def compare_decompositions(
     conv: nn.Conv2d,
     filter_ranks: Sequence[int],
     image: Tensor,

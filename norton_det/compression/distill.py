@@ -47,13 +47,13 @@ def distill(
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
     found = copy.deepcopy(part.state_dict())
-    before = relative_error(part, inputs, targets, held, how.batch)
+    before = output_error(part, inputs, targets, held, how.batch)
     if before == 0:
         return before, before
     estimate_statistics(part, inputs, how.batch)
     refit()
     _train(part, inputs, targets, trained, how)
-    after = relative_error(part, inputs, targets, held, how.batch)
+    after = output_error(part, inputs, targets, held, how.batch)
     if not after < before:
         part.load_state_dict(found)
         return before, before
@@ -74,7 +74,7 @@ def read_batches(files: Files, indices: Sequence[int], size: int, device: torch.
 
 
 @torch.no_grad()
-def relative_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
+def output_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
     """The root of the mean over the outputs of  |y - target|^2 / |target|^2,  each summed over the maps."""
     device = device_of(part)
     difference, energy = (torch.zeros(len(targets), dtype=torch.float64) for _ in range(2))

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from norton_det.analysis.explanations import Explanation, format_similarity
 from norton_det.analysis.gradcam import Subject
+from norton_det.analysis.places import Box
 from norton_det.visualization.plots import save_figure
 
-Box = tuple[float, float, float, float]
 _PANEL = 2.1
 """Width of a panel in inches."""
 _LABEL = 1.3
