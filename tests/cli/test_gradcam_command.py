@@ -21,8 +21,7 @@ NAMES = ["__background__", "dog", "cat"]
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def weights_and_images(in_an_empty_folder):
     torch.manual_seed(0)
     save_weights(Path("dense.pth"), tiny_classifier(classes=4), categories=list("abcd"))
     for place in ("images/1", "images/2", "images/3", "more/one"):
