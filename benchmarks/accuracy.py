@@ -16,8 +16,8 @@ from typing import Any
 
 from norton_det.builders.datasets import build_evaluator, build_test_dataset
 from norton_det.builders.resolve import resolve_categories, resolve_dataset
+from norton_det.builders.runs import evaluate_detector
 from norton_det.cli.main import main as norton_det
-from norton_det.cli.train import evaluate as evaluate_detector
 from norton_det.config import load_config
 from norton_det.data.catalog import open_images
 from norton_det.data.reading import Task

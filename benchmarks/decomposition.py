@@ -21,7 +21,8 @@ from torchvision.models import resnet50
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import load_plan
 from norton_det.models.channels import read_body
-from norton_det.ops.cp import CPFactors, decompose_filters, nmse, reconstruct
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import CPFactors, nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
 
 LAYERS = [(stage, block) for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3)) for block in range(blocks)]

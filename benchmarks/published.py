@@ -21,7 +21,7 @@ from norton_det.compression.plan import CompressionPlan
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.channels import read_body
 from norton_det.models.initial import initialise
-from norton_det.ops.cp import CPFactors
+from norton_det.ops.factors import CPFactors
 from norton_det.ops.similarity import greedy_selection
 
 

@@ -25,7 +25,8 @@ from norton_det.models.channels import read_body
 from norton_det.models.persistence import resnet_from_weights
 from norton_det.models.slicing import slice_channels
 from norton_det.models.weights import read_weights
-from norton_det.ops.cp import decompose_filters, nmse, reconstruct
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import nmse, reconstruct
 from norton_det.ops.similarity import pabs_distances
 from norton_det.visualization.plots import save_figure
 

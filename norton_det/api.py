@@ -24,6 +24,7 @@ from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
 from norton_det.evaluation.inference import find
 from norton_det.models.categories import categories_of, keypoints_of
+from norton_det.models.device import device_of
 from norton_det.models.modes import evaluating
 from norton_det.models.persistence import detector_from_weights, resnet_from_weights, save_weights
 from norton_det.models.structure import named_structure
@@ -150,4 +151,4 @@ def findings_of(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
     names, ids = categories_of(network)
     categories = Categories(tuple(names), tuple(ids), keypoints_of(network))
     with evaluating(network):
-        return find(network, images, categories, next(network.parameters()).device, name)
+        return find(network, images, categories, device_of(network), name)

@@ -1,6 +1,5 @@
 """Typed configuration: the schema, YAML files that inherit, and `key=value` overrides."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from norton_det.names import did_you_mean
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -208,7 +209,8 @@ def find_config(config: str | Path) -> Path:
     if (folder / path).is_file():
         return folder / path
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml") if "base" not in p.parts)
-    raise ValueError(f"no config {str(config)!r}: neither a file nor one of configs/{_nearest(str(config), names)}")
+    hint = did_you_mean(str(config), names)
+    raise ValueError(f"no config {str(config)!r}: neither a file nor one of configs/{hint}")
 
 
 def configs_folder() -> Path:
@@ -269,14 +271,14 @@ def _describe(error: ValidationError) -> str:
     if worst["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(key)}"
     names = re.findall("'(.*?)'", worst["ctx"]["expected"]) if worst["type"] == "literal_error" else []
-    hint = _nearest(str(worst["input"]), names)
+    hint = did_you_mean(str(worst["input"]), names)
     return f"{key}: {worst['msg'][0].lower()}{worst['msg'][1:]}, got {worst['input']!r}{hint}"
 
 
 def _nearest_key(key: str) -> str:
     keys = _all_keys()
     by_last_part = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
-    return f"; did you mean {by_last_part[0]!r}?" if by_last_part else _nearest(key, keys)
+    return f"; did you mean {by_last_part[0]!r}?" if by_last_part else did_you_mean(key, keys)
 
 
 def _all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -287,8 +289,3 @@ def _all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         else:
             keys.append(prefix + name)
     return keys
-
-
-def _nearest(name: str, valid: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from norton_det.data.catalog import UNUSED, Categories
-from norton_det.data.matching import Matching, match, seen_by, some
+from norton_det.data.matching import Matching, match, seen_by
 from norton_det.models.categories import are_named
 from norton_det.models.predictors import replace_predictors
+from norton_det.names import some
 
 log = logging.getLogger(__name__)
 _OF_EACH_CLASS = (

@@ -14,10 +14,10 @@ from norton_det.builders.resolve import resolve_categories, resolve_dataset, res
 from norton_det.config import Config
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.inspection import inspect_images
-from norton_det.data.matching import some
 from norton_det.data.reading import Content, read_content
-from norton_det.evaluation.coco import counted, tell_of_crowded_images
+from norton_det.evaluation.coco import most_detections, tell_of_crowded_images
 from norton_det.models.persistence import detector_from_weights
+from norton_det.names import some
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """Square pixels that COCO's objects of a size have less than."""
@@ -107,7 +107,7 @@ def _check(
     health.annotations = str(files.annotations)
     health.problems += content.problems
     _count(content, categories, health)
-    tell_of_crowded_images(content, files.annotations, counted(task, config.test.detections))
+    tell_of_crowded_images(content, files.annotations, most_detections(task, config.test.detections))
     if content.problems:
         return set()
     dataset = build_training_dataset(config, files, categories) if training else build_test_dataset(config, files)

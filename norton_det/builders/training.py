@@ -45,7 +45,7 @@ def build_training(
     teacher = build_teacher(config, built.model)
     model: nn.Module = built.model.to(device)
     distributed.wait_for_all()  # the main process may have restored for hours
-    distributed.share(model.state_dict().values())
+    distributed.broadcast(model.state_dict().values())
     built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
     if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
         nn.SyncBatchNorm.convert_sync_batchnorm(model)

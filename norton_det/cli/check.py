@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the report, write the JSON. Raises ValueError where a run would be refused."""
     found = check_data(load_config(args.config, args.overrides), pixels=not args.headers)
     for split, health in found.items():
-        print("\n".join(describe(split, health)))
+        print("\n".join(format_health(split, health)))
     if args.json:
         write_json(args.json, {split: asdict(health) for split, health in found.items()})
     if count := sum(len(health.problems) for health in found.values()):
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     print("a run would begin")
 
 
-def describe(split: str, health: Health) -> list[str]:
+def format_health(split: str, health: Health) -> list[str]:
     """The lines on a dataset."""
     width = max(map(len, health.objects), default=0)
     hidden = len(health.problems) - MOST_LINES

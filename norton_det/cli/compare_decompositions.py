@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from norton_det.cli.options import require_at_least
-from norton_det.compression.comparison import METHODS, Measurement, compare, resnet_convolutions
+from norton_det.compression.comparison import METHODS, Measurement, compare_decompositions, resnet_convolutions
 from norton_det.files import write_json
 from norton_det.models.weights import read_weights
 from norton_det.visualization.decomposition_plot import save_decomposition_plot
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     images = {layer: torch.randn(shape).to(memory_format=torch.channels_last) for layer, (_, shape) in found.items()}
     with tqdm(total=len(convs) * len(args.ranks) * len(METHODS[1:]), desc="decompose") as bar:
         results = {
-            layer: compare(conv, args.ranks, images[layer], runs=args.runs, progress=bar.update)
+            layer: compare_decompositions(conv, args.ranks, images[layer], runs=args.runs, progress=bar.update)
             for layer, conv in convs.items()
         }
     print(format_results({_title(layer, convs[layer], images[layer]): rows for layer, rows in results.items()}))

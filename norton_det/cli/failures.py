@@ -14,7 +14,7 @@ _NO_MEMORY = re.compile(
 _AMOUNT = re.compile(r"(?:tried to|unable to|failed to) allocate ([\d.,]+ ?\w+)", re.I)
 
 
-def explain(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
+def one_line(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     """Tell what went wrong; None where it is a fault of the program, whose traceback is worth more."""
     text = str(error)
     if _is_lack_of_memory(error):

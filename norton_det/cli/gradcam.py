@@ -1,31 +1,31 @@
 """Draw class activation maps (Grad-CAM) of dense weights beside those of compressed ones; tell how alike they are."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from norton_det.analysis.explanations import (
+    choose_subjects,
+    explain,
+    format_similarities,
+    load_beside,
+    load_explained,
+    to_dict,
+)
 from norton_det.cli.options import require_at_least
-from norton_det.compression.plan import load_plan
+from norton_det.compression.plan import CompressionPlan, load_plan
+from norton_det.compression.recover import compress_and_recover
 from norton_det.data.catalog import open_images
 from norton_det.data.images import ImageFiles
 from norton_det.engine.distributed import find_device
 from norton_det.files import write_json
 from norton_det.models.channels import read_body
 from norton_det.models.weights import read_dense_weights, read_weights, weights_name
-from norton_det.report.explanations import (
-    compress_by,
-    format_similarities,
-    grid,
-    load_beside,
-    load_explained,
-    to_dict,
-)
-from norton_det.report.gradcam import Subject, choose_subject, explain
-from norton_det.visualization.heat_grid import save_heat_grid
+from norton_det.visualization.heat_grid import explanation_grid, save_heat_grid
 
 LESS_MEMORY = "give it smaller --images, or fewer (--image-count, --restore-count)"
 
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace) -> None:
     dense, categories = load_explained(weights)
     plans = [load_plan(plan, read_body(dense)) for plan in args.plans]
     files = [load_beside(dense, weights, file) for file in args.compressed]
-    subjects = choose_subjects(dense, images, categories, args.detection)
+    subjects = choose_subjects(dense, images.paths, images, categories, args.detection)
     explanations = [explain("dense", dense, images, subjects)]
-    compressed = chain(compress_by(plans, dense, restored_on, find_device("auto")), files)
+    compressed = chain(compress_by(plans, dense, restored_on), files)
     names = [*map(_plan_name, args.plans), *map(weights_name, args.compressed)]
     for name, model in zip(names, tqdm(compressed, desc="compress, explain", total=len(names)), strict=True):
         explanations.append(explain(name, model, images, subjects, explanations[0]))
-    save_heat_grid(args.output, *grid(subjects, explanations))
+    save_heat_grid(args.output, *explanation_grid(subjects, explanations))
     if args.json:
         write_json(args.json, to_dict(args.weights, images.paths, subjects, explanations), indent=2)
     print(format_similarities(images.paths, subjects, explanations))
@@ -89,15 +89,11 @@ def open_each(places: Sequence[str], count: int) -> ImageFiles:
     return ImageFiles([*chain.from_iterable(paths)])
 
 
-def choose_subjects(dense: nn.Module, images: ImageFiles, categories: Sequence[str], detection: int) -> list[Subject]:
-    """Choose what is explained on each image. Raises ValueError naming one that has no such detection."""
-    subjects = []
-    for path, image in zip(images.paths, images, strict=True):
-        try:
-            subjects.append(choose_subject(dense, image, categories, detection))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return subjects
+def compress_by(plans: Sequence[CompressionPlan], dense: nn.Module, images: Sequence[Tensor]) -> Iterator[nn.Module]:
+    """Compress the dense model by each plan, one at a time, restored on the images, where there are any."""
+    for plan in plans:
+        model, _ = compress_and_recover(dense, plan, images, device=find_device("auto"))
+        yield model.eval()
 
 
 def _plan_name(plan: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from norton_det.api import load_detector
-from norton_det.cli.options import find_weights, share
+from norton_det.cli.options import find_trained, share
 from norton_det.data.catalog import Categories
 from norton_det.data.images import find_images, picture_names, read_photo, write_png
 from norton_det.engine.distributed import find_device
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write or show a picture an image; one that cannot be read is told, and the others go on."""
     device = find_device(args.device)
-    weights = find_weights(args.weights, None)
+    weights = find_trained(args.weights, None)
     if weights is None:
         raise ValueError("no trained detector below output/: name one with --weights, or run make quickstart")
     paths = find_inputs(args.input)

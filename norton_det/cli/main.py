@@ -11,7 +11,7 @@ from importlib import import_module
 
 from tqdm import tqdm
 
-from norton_det.cli.failures import LESS_MEMORY, explain
+from norton_det.cli.failures import LESS_MEMORY, one_line
 
 COMMANDS = {
     "train": "train and evaluate a detector",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command.run(parser.parse_intermixed_args([_at_home(word) for word in words[1:]]))
     except Exception as error:
-        told = explain(error, getattr(command, "LESS_MEMORY", LESS_MEMORY))
+        told = one_line(error, getattr(command, "LESS_MEMORY", LESS_MEMORY))
         if told is None:
             raise
         print(f"norton-det {name}: {' '.join(told.split())}", file=sys.stderr)

@@ -28,7 +28,7 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"a number from 0 to 1, got {text!r}")
 
 
-def find_weights(weights: str | None, config: str | None) -> Path | None:
+def find_trained(weights: str | None, config: str | None) -> Path | None:
     """Find the file that a demo runs: `weights`; else what the configuration trained or starts from; else the newest
     model_final.pth below output/; None where there is none.
 

@@ -14,9 +14,10 @@ from norton_det.evaluation.coco import PrecisionRecall, load_results, precision_
 from norton_det.files import atomic_path
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights
+from norton_det.report.material import Material
 from norton_det.report.pictures import Pair, draw_pairs
 from norton_det.report.run_data import Benchmark, Run, read_benchmark, read_compression, read_run
-from norton_det.report.sections import Material, report
+from norton_det.report.sections import report
 
 log = logging.getLogger(__name__)
 

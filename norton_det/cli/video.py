@@ -13,7 +13,7 @@ from typing import get_args
 from torch import Tensor
 from tqdm import tqdm
 
-from norton_det.cli.options import find_weights, require_at_least, share
+from norton_det.cli.options import find_trained, require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.demo import COCO_FRAMES, Treatment, compressed_coco, demo_detectors
 from norton_det.deploy.optimize import Runtime
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a video is an .mp4 file")
     require_at_least(args, max_frames=1, size=LEAST_SIZE)
     device = find_device(args.device)
-    weights = find_weights(args.weights, args.config)
+    weights = find_trained(args.weights, args.config)
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate, is_live) as screen:
         first = list(itertools.islice(frames, 1 if weights else COCO_FRAMES))

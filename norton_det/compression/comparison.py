@@ -19,7 +19,7 @@ from norton_det.models.channels import read_body
 from norton_det.models.persistence import model_from_weights
 from norton_det.models.structure import named_structure
 from norton_det.models.weights import Weights
-from norton_det.ops.cp import nmse
+from norton_det.ops.factors import nmse
 
 FILTER_WISE = "filter-wise CP"
 DENSE = "dense"
@@ -62,7 +62,7 @@ class _Candidate:
     nmse: float
 
 
-def compare(
+def compare_decompositions(
     conv: nn.Conv2d,
     filter_ranks: Sequence[int],
     image: Tensor,

@@ -19,7 +19,7 @@ from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.parts import part_layers
 from norton_det.models.persistence import Origin, describe, origin_of, with_origin
 from norton_det.models.slicing import drop_blocks, slice_channels
-from norton_det.ops.cp import nmse
+from norton_det.ops.factors import nmse
 
 Factorised = CPConv2d | LowRankLinear
 

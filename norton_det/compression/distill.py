@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from norton_det.analysis.watch import watch_inputs
 from norton_det.compression.activations import ActivationFile
+from norton_det.models.device import device_of
 
 LEARNING_RATE = 0.05
 """Of a tensor, in shares of the root mean square of its own numbers, which differ by orders between layers."""
@@ -48,7 +49,7 @@ def distill(
     on held-back maps is kept.
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
-    before = best = relative_error(part, inputs, targets, held, how.batch)
+    before = best = output_error(part, inputs, targets, held, how.batch)
     if before == 0:
         return before, before
     kept = copy.deepcopy(part.state_dict())
@@ -59,7 +60,7 @@ def distill(
 
     for change in (solve, partial(_train, part, inputs, targets, trained, how)):
         change()
-        error = relative_error(part, inputs, targets, held, how.batch)
+        error = output_error(part, inputs, targets, held, how.batch)
         if error < best:
             best, kept = error, copy.deepcopy(part.state_dict())
     part.load_state_dict(kept)
@@ -80,9 +81,9 @@ def read_batches(files: Files, indices: Sequence[int], size: int, device: torch.
 
 
 @torch.no_grad()
-def relative_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
+def output_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
     """The root of the mean over the outputs of  |y - target|^2 / |target|^2,  each summed over the maps."""
-    device = _device(part)
+    device = device_of(part)
     difference, energy = (torch.zeros(len(targets), dtype=torch.float64) for _ in range(2))
     for maps, wanted in zip(
         read_batches(inputs, indices, size, device), read_batches(targets, indices, size, device), strict=True
@@ -94,7 +95,7 @@ def relative_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequ
 
 
 def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], how: Distillation) -> None:
-    device = _device(part)
+    device = device_of(part)
     with all_trainable(part) as parameters:
         optimizer = scaled_adam(parameters, LEARNING_RATE)
         started = time.monotonic()
@@ -160,7 +161,7 @@ def estimate_statistics(part: nn.Module, inputs: Files, size: int) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for maps in read_batches(inputs, range(inputs[0].count), size, _device(part)):
+    for maps in read_batches(inputs, range(inputs[0].count), size, device_of(part)):
         part(*maps)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -203,7 +204,3 @@ def settle_statistics(part: nn.Module, run: Callable[[], object]) -> None:
 def batch_norms(part: nn.Module) -> list[nn.BatchNorm2d]:
     """The trainable kind."""
     return [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def _device(part: nn.Module) -> torch.device:
-    return next(part.parameters()).device

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as image_ops
 from tqdm import tqdm
 
 from norton_det.compression.distill import all_trainable, lower_peak, scaled_adam, set_rate
-from norton_det.compression.recovery_run import device_of
 from norton_det.compression.small_images import SmallImages
+from norton_det.models.device import device_of
 from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
 

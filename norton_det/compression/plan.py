@@ -1,6 +1,5 @@
 """Compression plans: which layers are decomposed at which rank, which tied channels lose which share."""
 
-import difflib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 
 from norton_det.models.channels import STEM, Body
 from norton_det.models.parts import LINEAR_PART, PARTS
+from norton_det.names import did_you_mean
 
 PRESETS = {
     "norton-43": "[0.]+[0.1]*3+[0.02]*16",
@@ -246,7 +246,7 @@ def _load(plan: PlanLike, body: Body) -> CompressionPlan:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"plan file {text} is not JSON: {error}") from None
         return CompressionPlan.from_dict(content, body)
-    hint = _nearest(text, PRESETS)
+    hint = did_you_mean(text, PRESETS)
     raise ValueError(f"plan {text!r} is no preset ({', '.join(PRESETS)}, or with -all), no file, no notation{hint}")
 
 
@@ -269,9 +269,4 @@ def _check_rank(name: str, rank: object) -> None:
 def _check_name(name: object, valid: Iterable[str], what: str) -> None:
     valid = list(valid)
     if name not in valid:
-        raise ValueError(f"plan: {name!r} is no {what}{_nearest(name, valid)}")
-
-
-def _nearest(name: object, valid: Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(name), list(valid), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+        raise ValueError(f"plan: {name!r} is no {what}{did_you_mean(str(name), valid)}")

@@ -30,13 +30,14 @@ from norton_det.compression.compress import CompressionReport, PartReport, compr
 from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
-from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun, device_of
+from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun
 from norton_det.compression.refit import refit_block, refit_laterals
 from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.small_images import SmallImages
 from norton_det.files import to_json
 from norton_det.models.channels import Block, read_body
+from norton_det.models.device import device_of
 from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 from norton_det.models.persistence import dropped_blocks

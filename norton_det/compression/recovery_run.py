@@ -15,6 +15,7 @@ from norton_det.compression.compress import PartReport
 from norton_det.compression.distill import Distillation, distill, outputs_of, read_batches
 from norton_det.compression.refit import Batches
 from norton_det.files import free_path, load_tensors, save_tensors
+from norton_det.models.device import device_of
 from norton_det.models.parts import regions
 from norton_det.models.weights import load_state
 
@@ -174,8 +175,3 @@ class RecoveryRun:
         parts = [[report.name, report.before, report.after] for report in self.reports]
         content = {"key": self._key, "model": self.student.state_dict(), "parts": parts, "whole": self.whole}
         save_tensors(self._checkpoint, content)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters lie."""
-    return next(model.parameters()).device

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.ops.cp import CPFactors
+from norton_det.ops.factors import CPFactors
 from norton_det.ops.similarity import csa_distances, greedy_selection, pabs_distances, vbd_distances
 
 Criterion = Literal["pabs", "csa", "vbd", "deviation"]

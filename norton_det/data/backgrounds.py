@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from norton_det import opencv as cv2
-from norton_det.data.figures import Colour, colour_from_hsv, ellipse
+from norton_det.data.polygons import Colour, colour_from_hsv, ellipse
 
 Plane = npt.NDArray[np.float32]
 

@@ -1,6 +1,5 @@
 """A dataset's name: where its files are and which categories it has."""
 
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from torch import Tensor
 from norton_det.data.images import ImageFiles, find_images
 from norton_det.data.reading import Task, read_annotations, read_category
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints, parse_keypoints
+from norton_det.names import did_you_mean
 
 BACKGROUND = "__background__"
 UNUSED = "N/A"
@@ -81,8 +81,8 @@ def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:
     if not isinstance(dataset, str):
         return _find_custom(dataset)
     if dataset not in _DATASETS:
-        nearest = difflib.get_close_matches(dataset, _DATASETS, n=1, cutoff=0)[0]
-        raise ValueError(f"unknown dataset {dataset!r}: did you mean {nearest!r}? (known: {', '.join(_DATASETS)})")
+        hint = did_you_mean(dataset, _DATASETS)
+        raise ValueError(f"unknown dataset {dataset!r}{hint} (known: {', '.join(_DATASETS)})")
     folder, split = _DATASETS[dataset]
     root = datasets_root() / folder
     prefix = "person_keypoints" if task == "keypoints" else "instances"

@@ -3,121 +3,16 @@
 A figure is built around the origin with a longest side of about 1, y pointing down, and then placed.
 """
 
-import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from norton_det import opencv as cv2
+from norton_det.data.polygons import Figure, Polygon, ellipse, hanging, limb, polygon, rectangle, shade, vivid_colour
 
-Points = npt.NDArray[np.float64]
-Colour = tuple[int, int, int]
-
-SUBPIXEL_BITS = 4
-LEAST_RIMMED_SIDE = 5  # pixels
-ARC = np.linspace(0, 1, 24)  # where an ellipse has its corners, as shares of its span
 WHITE, BLACK, GLASS = (245, 245, 240), (30, 28, 32), (190, 222, 238)
 SKIN = ((246, 212, 184), (230, 184, 148), (198, 142, 104), (146, 96, 66), (98, 62, 44))
 HAIR = ((38, 28, 24), (86, 54, 32), (150, 92, 44), (226, 192, 110), (176, 60, 32), (170, 170, 172))
-
-
-@dataclass(frozen=True)
-class Part:
-    """A filled polygon: its corners (N, 2) as x, y in pixels, pixel centres at whole numbers; RGB colour."""
-
-    outline: Points
-    colour: Colour
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Parts from back to front, and for a person the 17 keypoints (17, 2) in COCO's order."""
-
-    parts: tuple[Part, ...]
-    keypoints: Points | None = None
-
-    def placed(self, matrix: Points, offset: Points) -> "Figure":
-        """The figure under ``p -> matrix @ p + offset``; matrix (2, 2), offset (2,)."""
-        parts = tuple(Part(part.outline @ matrix.T + offset, part.colour) for part in self.parts)
-        return Figure(parts, None if self.keypoints is None else self.keypoints @ matrix.T + offset)
-
-    def box(self) -> tuple[Points, Points]:
-        """The smallest and the largest x, y over all parts."""
-        corners = np.concatenate([part.outline for part in self.parts])
-        return corners.min(axis=0), corners.max(axis=0)
-
-    def silhouette(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """The pixels (height, width) that the figure covers, whatever stands in front of it."""
-        mask = np.zeros((height, width), np.uint8)
-        for part in self.parts:
-            cv2.fillPoly(mask, [_fixed_point(part.outline)], 1, shift=SUBPIXEL_BITS)
-        return mask.astype(np.bool_)
-
-    def paint(self, image: npt.NDArray[np.uint8]) -> None:
-        """Paints over an RGB image (H, W, 3); parts that are not tiny get a thin darker rim."""
-        for part in self.parts:
-            corners = [_fixed_point(part.outline)]
-            cv2.fillPoly(image, corners, part.colour, cv2.LINE_AA, SUBPIXEL_BITS)
-            if np.ptp(part.outline, axis=0).min() > LEAST_RIMMED_SIDE:
-                rim = shade(part.colour, 0.62)
-                cv2.polylines(image, corners, True, rim, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-
-
-def _fixed_point(outline: Points) -> npt.NDArray[np.int32]:
-    corners: npt.NDArray[np.int32] = np.round(outline * 2**SUBPIXEL_BITS).astype(np.int32)
-    return corners
-
-
-def colour_from_hsv(hue: float, saturation: float, value: float) -> Colour:
-    """RGB, 0 to 255, from hue, saturation and value, 0 to 1."""
-    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
-    return red, green, blue
-
-
-def vivid_colour(rng: np.random.Generator) -> Colour:
-    """A clear colour of any hue; every kind of figure draws from the same ones."""
-    return colour_from_hsv(rng.uniform(), rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.95))
-
-
-def shade(colour: Colour, factor: float) -> Colour:
-    """The colour, darker (factor below 1) or lighter."""
-    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
-    return red, green, blue
-
-
-def ellipse(centre: tuple[float, float], radii: tuple[float, float], span: tuple[float, float] = (0, 360)) -> Points:
-    """An ellipse, or the segment of one between two angles in degrees (clockwise from the right)."""
-    start, end = np.radians(span)
-    angles = start + (end - start) * ARC
-    corners = np.empty((len(ARC), 2))
-    corners[:, 0] = centre[0] + radii[0] * np.cos(angles)
-    corners[:, 1] = centre[1] + radii[1] * np.sin(angles)
-    return corners
-
-
-def limb(start: Points, end: Points, width: float) -> Points:
-    """A bar with round ends from start (2,) to end (2,)."""
-    direction = np.degrees(np.arctan2(end[1] - start[1], end[0] - start[0]))
-    radii = (width / 2, width / 2)
-    far = ellipse((end[0], end[1]), radii, (direction - 90, direction + 90))
-    near = ellipse((start[0], start[1]), radii, (direction + 90, direction + 270))
-    return np.concatenate([far, near])
-
-
-def _polygon(*corners: tuple[float, float]) -> Points:
-    return np.array(corners, dtype=np.float64)
-
-
-def _rectangle(left: float, top: float, right: float, bottom: float) -> Points:
-    return _polygon((left, top), (right, top), (right, bottom), (left, bottom))
-
-
-def _hanging(start: Points, length: float, degrees: float) -> Points:
-    """The end of a bone that hangs down from start, swung by some degrees towards positive x."""
-    return start + length * np.array([np.sin(np.radians(degrees)), np.cos(np.radians(degrees))])
 
 
 def person(rng: np.random.Generator) -> Figure:
@@ -136,36 +31,36 @@ def person(rng: np.random.Generator) -> Figure:
     for side, shoulder, hip in zip(sides, shoulders, hips, strict=True):
         raised = rng.uniform(5, 60) if rng.uniform() < 0.6 else rng.uniform(60, 150)
         bent = rng.uniform(-70, 80)
-        elbows.append(_hanging(shoulder, 0.15, side * raised))
-        wrists.append(_hanging(elbows[-1], 0.15, side * (raised + bent)))
+        elbows.append(hanging(shoulder, 0.15, side * raised))
+        wrists.append(hanging(elbows[-1], 0.15, side * (raised + bent)))
         spread, kick = rng.uniform(-2, 32), rng.uniform(-35, 5)
-        knees.append(_hanging(hip, 0.215, side * spread))
-        ankles.append(_hanging(knees[-1], 0.215, side * (spread + kick)))
+        knees.append(hanging(hip, 0.215, side * spread))
+        ankles.append(hanging(knees[-1], 0.215, side * (spread + kick)))
 
-    parts = [Part(ellipse(head, (0.095, 0.1)), hair)] if rng.uniform() < 0.35 else []
+    parts = [Polygon(ellipse(head, (0.095, 0.1)), hair)] if rng.uniform() < 0.35 else []
     for side, hip, knee, ankle in zip(sides, hips, knees, ankles, strict=True):
-        parts.append(Part(limb(ankle, ankle + np.array([0.035 * side, 0.025]), 0.062), shoes))
-        parts.append(Part(limb(knee, ankle, 0.07), trousers))
-        parts.append(Part(limb(hip, knee, 0.088), trousers))
-    parts.append(Part(_rectangle(tilt / 2 - 0.032, -0.36, tilt / 2 + 0.032, -0.26), shade(skin, 0.85)))
+        parts.append(Polygon(limb(ankle, ankle + np.array([0.035 * side, 0.025]), 0.062), shoes))
+        parts.append(Polygon(limb(knee, ankle, 0.07), trousers))
+        parts.append(Polygon(limb(hip, knee, 0.088), trousers))
+    parts.append(Polygon(rectangle(tilt / 2 - 0.032, -0.36, tilt / 2 + 0.032, -0.26), shade(skin, 0.85)))
     torso = [(-0.115, -0.295), (0.115, -0.295), (0.13, -0.25), (0.1, 0.06), (-0.1, 0.06), (-0.13, -0.25)]
     if rng.uniform() < 0.3:  # a dress
         torso[3:5] = [(0.16, 0.17), (-0.16, 0.17)]
-    parts.append(Part(_polygon(*torso), shirt))
+    parts.append(Polygon(polygon(*torso), shirt))
     for shoulder, elbow, wrist in zip(shoulders, elbows, wrists, strict=True):
-        parts.append(Part(limb(elbow, wrist, 0.058), skin))
-        parts.append(Part(ellipse((wrist[0], wrist[1]), (0.038, 0.038)), skin))
-        parts.append(Part(limb(shoulder, elbow, 0.07), sleeve))
+        parts.append(Polygon(limb(elbow, wrist, 0.058), skin))
+        parts.append(Polygon(ellipse((wrist[0], wrist[1]), (0.038, 0.038)), skin))
+        parts.append(Polygon(limb(shoulder, elbow, 0.07), sleeve))
 
     eyes = [np.array([tilt + turn + 0.03 * side, -0.412]) for side in sides]
     ears = [np.array([tilt + turn / 3 + 0.076 * side, -0.395]) for side in sides]
     nose = np.array([tilt + 1.2 * turn, -0.385])
-    parts += [Part(ellipse((ear[0], ear[1]), (0.018, 0.024)), shade(skin, 0.85)) for ear in ears]
-    parts.append(Part(ellipse(head, (0.075, 0.088)), skin))
-    parts.append(Part(ellipse((tilt, -0.415), (0.079, 0.083), (185, 355)), hair))
-    parts += [Part(ellipse((eye[0], eye[1] + 0.006), (0.011, 0.014)), BLACK) for eye in eyes]
-    parts.append(Part(ellipse((nose[0], nose[1]), (0.01, 0.015)), shade(skin, 0.72)))
-    parts.append(Part(ellipse((tilt + turn, -0.358), (0.028, 0.014), (0, 180)), (176, 60, 62)))
+    parts += [Polygon(ellipse((ear[0], ear[1]), (0.018, 0.024)), shade(skin, 0.85)) for ear in ears]
+    parts.append(Polygon(ellipse(head, (0.075, 0.088)), skin))
+    parts.append(Polygon(ellipse((tilt, -0.415), (0.079, 0.083), (185, 355)), hair))
+    parts += [Polygon(ellipse((eye[0], eye[1] + 0.006), (0.011, 0.014)), BLACK) for eye in eyes]
+    parts.append(Polygon(ellipse((nose[0], nose[1]), (0.01, 0.015)), shade(skin, 0.72)))
+    parts.append(Polygon(ellipse((tilt + turn, -0.358), (0.028, 0.014), (0, 180)), (176, 60, 62)))
 
     pairs = (eyes, ears, shoulders, elbows, wrists, hips, knees, ankles)
     return Figure(tuple(parts), np.array([nose, *(joint for pair in pairs for joint in pair)]))
@@ -175,23 +70,23 @@ def car(rng: np.random.Generator) -> Figure:
     """A car from the side."""
     paint, rear, front = vivid_colour(rng), rng.uniform(-0.42, -0.25), rng.uniform(0.18, 0.3)
     roof = rng.uniform(-0.28, -0.22)
-    cabin = _polygon((rear, -0.04), (rear + 0.1, roof), (front - 0.16, roof), (front, -0.04))
-    window = _polygon(
+    cabin = polygon((rear, -0.04), (rear + 0.1, roof), (front - 0.16, roof), (front, -0.04))
+    window = polygon(
         (rear + 0.06, -0.05), (rear + 0.13, roof + 0.04), (front - 0.18, roof + 0.04), (front - 0.06, -0.05)
     )
-    body = _polygon((-0.5, -0.02), (-0.46, -0.07), (0.4, -0.07), (0.5, 0.0), (0.5, 0.13), (-0.5, 0.13))
+    body = polygon((-0.5, -0.02), (-0.46, -0.07), (0.4, -0.07), (0.5, 0.0), (0.5, 0.13), (-0.5, 0.13))
     middle = (rear + front) / 2 - 0.02
     parts = [
-        Part(cabin, paint),
-        Part(window, GLASS),
-        Part(_rectangle(middle - 0.02, roof, middle + 0.02, -0.04), paint),
-        Part(body, paint),
-        Part(ellipse((0.46, 0.02), (0.03, 0.03)), (252, 236, 150)),
+        Polygon(cabin, paint),
+        Polygon(window, GLASS),
+        Polygon(rectangle(middle - 0.02, roof, middle + 0.02, -0.04), paint),
+        Polygon(body, paint),
+        Polygon(ellipse((0.46, 0.02), (0.03, 0.03)), (252, 236, 150)),
     ]
     for axle in (-0.28, 0.28):
         parts += [
-            Part(ellipse((axle, 0.13), (0.115, 0.115)), BLACK),
-            Part(ellipse((axle, 0.13), (0.05, 0.05)), WHITE),
+            Polygon(ellipse((axle, 0.13), (0.115, 0.115)), BLACK),
+            Polygon(ellipse((axle, 0.13), (0.05, 0.05)), WHITE),
         ]
     return Figure(tuple(parts))
 
@@ -199,14 +94,14 @@ def car(rng: np.random.Generator) -> Figure:
 def ball(rng: np.random.Generator) -> Figure:
     """A ball with a coloured band or coloured sectors."""
     first, second = vivid_colour(rng), WHITE if rng.uniform() < 0.5 else vivid_colour(rng)
-    parts = [Part(ellipse((0, 0), (0.5, 0.5)), first)]
+    parts = [Polygon(ellipse((0, 0), (0.5, 0.5)), first)]
     if rng.uniform() < 0.5:
         band = np.concatenate([ellipse((0, 0), (0.5, 0.5), (-20, 20)), ellipse((0, 0), (0.5, 0.5), (160, 200))])
-        parts.append(Part(band, second))
+        parts.append(Polygon(band, second))
     else:
         for start in (0, 120, 240):
             sector = np.concatenate([np.zeros((1, 2)), ellipse((0, 0), (0.5, 0.5), (start, start + 60))])
-            parts.append(Part(sector, second))
+            parts.append(Polygon(sector, second))
     return Figure(tuple(parts))
 
 
@@ -214,12 +109,12 @@ def house(rng: np.random.Generator) -> Figure:
     """A house with a gable roof, a door and a window."""
     wall, roof, door = vivid_colour(rng), vivid_colour(rng), shade(vivid_colour(rng), 0.6)
     half = rng.uniform(0.34, 0.44)
-    parts = [Part(_rectangle(0.16, -0.44, 0.27, -0.1), shade(roof, 0.7))] if rng.uniform() < 0.5 else []
+    parts = [Polygon(rectangle(0.16, -0.44, 0.27, -0.1), shade(roof, 0.7))] if rng.uniform() < 0.5 else []
     parts += [
-        Part(_rectangle(-half, -0.08, half, 0.5), wall),
-        Part(_polygon((-half - 0.07, -0.06), (0, -0.5), (half + 0.07, -0.06)), roof),
-        Part(_rectangle(-half + 0.09, 0.14, -half + 0.29, 0.5), door),
-        Part(_rectangle(half - 0.32, 0.08, half - 0.09, 0.3), GLASS),
+        Polygon(rectangle(-half, -0.08, half, 0.5), wall),
+        Polygon(polygon((-half - 0.07, -0.06), (0, -0.5), (half + 0.07, -0.06)), roof),
+        Polygon(rectangle(-half + 0.09, 0.14, -half + 0.29, 0.5), door),
+        Polygon(rectangle(half - 0.32, 0.08, half - 0.09, 0.3), GLASS),
     ]
     return Figure(tuple(parts))
 
@@ -228,18 +123,18 @@ def fish(rng: np.random.Generator) -> Figure:
     """A fish from the side, with a forked tail."""
     scales, fins = vivid_colour(rng), vivid_colour(rng)
     girth = rng.uniform(0.2, 0.27)
-    tail = _polygon((-0.22, 0), (-0.5, -0.24), (-0.42, 0), (-0.5, 0.24))
+    tail = polygon((-0.22, 0), (-0.5, -0.24), (-0.42, 0), (-0.5, 0.24))
     parts = [
-        Part(tail, fins),
-        Part(_polygon((-0.12, -0.12), (0.0, -girth - 0.1), (0.24, -0.12)), fins),
-        Part(ellipse((0.12, 0), (0.38, girth)), scales),
+        Polygon(tail, fins),
+        Polygon(polygon((-0.12, -0.12), (0.0, -girth - 0.1), (0.24, -0.12)), fins),
+        Polygon(ellipse((0.12, 0), (0.38, girth)), scales),
     ]
     for x in (-0.02, 0.12):
         reach = girth * float(np.sqrt(1 - ((x - 0.12) / 0.38) ** 2)) - 0.01
-        parts.append(Part(_rectangle(x - 0.03, -reach, x + 0.03, reach), shade(fins, 1.15)))
+        parts.append(Polygon(rectangle(x - 0.03, -reach, x + 0.03, reach), shade(fins, 1.15)))
     parts += [
-        Part(ellipse((0.34, -0.05), (0.05, 0.05)), WHITE),
-        Part(ellipse((0.35, -0.05), (0.025, 0.025)), BLACK),
+        Polygon(ellipse((0.34, -0.05), (0.05, 0.05)), WHITE),
+        Polygon(ellipse((0.35, -0.05), (0.025, 0.025)), BLACK),
     ]
     return Figure(tuple(parts))
 
@@ -250,15 +145,15 @@ def kite(rng: np.random.Generator) -> Figure:
     half, sway = rng.uniform(0.27, 0.34), rng.uniform(-0.12, 0.12)
     top, right, bottom, left, cross = (0.0, -0.5), (half, -0.18), (0.0, 0.25), (-half, -0.18), (0.0, -0.18)
     knots = np.array([[0.0, 0.22], [sway, 0.34], [0.0, 0.5]])
-    parts = [Part(limb(a, b, 0.03), WHITE) for a, b in pairwise(knots)]
+    parts = [Polygon(limb(a, b, 0.03), WHITE) for a, b in pairwise(knots)]
     for x, y in knots[1:]:
-        bow = _polygon((x - 0.08, y - 0.05), (x - 0.08, y + 0.05), (x + 0.08, y - 0.05), (x + 0.08, y + 0.05))
-        parts.append(Part(bow, colours[0]))
+        bow = polygon((x - 0.08, y - 0.05), (x - 0.08, y + 0.05), (x + 0.08, y - 0.05), (x + 0.08, y + 0.05))
+        parts.append(Polygon(bow, colours[0]))
     parts += [
-        Part(_polygon(top, right, cross), colours[0]),
-        Part(_polygon(right, bottom, cross), colours[1]),
-        Part(_polygon(bottom, left, cross), colours[0]),
-        Part(_polygon(left, top, cross), colours[1]),
+        Polygon(polygon(top, right, cross), colours[0]),
+        Polygon(polygon(right, bottom, cross), colours[1]),
+        Polygon(polygon(bottom, left, cross), colours[0]),
+        Polygon(polygon(left, top, cross), colours[1]),
     ]
     return Figure(tuple(parts))
 
@@ -266,7 +161,7 @@ def kite(rng: np.random.Generator) -> Figure:
 def crowd(rng: np.random.Generator) -> Figure:
     """Six to eleven people packed together, about 1 wide; no keypoints, as in COCO's crowds."""
     count = int(rng.integers(6, 12))
-    parts: list[Part] = []
+    parts: list[Polygon] = []
     depths = np.sort(rng.uniform(-0.08, 0.08, count))
     for x, y in zip(rng.permutation(np.linspace(-0.42, 0.42, count)), depths, strict=True):
         size = 0.36 + y

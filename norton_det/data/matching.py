@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from norton_det.data.catalog import UNUSED, Categories
-
-MOST_NAMES = 8
-"""In a line."""
+from norton_det.names import some
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,3 @@ def seen_by(known: Categories, data: Categories, matching: Matching) -> Categori
     for label, found in matching.labels.items():
         names[found], ids[found] = known.names[found], data.ids[label]
     return replace(known, names=tuple(names), ids=tuple(ids))
-
-
-def some(names: tuple[str, ...]) -> str:
-    """Some names for a line, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more

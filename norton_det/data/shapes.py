@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from norton_det import opencv as cv2
 from norton_det.data.backgrounds import background, lit
-from norton_det.data.figures import FIGURES, Figure, crowd
+from norton_det.data.figures import FIGURES, crowd
+from norton_det.data.polygons import Figure
 from norton_det.files import write_json
 from norton_det.keypoints import COCO_KEYPOINTS
 

@@ -3,7 +3,6 @@
 Nothing here resizes, which is the model's task; only large-scale jitter sets its own size.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from torchvision.transforms import v2
 
 from norton_det.data.reading import Task
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.names import did_you_mean
 
 Target = dict[str, Any]
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -38,11 +38,11 @@ def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = N
         photometric  flip, and brightness, contrast, saturation, hue and channels distorted (arXiv:1512.02325)
 
     Raises:
-        ValueError: an unknown preset; the message names the nearest one.
+        ValueError: an unknown preset; the message names those that there are.
     """
     if preset not in _PRESETS:
-        nearest = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0)[0]
-        raise ValueError(f"unknown augmentation {preset!r}: did you mean {nearest!r}? (known: {', '.join(_PRESETS)})")
+        hint = did_you_mean(preset, _PRESETS)
+        raise ValueError(f"unknown augmentation {preset!r}{hint} (known: {', '.join(_PRESETS)})")
     steps = _PRESETS[preset](partial(random_flip, mirrored=(keypoints or COCO_KEYPOINTS).flip))
     if task == "keypoints":
         steps.append(hide_keypoints_outside)

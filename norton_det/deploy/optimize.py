@@ -19,6 +19,7 @@ from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.categories import categories_of, keypoints_of
+from norton_det.models.device import device_of
 from norton_det.models.precision import PRECISIONS, lower_networks
 from norton_det.models.recognise import structure_of
 
@@ -84,7 +85,7 @@ def optimize(
     """
     if not images:
         raise ValueError("optimize needs at least one image of the size to be fast at")
-    chosen = _choose_runtime(runtime, precision, next(detector.parameters()).device)
+    chosen = _choose_runtime(runtime, precision, device_of(detector))
     builders: dict[str, Builder] = {"torch": _torch, "openvino": _openvino, "onnxruntime": _onnxruntime}
     return builders[chosen](detector, images, precision)
 
@@ -124,7 +125,7 @@ def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device
 
 
 def _torch(detector: nn.Module, images: Sequence[Tensor], precision: Precision) -> TorchDetector:
-    dtype, device = PRECISIONS[precision], next(detector.parameters()).device
+    dtype, device = PRECISIONS[precision], device_of(detector)
     prepared = prepare(detector, images[0].to(device), torch_timer(device, dtype))
     prepared.to(memory_format=torch.channels_last)
     lower_networks(prepared, dtype)

@@ -13,6 +13,7 @@ from norton_det.deploy.openvino import save_openvino
 from norton_det.deploy.optimize import openvino_model, write_onnx
 from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import Precision, load_exported
+from norton_det.models.device import device_of
 from norton_det.models.modes import evaluating
 
 FilePrecision = Literal["float32", "int8"]
@@ -76,7 +77,7 @@ def files_of(path: Path) -> list[Path]:
 
 @torch.inference_mode()
 def _compare(detector: Any, path: Path, images: list[Tensor]) -> Parity:
-    device = next(detector.parameters()).device
+    device = device_of(detector)
     with evaluating(detector):
         expected = [detector([image.to(device)])[0] for image in images]
     return parity(load_exported(path)(images), [{k: v.cpu() for k, v in found.items()} for found in expected])

@@ -103,7 +103,7 @@ def wait_for_all() -> None:
         dist.barrier(_patient)
 
 
-def share(tensors: Iterable[torch.Tensor]) -> None:
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Give every process the main one's numbers, in place."""
     if world_size() > 1:
         for tensor in tensors:

@@ -132,7 +132,7 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
                     "stopped by %s at iteration %d: --resume goes on there", signal.Signals(stop).name, iteration
                 )
                 raise SystemExit(128 + stop)
-    distributed.share(run.result.buffers())  # each process took BatchNorm's statistics from its own images
+    distributed.broadcast(run.result.buffers())  # each process took BatchNorm's statistics from its own images
 
 
 def add_up_gradients(

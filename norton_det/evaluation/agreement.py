@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from norton_det.data.catalog import Categories
 from norton_det.data.matching import match
 from norton_det.data.reading import Record, Task
-from norton_det.evaluation.coco import counted, oks_sigmas
+from norton_det.evaluation.coco import most_detections, oks_sigmas
 from norton_det.evaluation.comparison import as_coco, average_precisions, compare, summarize
 from norton_det.evaluation.matches import f1_by_image, read_matches, resampled_aps
 from norton_det.evaluation.results import task_of, to_results
@@ -127,7 +127,7 @@ def agreement_of(
     def measured(task: Task) -> TaskAgreement:
         truth = _as_truth(objects, task, reference.images, names)
         sigmas = _common_sigmas(reference.categories, detector.categories) if task == "keypoints" else None
-        most = max(counted(task), *Counter((r["image_id"], r["category_id"]) for r in objects).values())
+        most = max(most_detections(task), *Counter((r["image_id"], r["category_id"]) for r in objects).values())
         comparison = compare(truth, [r for r in found if _area(r, task)], task, sigmas, most)
         matches = read_matches(comparison)
         metrics = {name: value for name, value in summarize(comparison).items() if name.startswith("AP")}

@@ -37,7 +37,7 @@ class CocoEvaluator:
         categories: the labels of the outputs.
         task: what is evaluated beside boxes.
         sigmas: of OKS, one a keypoint; None: as `oks_sigmas` has them.
-        detections: that count in an image, of each category, where that is more than 100; see `counted`.
+        detections: that count in an image, of each category, where that is more than 100; see `most_detections`.
 
     Raises:
         ValueError: annotations with other keypoints than `categories`, another number of sigmas; on evaluation,
@@ -101,12 +101,12 @@ class CocoEvaluator:
         truth = _ground_truth(self.annotations, self.task, self._sigmas, self._detections)
         kinds: list[Task] = ["bbox"] if self.task == "bbox" else ["bbox", self.task]
         return {
-            kind: compare(truth, self.results, kind, self._sigmas, counted(kind, self._detections), image_ids)
+            kind: compare(truth, self.results, kind, self._sigmas, most_detections(kind, self._detections), image_ids)
             for kind in kinds
         }
 
 
-def counted(task: Task, detections: int | None = None) -> int:
+def most_detections(task: Task, detections: int | None = None) -> int:
     """How many detections AP counts in an image, of each category: COCO's 100, for keypoints 20; the given number
     where that is above 100."""
     return detections if detections and detections > max(MOST_DETECTIONS.values()) else MOST_DETECTIONS[task]
@@ -154,7 +154,7 @@ def evaluate_results(
     """
     chosen = _sigmas(annotations, task, sigmas)
     truth = _ground_truth(annotations, task, chosen, detections)
-    return summarize(compare(truth, results, task, chosen, counted(task, detections), image_ids))
+    return summarize(compare(truth, results, task, chosen, most_detections(task, detections), image_ids))
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def precision_recall(
     Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
     chosen = _sigmas(annotations, task, sigmas)
-    comparison = compare(_ground_truth(annotations, task, chosen), results, task, chosen, counted(task))
+    comparison = compare(_ground_truth(annotations, task, chosen), results, task, chosen, most_detections(task))
     curves = {name: values for name, values in precisions(comparison).items() if not np.isnan(values).any()}
     if not curves:
         raise ValueError(f"{annotations}: no objects, so there are no precision-recall curves")
@@ -209,7 +209,7 @@ def _ground_truth(
     The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
     """
     content = read_content(annotations, task, 0 if sigmas is None else len(sigmas)).sound()
-    tell_of_crowded_images(content, annotations, counted(task, detections))
+    tell_of_crowded_images(content, annotations, most_detections(task, detections))
     truth = [a for a in content.annotations if task != "segm" or a["segmentation"]]
     left_out = content.left_out + Counter({WITHOUT_MASK: len(content.annotations) - len(truth)})
     for reason, count in left_out.items():

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from norton_det.data.catalog import Categories
 from norton_det.evaluation.agreement import Findings, collect
 from norton_det.evaluation.coco import CocoEvaluator
+from norton_det.replacing import replaced
 
 Detector = Callable[[list[Tensor]], list[dict[str, Any]]]
 
@@ -34,7 +34,7 @@ class PastedMasks(Sequence[Tensor]):
 
 def _detect(detector: Detector, images: Sequence[Tensor], device: torch.device) -> list[dict[str, Any]]:
     """The outputs, in which masks are `PastedMasks`."""
-    with patch.object(transform, "paste_masks_in_image", PastedMasks):
+    with replaced(transform, "paste_masks_in_image", PastedMasks):
         return detector([image.to(device) for image in images])
 
 

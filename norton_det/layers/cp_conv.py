@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from norton_det.ops.cp import CPFactors, decompose_filters, reconstruct
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import CPFactors, reconstruct
 
 Form = Literal["depthwise", "dense"]
 FORMS: tuple[Form, ...] = ("depthwise", "dense")

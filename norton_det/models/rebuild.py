@@ -1,9 +1,8 @@
 """The network that tensors make, together with what is told of it: its modules, their widths and its settings."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Mapping
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -34,7 +33,7 @@ def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: 
     set_norm_eps(model, DETECTOR_BODY if structure.kind else "", float(told.get("norm_eps", ORDINARY_EPS)))
     if structure.kind:
         write_settings(model, {name: value for name, value in told.items() if name not in OF_STRUCTURE})
-    _check_shapes(model.eval(), structure)
+    _check_shapes(_without_norms(model.eval()), structure)
     return model
 
 
@@ -43,14 +42,13 @@ def _check_shapes(model: Any, structure: Structure) -> None:
     """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
     image = torch.empty(1, 3, 256, 256, device="meta")  # GroupNorm takes no map of one pixel
     try:
-        with _norms_that_pass_on():
-            if structure.kind is None:
-                model(image)
-                return
-            levels = model.backbone(image)
-            dense_head(model)(list(levels.values()))
-            for pooler, head, predictor in regions(model).values():
-                predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
+        if structure.kind is None:
+            model(image)
+            return
+        levels = model.backbone(image)
+        dense_head(model)(list(levels.values()))
+        for pooler, head, predictor in regions(model).values():
+            predictor(head(image.new_empty(2, model.backbone.out_channels, *pooler.output_size)))
     except RuntimeError as error:
         raise ValueError(f"layers do not fit together: {str(error).splitlines()[0]}") from None
     for kind, region in regions(model).items():
@@ -61,17 +59,26 @@ def _check_shapes(model: Any, structure: Structure) -> None:
     check_anchors(model)
 
 
-@contextmanager
-def _norms_that_pass_on() -> Iterator[None]:
-    """While it lasts BatchNorm only looks at the number of channels: computing it takes long on the meta device."""
+def _without_norms(model: nn.Module) -> nn.Module:
+    """Return a copy whose BatchNorm only looks at the number of channels: it computes long on the meta device."""
+    light = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+            light.set_submodule(name, _ChannelCheck(len(module.weight)))
+    return light
 
-    def look(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[1] != len(norm.weight):
-            raise RuntimeError(f"a norm of {len(norm.weight)} channels reads {x.shape[1]}")
+
+class _ChannelCheck(nn.Module):
+    """Gives maps (N, C, H, W) as they are. Raises RuntimeError for another number of channels than its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != self.channels:
+            raise RuntimeError(f"a norm of {self.channels} channels reads {x.shape[1]}")
         return x
-
-    with patch.object(nn.BatchNorm2d, "forward", look), patch.object(FrozenBatchNorm2d, "forward", look):
-        yield
 
 
 def check_anchors(detector: Any) -> None:

@@ -21,8 +21,11 @@ from norton_det.models.foreign import find_weights, todays_description, todays_n
 from norton_det.models.norms import LEAST_EPS, ORDINARY_EPS
 from norton_det.models.recognise import read_structure
 from norton_det.models.structure import SUPPORTED, Structure
+from norton_det.names import some
 
 log = logging.getLogger(__name__)
+MOST_TOLD = 4
+"""Names of tensors in one message."""
 _EPS_OF_COCO = 0.0
 """Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
@@ -96,7 +99,7 @@ def read_weights(path: str | Path) -> Weights:
             raise ValueError("holds no weights")
         if odd := [name for name, tensor in state.items() if not _is_ordinary(tensor)]:
             what = "quantised tensors" if state[odd[0]].is_quantized else "tensors that are not ordinary numbers"
-            raise ValueError(f"holds {what}: {some(odd)}; supported are {SUPPORTED}")
+            raise ValueError(f"holds {what}: {some(odd, MOST_TOLD)}; supported are {SUPPORTED}")
         weights = Weights(str(path), todays_names(state), metadata)
     _ = weights.structure
     return weights
@@ -184,14 +187,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, stric
     missing = [key for key in own if key not in state and key not in counters]
     unknown = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
     if wrong or unknown:
-        raise ValueError(f"{source}: weights do not fit: {some(wrong or unknown)}")
+        raise ValueError(f"{source}: weights do not fit: {some(wrong or unknown, MOST_TOLD)}")
     if missing and strict:
-        raise ValueError(f"{source}: weights are incomplete, missing {some(missing)}")
+        raise ValueError(f"{source}: weights are incomplete, missing {some(missing, MOST_TOLD)}")
     if missing:
         log.warning("%s: random weights for what it lacks: %s", source, ", ".join(missing))
     model.load_state_dict({**own, **{key: value for key, value in state.items() if key in own}})
-
-
-def some(names: list[str], shown: int = 4) -> str:
-    """The first few names in a line, and how many more there are."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -17,11 +17,11 @@ Letters: K filters, C channels, kernel (kh, kw), rank R; B is a batch of runs, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from norton_det.ops.factors import CPFactors, outer
 from norton_det.ops.threads import one_thread
 
 # Sweeps between two looks at which runs have converged; also what every start gets before the best is kept.
@@ -33,59 +33,6 @@ _BLOCK = 10
 _RIDGE = 1e-6
 
 _Sweep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class CPFactors:
-    """CP factors of a layer's filters: channel (K, C, R), vertical (K, kh, R), horizontal (K, kw, R).
-
-    Raises ValueError for factors of other shapes.
-    """
-
-    channel: Tensor
-    vertical: Tensor
-    horizontal: Tensor
-
-    def __post_init__(self) -> None:
-        shapes = [tuple(factor.shape) for factor in self.modes]
-        if any(len(s) != 3 or (s[0], s[2]) != (shapes[0][0], shapes[0][-1]) for s in shapes):
-            raise ValueError(f"expected factors of shapes (K, C, R), (K, kh, R), (K, kw, R), got {shapes}")
-
-    @property
-    def modes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three factors in the order channel, vertical, horizontal."""
-        return self.channel, self.vertical, self.horizontal
-
-    @property
-    def rank(self) -> int:
-        """The number of components R."""
-        return self.channel.shape[2]
-
-    @property
-    def filters(self) -> int:
-        """The number of filters K."""
-        return self.channel.shape[0]
-
-    def select(self, indices: Tensor) -> CPFactors:
-        """Return the factors of the filters at `indices` (long, any order)."""
-        return CPFactors(*(factor[indices] for factor in self.modes))
-
-    def normalised(self) -> CPFactors:
-        """Return the same filters in a canonical form, which CP alone leaves open.
-
-        Each component's norm is spread evenly over the three modes, components are sorted by falling norm,
-        and the entry of largest magnitude of every vertical and horizontal vector is positive.
-        """
-        norms = [torch.linalg.vector_norm(factor, dim=1, keepdim=True) for factor in self.modes]  # (K, 1, R)
-        size = (norms[0].pow(1 / 3) * norms[1].pow(1 / 3)) * norms[2].pow(1 / 3)
-        unit = [factor / norm.where(norm > 0, 1) for factor, norm in zip(self.modes, norms, strict=True)]
-        sign_v, sign_h = _sign(unit[1]), _sign(unit[2])
-        order = size.argsort(dim=2, descending=True, stable=True)
-        channel, vertical, horizontal = (
-            (size * factor).take_along_dim(order, dim=2)
-            for factor in (unit[0] * sign_v * sign_h, unit[1] * sign_v, unit[2] * sign_h)
-        )
-        return CPFactors(channel, vertical, horizontal)
 
 
 @one_thread()
@@ -144,34 +91,6 @@ def decompose_filters(
     return factors
 
 
-def reconstruct(factors: CPFactors) -> Tensor:
-    """Return the filters (K, C, kh, kw) that the factors stand for."""
-    kernels = _outer(factors.vertical, factors.horizontal)  # (K, kh*kw, R)
-    filters = factors.channel @ kernels.mT  # (K, C, kh*kw)
-    return filters.view(*filters.shape[:2], factors.vertical.shape[1], factors.horizontal.shape[1])
-
-
-def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
-    """Return ||w - what||^2 / ||w||^2 of each filter, (K,) float64; 0 for a filter of zeros.
-
-    Raises ValueError where the factors are not those of such a weight (K, C, kh, kw).
-    """
-    filters = weight.detach().double()
-    rebuilt = reconstruct(CPFactors(*(factor.detach().double() for factor in factors.modes)))
-    if filters.shape != rebuilt.shape:
-        raise ValueError(f"factors of filters {tuple(rebuilt.shape)} do not fit a weight {tuple(filters.shape)}")
-    lost = (filters - rebuilt).square().sum(dim=(1, 2, 3))
-    total = filters.square().sum(dim=(1, 2, 3))
-    return torch.where(lost > 0, lost / total, 0.0)
-
-
-def nmse(weight: Tensor, approximation: Tensor) -> float:
-    """Return ||W - What||^2 / ||W||^2 of two weights of any one shape; 0 where they are equal."""
-    filters = weight.detach().double()
-    lost = (filters - approximation.detach().double()).square().sum().item()
-    return lost / filters.square().sum().item() if lost > 0 else 0.0
-
-
 def _one_position_a_component(filters: Tensor, rank: int) -> CPFactors:
     """Return exact factors: component r holds the channels at spatial position r, the surplus is zero."""
     count, _, height, width = filters.shape
@@ -206,7 +125,7 @@ def _alternate(filters: Tensor, rank: int, iterations: int, tolerance: float, st
     vertical = torch.stack([v for v, _, _ in trials]).take_along_dim(best, dim=0)[0]
     horizontal = torch.stack([h for _, h, _ in trials]).take_along_dim(best, dim=0)[0]
     vertical, horizontal, _ = _run(sweep, core, vertical, horizontal, iterations - _BLOCK, tolerance)
-    channel = _solve(unfolded @ _outer(vertical, horizontal), _gram(vertical) * _gram(horizontal))
+    channel = _solve(unfolded @ outer(vertical, horizontal), _gram(vertical) * _gram(horizontal))
     return CPFactors(channel, vertical, horizontal)
 
 
@@ -263,7 +182,7 @@ def _run(
 def _als_sweep(core: Tensor, vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Solve for the channel, the vertical and the horizontal factor in turn; core (B, m, kh*kw)."""
     kernel = (-1, vertical.shape[1], horizontal.shape[1], vertical.shape[2])
-    moments = core @ _outer(vertical, horizontal)  # (B, m, R)
+    moments = core @ outer(vertical, horizontal)  # (B, m, R)
     channel = _unit(_solve(moments, _gram(vertical) * _gram(horizontal)))
     projected = (core.mT @ channel).view(kernel)  # (B, kh, kw, R)
     moments = (projected * horizontal[:, None]).sum(2)  # (B, kh, R)
@@ -283,17 +202,12 @@ def _power_sweep(gram: Tensor, vertical: Tensor, horizontal: Tensor) -> tuple[Te
     """
     kernel = (-1, vertical.shape[1], horizontal.shape[1], 1)
     horizontal = _unit(horizontal)
-    image = (gram @ _outer(vertical, horizontal)).view(kernel)  # (B, kh, kw, 1)
+    image = (gram @ outer(vertical, horizontal)).view(kernel)  # (B, kh, kw, 1)
     vertical = _unit((image * horizontal[:, None]).sum(2))
-    image = (gram @ _outer(vertical, horizontal)).view(kernel)
+    image = (gram @ outer(vertical, horizontal)).view(kernel)
     solution = (image * vertical[:, :, None]).sum(1)
     error = gram.diagonal(dim1=1, dim2=2).sum(1) - (solution * horizontal).sum((1, 2))
     return vertical, _unit(solution), error
-
-
-def _outer(vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Return the kernel of each component, (B, kh*kw, R)."""
-    return (vertical[:, :, None] * horizontal[:, None]).flatten(1, 2)
 
 
 def _gram(factor: Tensor) -> Tensor:
@@ -314,12 +228,6 @@ def _solve(moments: Tensor, gram: Tensor) -> Tensor:
 def _unit(factor: Tensor) -> Tensor:
     """Scale the columns of (B, n, R) to norm 1; zero columns stay zero."""
     return factor / factor.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-150)
-
-
-def _sign(factor: Tensor) -> Tensor:
-    """Return the sign (K, 1, R), never 0, of the entry of largest magnitude in each column of (K, n, R)."""
-    largest = factor.take_along_dim(factor.abs().argmax(dim=1, keepdim=True), dim=1)
-    return torch.where(largest < 0, -1.0, 1.0).to(factor.dtype)
 
 
 def _require_finite(tensor: Tensor, problem: str) -> None:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from norton_det.ops.cp import CPFactors
+from norton_det.ops.factors import CPFactors
 from norton_det.ops.threads import one_thread
 
 # Below this sum of squared sines, 1 - cos^2 has lost digits to cancellation and the pair is computed again.

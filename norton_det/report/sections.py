@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from norton_det.analysis.complexity import Count, total
+from norton_det.analysis.complexity import total
 from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.data.reading import Task
-from norton_det.evaluation.coco import PrecisionRecall
 from norton_det.models.parts import REGION_KINDS
 from norton_det.report import figures
+from norton_det.report.material import Material
 from norton_det.report.page import Fact, Section, facts, folded, note, pictures, plots, render, table
-from norton_det.report.pictures import Pair
-from norton_det.report.run_data import Benchmark, Run
+from norton_det.report.run_data import Benchmark
 
 _KINDS: dict[Task, str] = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _WORDS = {
@@ -25,47 +24,6 @@ _TRAIN = "norton-det train"
 _COMPRESS = "norton-det compress"
 _LONGEST_PLOT = 40
 """Categories in a plot; the others stand in one beside it."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """All that a report is made from.
-
-    Attributes:
-        runs: by name; the last one is told in detail, the others are compared with it.
-        reference: the name of the dense model, one of the runs or one that is only counted; or of the first run.
-        counts: by name, then by part of the detector.
-        input_size: what is counted, (height, width) in pixels as the image enters the body.
-        compression, curves, pairs: of the run that is told; None or empty where they are unknown.
-        benchmarks: latencies; the trained models in them are runs by name.
-    """
-
-    runs: Mapping[str, Run]
-    reference: str
-    counts: Mapping[str, Mapping[str, Count]]
-    input_size: tuple[int, int]
-    compression: CompressionReport | None
-    curves: PrecisionRecall | None
-    pairs: Sequence[Pair]
-    benchmarks: Sequence[Benchmark]
-
-    @property
-    def told(self) -> Run:
-        """The run that is told in detail."""
-        return list(self.runs.values())[-1]
-
-    @property
-    def kinds(self) -> list[Task]:
-        """What was evaluated: bbox, and segm or keypoints."""
-        return list(dict.fromkeys(kind for run in self.runs.values() for kind in run.accuracy))
-
-    def latencies(self) -> dict[str, float]:
-        """The runs' median milliseconds, of the first benchmark of runs, in its first treatment."""
-        for benchmark in self.benchmarks:
-            trained = {name: model for name, model in benchmark.models.items() if model.trained and name in self.runs}
-            if trained:
-                return {name: next(iter(model.treatments.values())).median for name, model in trained.items()}
-        return {}
 
 
 def report(material: Material) -> str:

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from norton_det.analysis.explanations import Explanation, format_similarity
+from norton_det.analysis.gradcam import Subject
+from norton_det.analysis.places import Box
 from norton_det.visualization.plots import save_figure
 
-Box = tuple[float, float, float, float]
 _PANEL = 2.1
 """Width of a panel in inches."""
 _LABEL = 1.3
@@ -57,6 +59,26 @@ def save_heat_grid(path: Path, titles: Sequence[str], rows: Sequence[HeatRow]) -
             _lay_over(axes, row, cam)
             axes.set_xlabel(caption, fontsize=9)
     save_figure(path, figure)
+
+
+def explanation_grid(
+    subjects: Sequence[Subject], explanations: Sequence[Explanation]
+) -> tuple[list[str], list[HeatRow]]:
+    """Turn explanations, the dense model's first, into titles and rows, as `save_heat_grid` takes them."""
+    dense, *others = explanations
+    titles = [f"{dense.name}\n{dense.parameters / 1e6:.2f} M parameters"]
+    for model in others:
+        mean = format_similarity(model.mean_similarity)
+        titles.append(f"{model.name}\n{model.removed(dense):.0%} of parameters removed\nmean similarity {mean}")
+    rows = []
+    for index, subject in enumerate(subjects):
+        maps = [model.maps[index] for model in explanations]
+        captions = ["", *(f"similarity {format_similarity(model.similarities[index])}" for model in others)]
+        captions = [
+            text if cam.any() else f"{text} (no evidence)".lstrip() for text, cam in zip(captions, maps, strict=True)
+        ]
+        rows.append(HeatRow(subject.title, subject.picture, subject.area, maps, captions))
+    return titles, rows
 
 
 def _lay_over(axes: Axes, row: HeatRow, cam: Tensor) -> None:

@@ -16,8 +16,7 @@ COUNT = 4
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def images(in_an_empty_folder):
     for number, image in enumerate(frames(COUNT)):
         write_png(Path(f"photos/{number}.png"), (255 * image).to(torch.uint8))
 

@@ -1,7 +1,6 @@
 """A report on a dataset before training, and the same faults told by a run before its first step."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -27,11 +26,9 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def shapes(drawn, tmp_path, monkeypatch, caplog):
+def shapes(drawn, tmp_path, monkeypatch):
     """A copy of the dataset to be changed."""
-    caplog.set_level(logging.INFO)
     shutil.copytree(drawn, tmp_path / "datasets")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NORTON_DATASETS", raising=False)
     return tmp_path / "datasets" / "shapes"
 

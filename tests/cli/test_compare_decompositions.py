@@ -47,7 +47,7 @@ def test_each_layer_is_compared_as_the_options_say(tmp_path, monkeypatch, capsys
         calls.append((conv.weight.shape[0], ranks, image.shape[2:], last, runs))
         return [Measurement("dense", 0, (), 1, 0.0, 10, 20, 30, 0.5)]
 
-    monkeypatch.setattr(command, "compare", compare)
+    monkeypatch.setattr(command, "compare_decompositions", compare)
     words = ["--ranks", "2", "3", "--runs", "7", "--input-size", "64", "--json", str(tmp_path / "compare.json")]
     assert main(["compare-decompositions", *words, "--layers", "layer1.1.conv2", "layer3.0.conv2"]) == 0
     assert calls == [(64, [2, 3], (16, 16), True, 7), (256, [2, 3], (8, 8), True, 7)]

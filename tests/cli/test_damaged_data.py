@@ -28,7 +28,6 @@ def intact(tmp_path_factory):
 def shapes(intact, tmp_path, monkeypatch):
     """A copy of the dataset to be damaged."""
     shutil.copytree(intact, tmp_path / "datasets")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NORTON_DATASETS", raising=False)
     return tmp_path / "datasets" / "shapes"
 

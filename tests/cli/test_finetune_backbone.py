@@ -59,12 +59,6 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    monkeypatch.chdir(tmp_path)
-
-
 def words(data, output, *more):
     return [
         *("finetune-backbone", "--data", str(data), "--output-dir", output, "--weights", str(data / "dense.pth")),

@@ -10,19 +10,18 @@ import torch
 from detectors import tiny_classifier, tiny_detector
 from PIL import Image
 
+from norton_det.cli import gradcam as command
 from norton_det.cli.main import main
 from norton_det.data.images import write_png
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.persistence import model_from_weights, save_weights
 from norton_det.models.weights import read_weights
-from norton_det.report import explanations
 
 NAMES = ["__background__", "dog", "cat"]
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def weights_and_images(in_an_empty_folder):
     torch.manual_seed(0)
     save_weights(Path("dense.pth"), tiny_classifier(classes=4), categories=list("abcd"))
     for place in ("images/1", "images/2", "images/3", "more/one"):
@@ -117,13 +116,13 @@ def test_a_classifier_of_another_depth():
 
 def test_plans_are_restored_on_images(monkeypatch):
     seen = []
-    real = explanations.compress_and_recover
+    real = command.compress_and_recover
 
     def recorded(model, plan, images, **options):
         seen.append(len(images))
         return real(model, plan, [], **options)
 
-    monkeypatch.setattr(explanations, "compress_and_recover", recorded)
+    monkeypatch.setattr(command, "compress_and_recover", recorded)
     assert gradcam("--plans", "norton-43", "norton-59", "--restore", "images", "--restore-count", "2") == 0
     assert gradcam("--plans", "norton-43") == 0
     assert seen == [2, 2, 0]
@@ -195,6 +194,6 @@ def test_compressed_weights_are_not_compressed_again(capsys):
 
 def test_captum_is_asked_for_before_anything_is_compressed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    monkeypatch.setattr(explanations, "compress_and_recover", lambda *_, **__: pytest.fail("compressed"))
+    monkeypatch.setattr(command, "compress_and_recover", lambda *_, **__: pytest.fail("compressed"))
     assert gradcam("--plans", "norton-43") == 2
     assert "pip install norton_det[gradcam]" in one_line(capsys)

@@ -16,11 +16,6 @@ from norton_det.cli.main import main
 ANALYZE = ["analyze", "--config", "quickstart.yaml", "--input-size", "64", "64"]
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def told(capsys, *words):
     """The line of a command that fails."""
     assert main(words) == 2

@@ -53,9 +53,7 @@ def write_dataset(category=SHEEP):
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_a_dataset(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    monkeypatch.chdir(tmp_path)
+def dataset(in_an_empty_folder):
     write_dataset()
 
 

@@ -11,7 +11,8 @@ from detectors import tiny_classifier, tiny_detector
 from PIL import Image
 
 import norton_det
-from norton_det.cli import analyze, export_model, finetune_backbone, search_plan
+from norton_det.builders import finetuning
+from norton_det.cli import analyze, export_model, search_plan
 from norton_det.cli.main import main
 from norton_det.compression.search.budget import Budget
 from norton_det.compression.search.plan_search import SearchReport
@@ -41,8 +42,7 @@ def recorded(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def same_numbers():
     torch.manual_seed(0)
 
 
@@ -100,7 +100,7 @@ def classes(*names):
 def test_fine_tuning_is_what_the_options_say(recorded):
     classes("a", "b")
     save_weights(Path("dense.pth"), tiny_classifier(classes=2))
-    calls = recorded(finetune_backbone, "finetuning_run")
+    calls = recorded(finetuning, "finetuning_run")
     words = ["finetune-backbone", "--weights", "dense.pth", "--teacher", "dense.pth", "--data", "data"]
     words += [
         "--epochs",

@@ -31,8 +31,7 @@ def foretold(model, *_, **__):
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_weights_and_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def weights_and_images(in_an_empty_folder, monkeypatch):
     monkeypatch.setattr(search, "measure_sensitivities", foretold)
     save_weights(Path("dense.pth"), tiny_classifier("resnet50"))
     Path("images").mkdir()

@@ -26,7 +26,6 @@ from norton_det.compression import recovery_run
 from norton_det.config import load_config
 from norton_det.data import coco
 from norton_det.data.catalog import read_categories
-from norton_det.data.shapes import write_shapes
 from norton_det.engine.checkpoint import CheckpointFolder
 from norton_det.models.persistence import save_weights
 
@@ -40,20 +39,10 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    write_shapes(root / "shapes", train_images=12, val_images=7)
-    return root
-
-
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(datasets, tmp_path, monkeypatch, caplog):
+def one_thread(drawn_datasets, monkeypatch):
     """Processes that are started compute with one thread, and so does this one: their bits are compared."""
-    caplog.set_level("INFO")
-    monkeypatch.setenv("NORTON_DATASETS", str(datasets))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -15,7 +15,7 @@ from detectors import tiny_detector
 import norton_det
 from norton_det.cli import video
 from norton_det.cli.main import main
-from norton_det.cli.options import find_weights
+from norton_det.cli.options import find_trained
 from norton_det.compression.recover import compress_and_recover
 from norton_det.data.clip import drawn_clip
 from norton_det.deploy import demo
@@ -161,14 +161,14 @@ def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
 
 
 def test_the_newest_trained_detector_is_taken(folder, empty_place):
-    assert find_weights(None, None) is None
+    assert find_trained(None, None) is None
     for age, name in enumerate(("new", "old")):
         path = empty_place / "output" / name / "model_final.pth"
         path.parent.mkdir(parents=True)
         shutil.copy(folder / "small.pth", path)
         os.utime(path, (1000 - age, 1000 - age))
-    assert str(find_weights(None, None)) == "output/new/model_final.pth"
-    assert str(find_weights("mine.pth", None)) == "mine.pth"
+    assert str(find_trained(None, None)) == "output/new/model_final.pth"
+    assert str(find_trained("mine.pth", None)) == "mine.pth"
 
 
 def test_without_weights_and_network_one_line_tells_the_way(empty_place, monkeypatch, capsys):

@@ -12,20 +12,8 @@ from norton_det.cli.main import main
 from norton_det.config import load_config
 from norton_det.data.catalog import read_categories
 from norton_det.data.images import read_image
-from norton_det.data.shapes import write_shapes
 
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    write_shapes(root / "shapes", train_images=12, val_images=1)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(datasets, tmp_path, monkeypatch):
-    monkeypatch.setenv("NORTON_DATASETS", str(datasets))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("drawn_datasets")
 
 
 def draw(config, output, *words):

@@ -15,7 +15,7 @@ from norton_det.compression.alternatives import (
     spatial_svd,
     tucker_ranks,
 )
-from norton_det.compression.comparison import FILTER_WISE, METHODS, compare
+from norton_det.compression.comparison import FILTER_WISE, METHODS, compare_decompositions
 from norton_det.layers.cp_conv import CPConv2d
 
 BUILDERS = {
@@ -140,7 +140,7 @@ def test_compare_measures_every_method_at_every_rank():
     conv = random_conv(16, 16, padding=1, stride=2).float()
     image = torch.randn(1, 16, 10, 10)
     decomposed = []
-    measurements = compare(conv, [1, 2], image, runs=1, progress=lambda: decomposed.append(1))
+    measurements = compare_decompositions(conv, [1, 2], image, runs=1, progress=lambda: decomposed.append(1))
     assert [m.method for m in measurements] == ["dense", *METHODS[1:], *METHODS[1:]]
     assert len(decomposed) == 10
     dense, ours = measurements[0], measurements[6]

@@ -24,7 +24,8 @@ from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.saliency import group_scores, kept_filters
 from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.channels import read_body
-from norton_det.ops.cp import CPFactors, decompose_filters
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import CPFactors
 from norton_det.ops.similarity import greedy_selection, pabs_distances
 from norton_det.visualization.draw import draw_predictions
 from norton_det.visualization.sources import Video

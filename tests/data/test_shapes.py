@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from norton_det.data import shapes
-from norton_det.data.figures import FIGURES, Figure, Part, crowd
+from norton_det.data.figures import FIGURES, crowd
+from norton_det.data.polygons import Figure, Polygon
 from norton_det.data.shapes import CATEGORIES, KEYPOINT_NAMES, SKELETON, Scene, draw_scene, write_shapes
 
 TRAIN_IMAGES, VAL_IMAGES = 40, 12
@@ -73,7 +74,7 @@ def test_keypoints_and_skeleton_are_cocos() -> None:
 def test_what_stands_in_front_is_seen_and_owns_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     def square(left: float, colour: tuple[int, int, int]) -> Figure:
         corners = np.array([[left, 50.0], [left + 60, 50], [left + 60, 110], [left, 110]])
-        return Figure((Part(corners, colour),))
+        return Figure((Polygon(corners, colour),))
 
     figures = [(CATEGORIES[1], square(50, (250, 0, 0)), False), (CATEGORIES[2], square(80, (0, 0, 250)), False)]
     monkeypatch.setattr(shapes, "_choose_figures", lambda *_: figures)

@@ -18,7 +18,7 @@ LITTLE = timedelta(seconds=2)
 
 def exchange(rank):
     tensor = torch.full((2,), float(rank))
-    distributed.share([tensor])
+    distributed.broadcast([tensor])
     return {
         "largest": distributed.largest(rank, 5 - rank),
         "mean": distributed.mean({"loss": rank + 1.0}),

@@ -8,7 +8,8 @@ from reference import separable
 from torch import Tensor, nn
 
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.ops.cp import decompose_filters, reconstruct, relative_error
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import reconstruct, relative_error
 
 GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1},

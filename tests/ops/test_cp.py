@@ -6,7 +6,8 @@ import torch
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from norton_det.ops.cp import CPFactors, decompose_filters, nmse, reconstruct, relative_error
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import CPFactors, nmse, reconstruct, relative_error
 
 SHAPES = [(6, 5, 3, 3), (4, 2, 3, 3), (3, 16, 5, 1), (3, 1, 3, 3), (2, 3, 7, 7), (5, 4, 1, 1)]
 

@@ -7,7 +7,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from norton_det.ops.cp import CPFactors, decompose_filters
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import CPFactors
 from norton_det.ops.similarity import (
     csa_distances,
     greedy_selection,

@@ -12,7 +12,8 @@ from reference import separable
 from norton_det.data.catalog import Categories
 from norton_det.evaluation.results import to_results
 from norton_det.layers.cp_conv import CPConv2d
-from norton_det.ops.cp import decompose_filters, reconstruct
+from norton_det.ops.cp import decompose_filters
+from norton_det.ops.factors import reconstruct
 
 SEEDS = st.integers(0, 2**32)
 CONVERGED = 1e-5

@@ -9,8 +9,9 @@ from norton_det.analysis.complexity import Count
 from norton_det.analysis.latency import Latency
 from norton_det.compression.compress import CompressionReport, LayerReport
 from norton_det.report import figures
+from norton_det.report.material import Material
 from norton_det.report.run_data import Benchmark, BenchmarkedModel, Run
-from norton_det.report.sections import Material, _short, report
+from norton_det.report.sections import _short, report
 
 
 def run(name, ap, by_category):

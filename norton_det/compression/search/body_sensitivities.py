@@ -22,6 +22,7 @@ from norton_det.compression.saliency import Criterion, group_scores, kept_filter
 from norton_det.compression.search.block_errors import block_errors, handed_on
 from norton_det.compression.search.options import RATES, UNCHANGED, block_options, input_group, pruned_stages
 from norton_det.models.channels import Body, ChannelGroup
+from norton_det.models.device import device_of
 
 LEAST_IMAGES = 8
 """Images of each half that are used at least, if there are as many."""
@@ -49,7 +50,7 @@ def centre_crops(model: nn.Module, images: Sequence[Tensor], size: int) -> Tenso
     own: Any = getattr(model, "transform", None)
     colours = {"mean": tuple(own.image_mean), "std": tuple(own.image_std)} if own else {}
     preprocess = imagenet.transforms(crop_size=size, resize_size=size, **colours)
-    device = next(model.parameters()).device
+    device = device_of(model)
     return torch.stack([preprocess(image) for image in images]).to(device, memory_format=torch.channels_last)
 
 

@@ -20,6 +20,7 @@ from norton_det.compression.search.prices import (
     static_milliseconds,
     timed,
 )
+from norton_det.models.device import device_of
 from norton_det.models.initial import initialise
 from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.parts import PARTS, part_layers
@@ -89,7 +90,7 @@ class Scope:
             raise ValueError("the whole detector is asked for, but the weights are a classifier's")
         self.whole_detector = whole_detector
         self.size = size or ((800, 800) if is_detector else (224, 224))
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self._dense = copy.deepcopy(model).eval()
         unfreeze_batch_norms(self._dense)
         self._dense.to("meta")

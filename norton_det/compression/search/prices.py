@@ -14,6 +14,7 @@ from norton_det.analysis.complexity import box_regions, count
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
 from norton_det.layers.cp_conv import CPConv2d
+from norton_det.models.device import device_of
 from norton_det.models.parts import dense_head, regions
 
 GRID = 4
@@ -154,7 +155,7 @@ def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Modul
     candidates: list[nn.Module] = [layer]
     if isinstance(layer, CPConv2d):
         candidates.append(layer.to_conv())
-    device = next(layer.parameters()).device
+    device = device_of(layer)
     inputs = [image.to(device, memory_format=torch.channels_last) for image in images]
     timings = []
     for candidate in candidates:

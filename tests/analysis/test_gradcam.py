@@ -11,11 +11,12 @@ from detectors import tiny_classifier, tiny_detector
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
+from norton_det.analysis.explanations import Explanation, class_names, explain
+from norton_det.analysis.gradcam import choose_subject, grad_cam, similarity
 from norton_det.compression.compress import compress
 from norton_det.compression.plan import load_plan
 from norton_det.models.channels import read_body
 from norton_det.models.settings import write_settings
-from norton_det.report.gradcam import Explanation, choose_subject, class_names, explain, grad_cam, similarity
 
 NAMES = ["__background__", "dog", "cat"]
 RCNNS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "faster_rcnn_v2", "mask_rcnn_v2")

@@ -1,68 +1,45 @@
+"""Plans that a search finds: within their budgets, from errors that were measured."""
+
 import copy
 import itertools
 import json
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from detectors import frames, tiny_classifier, tiny_detector
+from detectors import frames, tiny_detector
+from searched_models import (
+    DETECTORS,
+    MODELS,
+    OPTIONS,
+    RANK_ONE,
+    counted,
+    measured,
+    model_of,
+)
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
-from norton_det.analysis.complexity import count, count_detector, total
+from norton_det.analysis.complexity import count
 from norton_det.compression import recover as recovery
-from norton_det.compression.building import build_network
 from norton_det.compression.compress import compress
 from norton_det.compression.least_squares import least_squares
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
-from norton_det.compression.search import options as search_options
 from norton_det.compression.search import plan_search as search
-from norton_det.compression.search import prices
 from norton_det.compression.search.body_sensitivities import centre_crops, measure_body
 from norton_det.compression.search.budget import Budget, Scope
-from norton_det.compression.search.choice import Choice, Item, cheapest, solve
+from norton_det.compression.search.choice import solve
 from norton_det.compression.search.cost_table import cost_table
-from norton_det.compression.search.options import RATES, UNCHANGED, block_options, pruned_stages
+from norton_det.compression.search.options import UNCHANGED, block_options, pruned_stages
 from norton_det.compression.search.part_sensitivities import measure_parts
 from norton_det.compression.search.plan_search import best_plan, measure_sensitivities, search_plan
 from norton_det.data.images import find_images, read_image
-from norton_det.layers.cp_conv import CPConv2d
 from norton_det.models.channels import read_body
-from norton_det.models.parts import LINEAR_PART, PARTS
 from norton_det.models.persistence import resnet_from_weights
-from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
-
-RANK_ONE = "layer3.2.conv2"
-FEW_RANKS = (None, 1, 2)
-OPTIONS = tuple(itertools.product(FEW_RANKS, RATES))
-CLASSIFIERS = ("resnet18", "resnet50", "resnext50_32x4d")
-DETECTORS = ("mask_rcnn", "retinanet")
-MODELS = (*CLASSIFIERS, *DETECTORS)
-
-
-@cache
-def model_of(name):
-    """Classifiers by their body's name, detectors by their kind, on a ResNet-18; box heads worth factorising."""
-    if name in CLASSIFIERS:
-        return tiny_classifier(name)
-    return tiny_detector(name, "resnet18", classes=5, box=256, mask=8)
-
-
-@cache
-def measured(name):
-    return measure_sensitivities(model_of(name), frames(6, 64, 80), whole_detector=name in DETECTORS)
-
-
-def counted(model, size, whole):
-    if whole:
-        return total(count_detector(model, *size))
-    body = model.backbone.body if hasattr(model, "backbone") else model
-    return count(body, torch.zeros(1, 3, *size))[""]
 
 
 @pytest.fixture(scope="module")
@@ -71,96 +48,8 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def network():
-    """A ResNet-50 whose layers all matter, but for one that CP of rank 1 loses nothing of."""
-    torch.manual_seed(0)
-    network = build_network(named_structure(None, "resnet50", 10), width=0.125).eval()
-    generator = torch.Generator().manual_seed(2)
-    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.weight.data.uniform_(0.3, 1, generator=generator)
-        norm.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    layer = network.get_submodule(RANK_ONE)
-    layer.weight.data = CPConv2d.from_conv(layer, 1).weight.data
-    return network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_crops_and_few_ranks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "IMAGE_SIZE", 64)
-        patch.setattr(search_options, "RANKS", FEW_RANKS)
-        for part in set(PARTS) - {LINEAR_PART}:
-            patch.setitem(search_options.PART_RANKS, part, FEW_RANKS)
-        yield
-
-
-@pytest.fixture(scope="module")
 def sensitivities(network, images):
     return measure_sensitivities(network, images)
-
-
-def random_problem(seed):
-    rng = np.random.default_rng(seed)
-    groups = {name: [Choice(*rng.uniform(0, 1, 2)) for _ in range(3)] for name in "ab"}
-    items = {}
-    for number, names in enumerate([(), ("a",), ("b",), ("a", "b"), ("b",)]):
-        levels = itertools.product(range(3), repeat=len(names))
-        items[str(number)] = Item(
-            list(rng.uniform(0, 1, 4)), {at: list(rng.uniform(0, 2, 4)) for at in levels}, names
-        )
-    return groups, items
-
-
-def every_combination(groups, items):
-    """(error, cost) of each, the oracle."""
-    for levels in itertools.product(*(range(len(choices)) for choices in groups.values())):
-        at = dict(zip(groups, levels, strict=True))
-        chosen = [groups[name][level] for name, level in at.items()]
-        for options in itertools.product(*(range(len(item.errors)) for item in items.values())):
-            error, cost = sum(c.error for c in chosen), sum(c.cost for c in chosen)
-            for item, option in zip(items.values(), options, strict=True):
-                error += item.errors[option]
-                cost += item.costs[tuple(at[name] for name in item.groups)][option]
-            yield error, cost
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_solver_finds_what_brute_force_finds(seed):
-    groups, items = random_problem(seed)
-    combinations = np.array(list(every_combination(groups, items)))
-    least, most = combinations[:, 1].min(), combinations[:, 1].max()
-    assert least <= cheapest(groups, items) <= least * (1 + 1e-4)
-    for share in (0.05, 0.2, 0.5, 1):
-        budget = least + share * (most - least)
-        solution = solve(groups, items, budget)
-        assert solution.cost <= budget
-        assert solution.error == pytest.approx(combinations[combinations[:, 1] <= budget, 0].min(), rel=2e-4)
-    with pytest.raises(ValueError, match="no combination"):
-        solve(groups, items, least * 0.99)
-
-
-def random_solution(table, seed):
-    rng = np.random.default_rng(seed)
-    levels = {name: int(rng.integers(len(choices))) for name, choices in table.groups.items()}
-    options = {name: int(rng.integers(len(item.errors))) for name, item in table.items.items()}
-    cost = sum(table.groups[name][level].cost for name, level in levels.items())
-    for name, option in options.items():
-        item = table.items[name]
-        cost += item.costs[tuple(levels[group] for group in item.groups)][option]
-    return search.Solution(levels, options, 0.0, cost)
-
-
-@pytest.mark.parametrize("name", [*MODELS, "faster_rcnn_v2", "mask_rcnn's body"])
-def test_the_table_costs_what_the_project_counts(name):
-    """Also on maps of odd sizes, where a stride's rounding shows."""
-    model, size = model_of(name.removesuffix("'s body")), (75, 107)
-    whole = name in (*DETECTORS, "faster_rcnn_v2")
-    scope = Scope(model, whole, size)
-    tables = {kind: cost_table(scope, kind, scope.cost(CompressionPlan(), kind)) for kind in ("macs", "parameters")}
-    solutions = {kind: random_solution(table, 0) for kind, table in tables.items()}
-    compressed, _ = compress(model, search._as_plan(scope.body, solutions["macs"]))
-    for kind, table in tables.items():
-        assert table.fixed + solutions[kind].cost == getattr(counted(compressed, size, whole), kind)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -176,16 +65,6 @@ def test_a_plan_keeps_its_budget_and_the_smallest_is_named(name):
         assert report.dense_cost == counted(model, size, whole).macs
         errors.append(report.predicted_error)
     assert errors[0] > errors[1] > 0
-
-
-@pytest.mark.parametrize("kind", DETECTORS)
-def test_no_plan_has_fewer_macs_than_the_smallest(kind):
-    plan, share = search.smallest_plan(model_of(kind), (64, 96))
-    scope = Scope(model_of(kind), True, (64, 96))
-    found, dense = (scope.cost(each, "macs") for each in (plan, CompressionPlan()))
-    assert found <= share * dense <= found + 0.002 * dense
-    with pytest.raises(ValueError, match="the smallest is"):
-        best_plan(model_of(kind), measured(kind), Budget("macs", share - 0.002, (64, 96)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -207,13 +86,6 @@ def test_grouped_convolutions_leave_a_block_as_it_is():
     plan, _ = best_plan(model_of("resnext50_32x4d"), measured("resnext50_32x4d"), Budget("macs", 0.9, (64, 64)))
     assert not plan.ranks
     assert set(plan.rates) <= set(pruned_stages(body))
-
-
-def test_what_never_changes_costs_at_least_nothing(network):
-    scope = Scope(network, False, (32, 32))
-    table = cost_table(scope, "macs", dense_cost=1.0)  # less than its layers, as it may be where time is measured
-    assert table.fixed == 0
-    assert table.least > 0
 
 
 def test_more_budget_never_foretells_more_error(network, sensitivities):
@@ -318,17 +190,6 @@ def test_a_detectors_body_alone_leaves_its_parts():
     assert plan.rates
 
 
-def test_of_a_body_that_ends_early_the_last_stage_stays_whole():
-    """P6 reads it."""
-    detector = tiny_detector("retinanet_v2", "resnet18", returned=(1, 2, 3))
-    scope = Scope(detector, True, (64, 64))
-    table = cost_table(scope, "parameters", scope.cost(CompressionPlan(), "parameters"))
-    assert set(table.groups) == {"layer1", "layer2"}
-    solution = random_solution(table, 1)
-    compressed, _ = compress(detector, search._as_plan(scope.body, solution))
-    assert table.fixed + solution.cost == sum(p.numel() for p in compressed.parameters())
-
-
 def test_a_detectors_own_normalisation_is_used(images):
     detector = tiny_detector("retinanet", "resnet18")
     detector.transform.image_mean, detector.transform.image_std = [0.0, 0.5, 1.0], [1.0, 0.5, 0.25]
@@ -336,16 +197,6 @@ def test_a_detectors_own_normalisation_is_used(images):
     mean, deviation = (torch.tensor(values)[:, None, None] for values in ([0.0, 0.5, 1.0], [1.0, 0.5, 0.25]))
     square = Compose([Resize(64), CenterCrop(64)])
     torch.testing.assert_close(crops[0], (square(images[0]) - mean) / deviation)
-
-
-def test_times_between_the_measured_widths_are_interpolated(monkeypatch):
-    site = prices.Site(64, 128, (3, 3), (1, 1), (1, 1), (1, 1), False, True, ((1, 8, 8),))
-    quarters = {(low, high): 3.0 + low * 2 + high * 5 + low * high for low in range(1, 5) for high in range(1, 5)}
-    monkeypatch.setattr(prices, "_grid_milliseconds", lambda site, low, high, **_: quarters[low, high])
-    price = prices.timed(torch.device("cpu"))
-    for inputs, outputs in ((64, 128), (16, 32), (40, 100), (8, 128)):
-        low, high = inputs / 16, outputs / 32
-        assert price(site, inputs, outputs, 2) == pytest.approx(3 + low * 2 + high * 5 + low * high)
 
 
 def test_a_budget_in_milliseconds_is_measured(network, sensitivities):
@@ -377,22 +228,6 @@ def test_of_the_timed_plans_the_best_within_the_budget_is_taken(
     assert ("no plan was measured within budget" in caplog.text) == warned
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("watts=3", "expected macs=NUMBER or parameters=NUMBER or milliseconds=NUMBER"),
-        ("macs", "expected macs"),
-        ("macs=many", "expected macs"),
-        ("macs=1.5", "a share above 0 and up to 1"),
-        ("macs=nan", "a share above 0"),
-        ("milliseconds=-1", "a number above 0"),
-    ],
-)
-def test_a_budget_that_is_none_says_so(text, message):
-    with pytest.raises(ValueError, match=message):
-        Budget.parse(text)
-
-
 def test_what_cannot_be_is_refused_before_anything_is_measured(network, images, monkeypatch):
     monkeypatch.setattr(search, "measure_sensitivities", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(ValueError, match=r"macs=0.01 is impossible: the smallest is macs=0\.\d+$"):
@@ -402,17 +237,6 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(network, images, 
     compressed, _ = compress(network, load_plan("norton-59", read_body(network)))
     with pytest.raises(ValueError, match="compressed already"):
         search_plan(compressed, images, Budget("macs", 0.5))
-
-
-def test_a_size_that_is_not_given_is_torchvisions(network):
-    assert Scope(network, False, None).size == (224, 224)
-    assert Scope(model_of("retinanet"), False, None).size == (800, 800)
-
-
-def test_factorised_parts_are_not_planned_again():
-    neck, _ = compress(model_of("mask_rcnn"), CompressionPlan(parts={"neck": 1}))
-    with pytest.raises(ValueError, match="compressed already"):
-        Scope(neck, True, None)
 
 
 def test_more_images_than_help_are_left_aside(network, images, monkeypatch):
@@ -432,14 +256,6 @@ def test_the_heads_errors_weigh_as_their_mean():
     assert items["neck"].errors == pytest.approx(parts["neck"])
     for head in ("rpn", "box_head", "mask_head"):
         assert items[head].errors == pytest.approx([error / 3 for error in parts[head]])
-
-
-@pytest.mark.parametrize(("seconds", "kind"), [((2.0, 3.0), CPConv2d), ((3.0, 2.0), nn.Conv2d)])
-def test_a_cp_layer_costs_what_its_faster_form_takes(seconds, kind, monkeypatch):
-    clock = iter(seconds)
-    monkeypatch.setattr(prices, "median_seconds", lambda call: next(clock))
-    layer, milliseconds = prices.fastest(CPConv2d(2, 3, 3, rank=1), [torch.zeros(1, 2, 4, 4)])
-    assert (type(layer), milliseconds) == (kind, 2000)
 
 
 def test_without_images_nothing_is_measured(network):

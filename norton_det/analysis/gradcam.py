@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights
 from torchvision.models.detection.transform import resize_boxes
 
+from norton_det.analysis.places import Box, Place, find_place
 from norton_det.models.parts import regions
-from norton_det.report.places import Box, Place, find_place
 
 _IMAGENET: Any = ResNet50_Weights.IMAGENET1K_V1
 
@@ -44,20 +44,10 @@ class Subject:
     area: Box
     place: Place | None = None
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """Holds a model's maps (h, w), one a subject, and how alike each is to the reference model's."""
-
-    name: str
-    parameters: int
-    maps: tuple[Tensor, ...]
-    similarities: tuple[float, ...]
-
     @property
-    def mean_similarity(self) -> float:
-        """Over the subjects that have one."""
-        return float(torch.tensor(self.similarities, dtype=torch.float64).nanmean())
+    def title(self) -> str:
+        """The class and its probability, such as "dog 87%"."""
+        return f"{self.name} {self.score:.0%}"
 
 
 def choose_subject(model: nn.Module, image: Tensor, categories: Sequence[str], detection: int = 1) -> Subject:
@@ -69,22 +59,6 @@ def choose_subject(model: nn.Module, image: Tensor, categories: Sequence[str], d
     if isinstance(model, ResNet):
         return _best_class(model, image, categories)
     return _nth_detection(model, image, categories, detection)
-
-
-def explain(
-    name: str,
-    model: nn.Module,
-    images: Sequence[Tensor],
-    subjects: Sequence[Subject],
-    reference: Explanation | None = None,
-) -> Explanation:
-    """Compare the maps of a model, in evaluation mode, with those of a reference (None: its own).
-
-    Raises as `grad_cam`.
-    """
-    maps = tuple(grad_cam(model, image, subject) for image, subject in zip(images, subjects, strict=True))
-    similarities = tuple(map(similarity, maps, reference.maps if reference else maps))
-    return Explanation(name, sum(p.numel() for p in model.parameters()), maps, similarities)
 
 
 def grad_cam(model: nn.Module, image: Tensor, subject: Subject) -> Tensor:
@@ -122,14 +96,6 @@ def similarity(cam: Tensor, reference: Tensor) -> float:
     if cam.min() == cam.max():
         return 0.0
     return float(torch.corrcoef(torch.stack([cam.flatten(), reference.flatten()]).double())[0, 1])
-
-
-def class_names(described: object, count: int) -> list[str]:
-    """Name a classifier's classes: as its file says, else as ImageNet's, whichever are as many; else by numbers."""
-    for names in (described, _IMAGENET.meta["categories"]):
-        if isinstance(names, list) and len(names) == count:
-            return names
-    return [f"class {label}" for label in range(count)]
 
 
 def _detector_scores(detector: Any, image: Tensor, subject: Subject) -> tuple[nn.Module, Tensor]:
