@@ -16,7 +16,7 @@ from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
-from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
+from norton_det.deploy.roi_align import pool_by_bags
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.precision import PRECISIONS, lower_networks
@@ -131,7 +131,7 @@ def _torch(detector: nn.Module, images: Sequence[Tensor], precision: Precision) 
     if device.type == "cuda":
         replay_networks(prepared)
     else:
-        replace_poolers(prepared, BagRoIAlign)
+        pool_by_bags(prepared)
     return TorchDetector(prepared)
 
 
