@@ -12,6 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from norton_det.deploy.candidates import (
     Candidates,
+    by_image,
     clip,
     has_sides,
     take,
@@ -82,7 +83,7 @@ class Proposals(nn.Module):
         levels = []
         for level, (objectness, deltas, anchors) in enumerate(outputs):
             logits, places = top(objectness.permute(0, 2, 3, 1).flatten(1), self.before)
-            codes = take(deltas.permute(0, 2, 3, 1).reshape(len(deltas), -1, 4), places)
+            codes = take(deltas.permute(0, 2, 3, 1).reshape(deltas.shape[0], -1, 4), places)
             boxes = _decode(self.coder.decode_single, codes, anchors[places])
             levels.append(Candidates(boxes, logits.sigmoid(), torch.full_like(places, level)))
         found = _clipped(levels, sizes)
@@ -101,7 +102,11 @@ class RegionHeads(nn.Module):
             self.add_module(name, pooling(module) if name.endswith("_roi_pool") else module)
         self.kinds = [kind for kind in ("mask", "keypoint") if getattr(heads, f"{kind}_head") is not None]
         self.coder, self.is_fixed = heads.box_coder, is_fixed
-        self.iou_threshold, self.least_score, self.most = heads.nms_thresh, heads.score_thresh, heads.detections_per_img
+        self.iou_threshold, self.least_score, self.most = (
+            heads.nms_thresh,
+            heads.score_thresh,
+            heads.detections_per_img,
+        )
 
     def forward(
         self, features: Maps, proposals: Candidates, sizes: Tensor, frame: Size
@@ -126,11 +131,11 @@ class RegionHeads(nn.Module):
         else:
             is_seen = torch.cat([torch.ones_like(is_region.flatten()[:1]), is_region.flatten()[1:]])  # one at least
             rows = rows_of(proposals.boxes, is_seen)
-            back = is_seen.cumsum(0) - 1
+            back = is_seen.long().cumsum(0) - 1
         logits, codes = self._predicted("box", features, rows, frame)
         boxes = self.coder.decode_single(codes[:, 4:], rows.boxes).unflatten(1, (-1, 4))[back]
         scores = F.softmax(logits, dim=-1)[:, 1:][back]
-        boxes, scores = (values.unflatten(0, is_region.shape).transpose(1, 2) for values in (boxes, scores))
+        boxes, scores = (by_image(values, is_region).transpose(1, 2) for values in (boxes, scores))
         boxes = clip(boxes, sizes)
         is_candidate = (scores > self.least_score) & has_sides(boxes, 1e-2) & is_region[:, None]
         scores = torch.where(is_candidate, scores, -1.0)

@@ -32,7 +32,12 @@ def take(values: Tensor, places: Tensor) -> Tensor:
     """From values (B, N, ..) those at each image's places (B, k): (B, k, ..)."""
     images, count = values.shape[:2]
     first = torch.arange(images, device=values.device)[:, None] * count
-    return values.flatten(0, 1)[(first + places).flatten()].unflatten(0, places.shape)
+    return by_image(values.flatten(0, 1)[(first + places).flatten()], places)
+
+
+def by_image(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows (B * N, ..) of all images as (B, N, ..), with B and N those of `like`."""
+    return rows.reshape(*like.shape[:2], *rows.shape[1:])
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -140,12 +140,14 @@ def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | 
     """
     description = describe_export(detector, frame)
     images, sizes = framed([resize(detector, example)], frame)
+    graph = ExportedGraph(detector, is_fixed=frame is not None)
+    outputs = graph(images, sizes)
     names = ["num_detections", *description.outputs]
     dynamic = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}, "num_detections": {0: "batch"}}
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
         torch.onnx.export(
-            ExportedGraph(detector, is_fixed=frame is not None),
+            graph,
             (images, sizes),
             str(temporary),
             input_names=["images", "sizes"],
@@ -154,7 +156,7 @@ def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | 
             opset_version=OPSET,
             dynamo=False,
         )
-        _add_metadata(temporary, description)
+        _complete(temporary, description, [tuple(x.shape) for x in outputs] if frame else [])
     return description
 
 
@@ -168,15 +170,20 @@ def framed(images: Sequence[Tensor], frame: Size | None = None) -> tuple[Tensor,
     height, width = frame or sizes.amax(dim=0).tolist()
     for size in sizes.tolist():
         if size[0] > height or size[1] > width:
-            raise ValueError(f"an image is {size[0]} x {size[1]} when resized, this detector takes {height} x {width}")
+            raise ValueError(
+                f"an image is {size[0]} x {size[1]} when resized, this detector takes {height} x {width}"
+            )
     padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
     return torch.stack(padded), sizes
 
 
-def _add_metadata(path: Path, description: Description) -> None:
+def _complete(path: Path, description: Description, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Add to a file what it says of itself, and its outputs' shapes where they are constant: the exporter tells none."""
     import onnx
 
     model = onnx.load(str(path))
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, description.to_json()
+    model.metadata_props.add(key=METADATA_KEY, value=description.to_json())
+    for output, shape in zip(model.graph.output, shapes, strict=False):
+        for dimension, length in zip(output.type.tensor_type.shape.dim, shape, strict=True):
+            dimension.dim_value = length
     onnx.save(model, str(path))

@@ -41,7 +41,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int = sy
 
 
 class _Suppression(torch.autograd.Function):
-    """ONNX's NonMaxSuppression finds triples (kept, 3) of image, group and box; their scores are put back in place."""
+    """ONNX's NonMaxSuppression finds triples (kept, 3) of image, group and box; their scores go back in place."""
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:

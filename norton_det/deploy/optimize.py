@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from norton_det.deploy.batched import Size
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import Timer, choose_forms, torch_timer
@@ -140,12 +141,17 @@ def _openvino(detector: nn.Module, images: Sequence[Tensor], precision: Precisio
 
 
 def openvino_model(
-    detector: nn.Module, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
+    detector: nn.Module,
+    images: Sequence[Tensor],
+    precision: Precision,
+    recipe: Int8Recipe = PLAIN,
+    frame: Size | None = None,
 ) -> Any:
-    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so."""
+    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so.
+    `frame` as for `export_onnx`."""
     first = images[0].cpu()
     prepared = prepare(detector, first, openvino_timer)
-    model = to_openvino(prepared, first)
+    model = to_openvino(prepared, first, frame)
     return quantize(model, prepared, images, recipe) if precision == "int8" else model
 
 
@@ -156,6 +162,6 @@ def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) ->
         return load_exported(path)
 
 
-def write_onnx(detector: nn.Module, image: Tensor, path: Path) -> None:
-    """An ONNX file of the detector, fast at the size of the image."""
-    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image)
+def write_onnx(detector: nn.Module, image: Tensor, path: Path, frame: Size | None = None) -> None:
+    """An ONNX file of the detector, fast at the size of the image; `frame` as for `export_onnx`."""
+    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image, frame)

@@ -111,12 +111,16 @@ def test_a_detectors_own_settings_are_kept(tmp_path):
         assert_same_detections(detect(fast, pictures()), expected)
 
 
-def test_a_batch_is_detected_image_by_image(exported):
-    pytest.importorskip("onnxruntime")
-    _, path, _ = exported("faster_rcnn")
-    fast = load_exported(path)
-    for together, alone in zip(fast(pictures()), detect(fast, pictures()), strict=True):
-        assert all(torch.equal(together[name], alone[name]) for name in alone)
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn", "fcos"])
+@pytest.mark.parametrize("runtime", EXPORTING)
+def test_a_batch_is_detected_as_torchvision_does(runtime, kind, exported):
+    detector, path, description = exported(kind)
+    run = run_by(runtime, path, description)
+    with torch.no_grad():
+        assert_same_detections(run(pictures()), detector(pictures()))
+    alike = [pictures()[0], pictures()[0].flip(2)]
+    assert_same_detections(run(alike), detect(run, alike))
+    assert run([]) == []
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet_v2"])
