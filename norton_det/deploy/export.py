@@ -178,7 +178,7 @@ def framed(images: Sequence[Tensor], frame: Size | None = None) -> tuple[Tensor,
 
 
 def _complete(path: Path, description: Description, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Add to a file what it says of itself, and its outputs' shapes where they are constant: the exporter tells none."""
+    """Add to a file what it says of itself, and the outputs' shapes where they are constant, which it lacks."""
     import onnx
 
     model = onnx.load(str(path))

@@ -77,7 +77,7 @@ class PackedRoIAlign(_ByLevel):
     GUARD = 2
 
     def forward(self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]) -> Tensor:
-        """As of `GatheredRoIAlign`."""
+        """As of `GatheredRoIAlign`; no box reaches beyond its image."""
         maps, scales, level_of = self.assigned(x, [boxes], [frame])
         guarded = [F.pad(level, (0, self.GUARD, 0, self.GUARD), mode="replicate") for level in maps]
         width = max(level.shape[3] for level in guarded)

@@ -28,8 +28,8 @@ def test_it_keeps_the_boxes_that_torchvision_keeps(count):
     )
     of_group = torch.where(labels == torch.arange(4)[:, None], scores, -1.0)
     left = suppress(moved[:, :count], of_group[None], 0.5)[0].amax(dim=0)
-    kept = left.argsort(descending=True)[: (left >= 0).sum()]
-    assert torch.equal(kept, batched_nms(boxes, scores, labels, 0.5))
+    [kept] = torch.where(left >= 0)
+    assert torch.equal(kept, batched_nms(boxes, scores, labels, 0.5).sort().values)
     assert count < 2 or 0 < len(kept) < count
     assert torch.equal(left[kept], scores[kept])
 
@@ -39,4 +39,4 @@ def test_where_some_are_enough_the_best_of_each_group_are_left():
     of_group = torch.where(labels == torch.arange(4)[:, None], scores, -1.0)[None]
     all_of_it, some = suppress(boxes[None], of_group, 0.5), suppress(boxes[None], of_group, 0.5, 5)
     assert torch.equal(some.topk(5).values, all_of_it.topk(5).values)
-    assert (some >= 0).sum(dim=2).tolist() == [[5, 5, 5, 5]]
+    assert torch.equal((some >= 0).sum(dim=2), (all_of_it >= 0).sum(dim=2).clamp(max=5))
