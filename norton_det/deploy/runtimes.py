@@ -34,10 +34,11 @@ class ExportedDetector:
         category_ids: the dataset's ids in the same order.
         keypoints: what it finds of each object; None: it finds none.
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
+        session: the file's graph.
     """
 
     def __init__(self, session: Session, description: Description) -> None:
-        self._session = session
+        self.session = session
         self._description = description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
@@ -58,7 +59,7 @@ class ExportedDetector:
     def at_size(self, min_size: int, max_size: int, fixed_size: tuple[int, int] | None = None) -> "ExportedDetector":
         """The same file for images that are resized otherwise, arguments as torchvision's transform takes them."""
         description = replace(self._description, min_size=min_size, max_size=max_size, fixed_size=fixed_size)
-        return ExportedDetector(self._session, description)
+        return ExportedDetector(self.session, description)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -71,9 +72,19 @@ class ExportedDetector:
         return [found for batch in batches for found in self._detect(batch)]
 
     def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        inputs = self.inputs(images)
+        return self.detections(self.session(*inputs), inputs[1], images)
+
+    def inputs(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
+        """What the session takes for a batch: images (B, 3, H, W), resized and padded, and their heights and widths
+        before they were padded (B, 2)."""
         resized = [self._transform.resize(image.cpu(), None)[0] for image in images]
-        inputs = framed(resized, self._description.frame)
-        counts, *arrays = self._session(*(x.contiguous().numpy() for x in inputs))
+        batch, sizes = framed(resized, self._description.frame)
+        return batch.contiguous().numpy(), sizes.numpy()
+
+    def detections(self, outputs: Sequence[Array], sizes: Array, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The detections of each image from what the session gives for a batch."""
+        counts, *arrays = outputs
         ends = np.cumsum(counts)
         split = [np.split(array, ends)[: len(images)] for array in arrays]
         found = [
@@ -84,9 +95,11 @@ class ExportedDetector:
             if "heatmaps" in of_image:
                 keypoints = heatmaps_to_keypoints(of_image.pop("heatmaps"), of_image["boxes"])
                 of_image["keypoints"], of_image["keypoints_scores"] = keypoints
-        sizes = [[(int(side[1]), int(side[2])) for side in map(torch.Tensor.size, x)] for x in (resized, images)]
-        detections: list[dict[str, Tensor]] = self._transform.postprocess(found, *sizes)
-        return detections
+        resized = [(int(height), int(width)) for height, width in sizes]
+        scaled: list[dict[str, Tensor]] = self._transform.postprocess(
+            found, resized, [(image.shape[1], image.shape[2]) for image in images]
+        )
+        return scaled
 
 
 def load_exported(path: str | Path, precision: Precision = "float32") -> ExportedDetector:
@@ -142,10 +155,7 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
     _check_graph(source, description, [len(i.partial_shape) for i in model.inputs], len(model.outputs))
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    compiled = openvino_core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    )
+    compiled = openvino_core().compile_model(model, "CPU", compile_options(precision))
     outputs = list(compiled.outputs)
 
     def run(images: Array, sizes: Array) -> list[Array]:
@@ -153,6 +163,12 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
         return [results[output] for output in outputs]
 
     return ExportedDetector(run, description)
+
+
+def compile_options(precision: Precision) -> dict[str, str]:
+    """How OpenVINO runs a model."""
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
 
 
 @cache

@@ -34,9 +34,9 @@ def test_a_file_that_differs_from_torch_is_not_written(detector, tmp_path, monke
     path.write_bytes(b"what was there")
     real = export.ExportedGraph.forward
 
-    def shifted(self, image):
-        boxes, *others = real(self, image)
-        return (boxes + 1, *others)
+    def shifted(self, images, sizes):
+        counts, boxes, *others = real(self, images, sizes)
+        return (counts, boxes + 1, *others)
 
     monkeypatch.setattr(export.ExportedGraph, "forward", shifted)
     with pytest.raises(ValueError, match=r"model\.onnx is not written, its detections differ from torch's"):
