@@ -48,6 +48,9 @@ def rows_of(boxes: Tensor, is_wanted: Tensor | None) -> Rows:
 class Normalised(nn.Module):
     """The transform of images that have their final size: normalised, 0 outside of each one's size, and padded."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, transform: Any) -> None:
         super().__init__()
         self.divisible = transform.size_divisible

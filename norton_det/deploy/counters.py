@@ -34,7 +34,7 @@ def seconds_by_part(path: Path, precision: Precision, images: Sequence[Tensor], 
     up to a call without counters.
 
     The parts are those of `analysis.parts.seconds_by_part`. Outside of the runtime images are resized, and detections
-    are scaled back and their masks pasted, which is post-processing. The rest is what the runtime does in no node, and
+    are scaled back and masks pasted, which is post-processing. The rest is what the runtime does in no node, and
     nodes without a name; it is negative where counting slows the runtime down.
     """
     detector = load_exported(path, precision)

@@ -100,7 +100,8 @@ class PackedRoIAlign(_ByLevel):
         """
         samples = max(self.sampling_ratio, 1)
         places = _samples(start, end, bins * samples)
-        return (places <= length[:, None]).to(start).unflatten(1, (bins, samples)).mean(dim=2)
+        inside: Tensor = (places <= length[:, None]).to(start).unflatten(1, (bins, samples))
+        return inside.mean(dim=2)
 
 
 class BagRoIAlign(_ByLevel):

@@ -87,7 +87,7 @@ class ExportedDetector:
         counts, *arrays = outputs
         ends = np.cumsum(counts)
         split = [np.split(array, ends)[: len(images)] for array in arrays]
-        found = [
+        found: list[dict[str, Tensor]] = [
             {name: torch.from_numpy(np.array(rows)) for name, rows in zip(self._names, of_image, strict=True)}
             for of_image in zip(*split, strict=True)
         ]

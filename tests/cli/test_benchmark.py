@@ -61,6 +61,7 @@ def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, mon
     monkeypatch.setattr(benchmark, "measure", measured)
     monkeypatch.setattr(benchmark, "profile", lambda *_: {})
     monkeypatch.setattr(benchmark, "format_profiles", str)
+    monkeypatch.setattr(benchmark, "time_by_part", lambda *_: {"resize": 1.0, "rest": 2.0})
     words = ["benchmark", "--config", "quickstart.yaml", "model.plan=none", *TINY, "--treatments", "torch"]
     assert main([*words, "--batch", "3", "--runs", "1", "--detections", "4", "--input-size", "64", "96"]) == 0
     [(models, images)] = calls
@@ -83,6 +84,9 @@ def test_detectors_of_any_kind_are_measured(kind, quick, tmp_path, monkeypatch, 
     assert set(models["dense"]["regions"]) == regions
     told = capsys.readouterr().out
     assert ("regions:" in told) == bool(regions)
+    shipped = models["small"]["treatments"][SHIPPED]
+    assert set(shipped["share_of_arithmetic"]) < set(shipped["seconds_by_part"])
+    assert "ms by part" in told and f"{SHIPPED}, small" in told
     assert f"body, neck and {'RPN' if regions else 'heads'} reach" in told
 
 
