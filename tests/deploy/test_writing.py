@@ -24,7 +24,7 @@ def test_what_is_written_is_the_detector(name, detector, tmp_path):
     assert detector.training
     assert compared.is_equal and compared.expected == compared.found == 12 * len(pictures())
     exported = norton_det.load_detector(path)
-    assert_same_detections(exported(pictures()), detect(detector.eval(), pictures()))
+    assert_same_detections(detect(exported, pictures()), detect(detector.eval(), pictures()))
     assert (exported.categories, exported.category_ids) == CATEGORIES
     assert {file.suffix for file in path.parent.iterdir()} == ({".xml", ".bin"} if name[-1] == "l" else {".onnx"})
 
