@@ -120,15 +120,20 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def export(
-    detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
+    detector: nn.Module,
+    path: str | Path,
+    images: Sequence[Tensor],
+    precision: FilePrecision = "float32",
+    frame: tuple[int, int] | None = None,
 ) -> Parity:
     """Write a detector to an .onnx or .xml (OpenVINO) file, which `load_detector` gives back for inference.
 
     `images` are float RGB (3, H, W) in 0 to 1, at least one: the file is fast at the size of the first one and must
     detect what torch does on the first eight, or is not written; int8, for .xml, takes its ranges from all of them.
+    With a `frame`, a height and a width that the resized images fit in, all tensors of the file have constant shapes.
     Returns how far its detections lie from torch's. Raises ValueError for what cannot be written.
     """
-    return export_file(detector, path, images, precision)
+    return export_file(detector, path, images, precision, frame)
 
 
 def agreement(reference: Any, detector: Any, images: Sequence[Tensor], score: float = SCORE) -> Agreement:

@@ -7,10 +7,13 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module of a library another function while it lasts, where it takes none as an argument."""
-    before = getattr(owner, name)
+    """Give a library's module or object another function while it lasts, where it takes none as an argument."""
+    own = vars(owner).get(name)  # an object mostly has its class's
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

@@ -13,3 +13,10 @@ def test_a_replaced_function_is_itself_again_after_an_error():
         assert json.dumps is repr
         raise KeyError
     assert json.dumps is before
+
+
+def test_a_method_that_is_replaced_on_an_object_is_its_classs_again():
+    encoder = json.JSONEncoder()
+    with replaced(encoder, "encode", repr):
+        assert encoder.encode(()) == "()"
+    assert encoder.encode(()) == "[]" and "encode" not in vars(encoder)

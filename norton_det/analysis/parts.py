@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from norton_det.analysis.complexity import count, count_detector
 from norton_det.analysis.latency import synchronise
 from norton_det.models.parts import regions
 
@@ -18,10 +19,10 @@ from norton_det.models.parts import regions
 def seconds_by_part(detector: Any, images: Sequence[Tensor], runs: int) -> dict[str, float]:
     """Measure the median seconds of each part of a detector on images, and of the rest: they add up to the whole.
 
-    Parts of an R-CNN: resize (with normalisation), body, neck, rpn head, proposals (anchors, decoding, NMS), roi
-    align, heads, post-processing (boxes of the heads, NMS, masks) and what is left. Of a detector of one stage:
-    resize, body, neck, heads (towers and predictors), post-processing (choice of candidates, decoding, NMS) and what
-    is left, the anchors.
+    Parts of an R-CNN: resize (with normalisation), the body's stem and stages, neck, rpn head, proposals (anchors,
+    decoding, NMS), roi align, heads, post-processing (boxes of the heads, NMS, masks) and what is left. Of a detector
+    of one stage: resize, stem and stages, neck, heads (towers and predictors), post-processing (choice of candidates,
+    decoding, NMS) and what is left, the anchors.
     """
     samples: dict[str, list[float]] = defaultdict(list)
     for number in range(runs + 1):
@@ -38,14 +39,37 @@ def _seconds(detector: Any, images: Sequence[Tensor]) -> dict[str, float]:
         "whole": [detector],
         "resize": [detector.transform],
         "body": [detector.backbone.body],
+        **_stages(detector.backbone.body),
         "neck": [detector.backbone.fpn],
         **behind(detector),
     }
     taken: dict[str, float] = defaultdict(float)
     with _timed(taken, watched):
         detector(list(images))
-    parts = {name: taken[name] for name in ("resize", "body", "neck")} | split(taken)
+    stages = {name: taken[name] for name in _stages(detector.backbone.body)}
+    stem = {"stem": taken["body"] - sum(stages.values())}
+    parts = {"resize": taken["resize"], **stem, **stages, "neck": taken["neck"]} | split(taken)
     return parts | {"rest": taken["whole"] - sum(parts.values())}
+
+
+def macs_by_part(detector: Any, height: int, width: int) -> dict[str, int]:
+    """Count the MACs, as they run, of the parts that have any, with as many regions as there may be, on one image of
+    (height, width) pixels as it enters the body."""
+    counts = {part: found.macs_as_run for part, found in count_detector(detector, height, width).items()}
+    backbone = count(detector.backbone, torch.zeros(1, 3, height, width))
+    stages = {name: backbone[f"body.layer{name[-1]}"].macs_as_run for name in _stages(detector.backbone.body)}
+    parts = {"stem": counts.pop("body") - sum(stages.values()), **stages, "neck": counts.pop("neck")}
+    if "rpn" in counts:
+        parts["rpn head"] = counts.pop("rpn")
+        most = detector.roi_heads.detections_per_img
+        counts = {part: macs if part == "box_head" else macs * most for part, macs in counts.items()}
+    return parts | {"heads": sum(counts.values())}
+
+
+def _stages(body: Any) -> dict[str, list[Any]]:
+    """The stages of a ResNet, by name."""
+    children = dict(body.named_children())
+    return {f"stage {name[-1]}": [stage] for name, stage in children.items() if name.startswith("layer")}
 
 
 def _two_stages(detector: Any) -> dict[str, list[Any]]:

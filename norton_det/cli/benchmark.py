@@ -1,7 +1,7 @@
 """Measure the latency of a configuration's detector, dense and compressed in turn, each in every treatment."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,16 @@ from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.clip import drawn_picture
 from norton_det.data.images import ImageFiles
-from norton_det.deploy.benchmark import format_latencies, format_profiles, measure, profile
-from norton_det.deploy.treatments import TREATMENTS, fix_workload, usable_treatments
+from norton_det.deploy.benchmark import (
+    format_latencies,
+    format_parts,
+    format_profiles,
+    measure,
+    profile,
+    shares_of_arithmetic,
+    time_by_part,
+)
+from norton_det.deploy.treatments import FLOAT32, TREATMENTS, fix_workload, usable_treatments
 from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights, weights_name
@@ -67,8 +75,20 @@ def run(args: argparse.Namespace) -> None:
     measured = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
     roofline = measure_roofline(device)
     profiles = {name: profile(model, images, roofline.macs) for name, model in models.items()}
+    parts = {
+        treatment: {name: time_by_part(model, treatment, images) for name, model in models.items()}
+        for treatment in treatments
+    }
+    shares = {
+        treatment: {
+            name: shares_of_arithmetic(model, rows[name], images, roofline.macs) for name, model in models.items()
+        }
+        for treatment, rows in parts.items()
+        if treatment in FLOAT32
+    }
     print(format_latencies(measured))
     print(format_profiles(profiles))
+    print(format_parts(_columns(parts), _columns(shares)))
     print(f"machine: {describe_machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
           f"copy {roofline.bytes / 1e9:.1f} GB/s")  # fmt: skip
     if args.json:
@@ -84,13 +104,24 @@ def run(args: argparse.Namespace) -> None:
                         "trained": bool(args.weights),
                         **profiles[name],
                         **asdict(measured[treatments[0]][name]),
-                        "treatments": {treatment: asdict(rows[name]) for treatment, rows in measured.items()},
+                        "treatments": {
+                            treatment: asdict(rows[name])
+                            | {"seconds_by_part": parts[treatment][name]}
+                            | {"share_of_arithmetic": shares.get(treatment, {}).get(name, {})}
+                            for treatment, rows in measured.items()
+                        },
                     }
                     for name in models
                 },
             },
         )
         save_latency_plot(args.json.with_suffix(".png"), measured)
+
+
+def _columns(of_treatments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        f"{treatment}, {name}": value for treatment, rows in of_treatments.items() for name, value in rows.items()
+    }
 
 
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from norton_det.cli.options import size
 from norton_det.data.catalog import drawn_images, open_images
 from norton_det.deploy.writing import CHECKED, check_target, export_file, files_of
 from norton_det.models.persistence import detector_from_weights
@@ -19,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, help="model.onnx, or model.xml for OpenVINO")
     parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="int8: OpenVINO only")
     parser.add_argument("--images", help="a folder of images or a dataset's name (default: drawn scenes)")
+    parser.add_argument(
+        "--fixed-size", type=size, metavar="HxW",
+        help="tensors of constant shapes, for one image that fits in so many pixels when it is resized",
+    )  # fmt: skip
     parser.add_argument("--image-count", type=int, default=200, help="images that int8 is calibrated on, at most")
 
 
@@ -28,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     detector = detector_from_weights(read_weights(args.weights))
     count = args.image_count if args.precision == "int8" else CHECKED
     images = list(open_images(args.images, count)) if args.images else drawn_images(count)
-    compared = export_file(detector, args.output, images, args.precision)
+    compared = export_file(detector, args.output, images, args.precision, args.fixed_size)
     log.info("beside torch, on %d images: %s", min(len(images), CHECKED), compared)
     if not compared.expected:
         log.warning("torch detects nothing on these images, so nothing was compared: give some by --images")

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,3 +49,11 @@ def find_trained(weights: str | None, config: str | None) -> Path | None:
     if found:
         log.info("the newest trained detector: %s", found)
     return found
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read a height and a width in pixels, such as 480x640."""
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"expected HxW in pixels, such as 480x640, got {text!r}")
+    return int(sides[1]), int(sides[2])

@@ -1,8 +1,10 @@
 """Detectors measured side by side: latency and memory in each treatment, and what their time and size consist of."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, detector_latency
 from norton_det.analysis.memory import peak_memory
-from norton_det.analysis.parts import seconds_by_part
-from norton_det.deploy.treatments import count_regions, treated
+from norton_det.analysis.parts import macs_by_part, seconds_by_part
+from norton_det.deploy import counters
+from norton_det.deploy.treatments import OPTIMISED, count_regions, treated
+from norton_det.deploy.writing import write_model
 from norton_det.models.parts import REGION_KINDS
 
 PARTS_RUNS = 5
@@ -47,9 +51,10 @@ def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str,
     """
     counts = count_detector(model, *model.transform(list(images))[0].tensors.shape[2:])
     whole = total(counts)
-    parts = seconds_by_part(treated(model, "torch", images).detector, images, PARTS_RUNS)
+    parts = time_by_part(model, "torch", images)
     static = [count for part, count in counts.items() if part.removesuffix("_head") not in REGION_KINDS]
-    seconds = parts["body"] + parts["neck"] + parts[_every_level(parts)]
+    body = [seconds for part, seconds in parts.items() if part == "stem" or part.startswith("stage")]
+    seconds = sum(body) + parts["neck"] + parts[_every_level(parts)]
     return {
         "parameters": whole.parameters,
         "macs": whole.macs,
@@ -58,6 +63,43 @@ def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str,
         "milliseconds_by_part": {part: 1000 * taken for part, taken in parts.items()},
         "share_of_peak": len(images) * sum(count.macs_as_run for count in static) / seconds / peak_macs,
     }
+
+
+def time_by_part(model: Any, treatment: str, images: Sequence[Tensor]) -> dict[str, float]:
+    """Measure the seconds of each part of a detector in a treatment, by the runtime's own counters where it has some;
+    they add up to the whole."""
+    runtime, precision = OPTIMISED.get(treatment, ("torch", "float32"))
+    if runtime == "torch":
+        prepared = treated(model, treatment, images)
+        return seconds_by_part(getattr(prepared, "detector", prepared), images, PARTS_RUNS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ("model.xml" if runtime == "openvino" else "model.onnx")
+        write_model(model, path, images, precision)
+        return counters.seconds_by_part(path, precision, images, PARTS_RUNS)
+
+
+def shares_of_arithmetic(
+    model: Any, parts: Mapping[str, float], images: Sequence[Tensor], peak_macs: float
+) -> dict[str, float]:
+    """Compute which share of each part's seconds its MACs would take at the machine's rate in float32, `peak_macs` a
+    second, for the parts that have any."""
+    macs = macs_by_part(model, *model.transform(list(images))[0].tensors.shape[2:])
+    return {part: len(images) * macs[part] / peak_macs / parts[part] for part in macs if parts.get(part)}
+
+
+def format_parts(times: Mapping[str, Mapping[str, float]], shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay out a row a part and a column a way to run: milliseconds, and the share of arithmetic where it is known."""
+    parts = list(dict.fromkeys(part for column in times.values() for part in column if part != "rest"))
+    width = max(map(len, times)) + 2
+    rows = [f"{'ms by part':18}" + "".join(f"{name:>{width}}" for name in times)]
+    for part in [*parts, "rest"]:
+        cells = []
+        for name, column in times.items():
+            share = shares.get(name, {}).get(part)
+            told = f"{1000 * column[part]:.1f}" if part in column else "-"
+            cells.append(told if share is None else f"{told} ({share:.0%})")
+        rows.append(f"{part:18}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join(rows)
 
 
 def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:

@@ -2,23 +2,17 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torchvision.models.detection import roi_heads
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import boxes as box_ops
 
-from norton_det.deploy.nms import traced_batched_nms
-from norton_det.deploy.roi_align import GatheredRoIAlign, replace_poolers
+from norton_det.deploy.batched import Normalised, Places, Proposals, RegionHeads, Size, rows_of
 from norton_det.files import atomic_path, to_json
 from norton_det.keypoints import Keypoints
 from norton_det.models.categories import categories_of, keypoints_of
@@ -42,7 +36,8 @@ _OF_REGIONS: dict[Output, str] = {"masks": "mask", "heatmaps": "keypoint"}
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says beside its tensors: how images are resized, what comes out, names by label."""
+    """What an exported file says beside its tensors: how images are resized, what comes out, names by label, and the
+    height and width of the frame that its one image is padded to, None: it takes any images."""
 
     min_size: int
     max_size: int
@@ -51,6 +46,7 @@ class Description:
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
     keypoints: Keypoints | None = None
+    frame: Size | None = None
 
     def to_json(self) -> str:
         """Text for a file's metadata."""
@@ -65,34 +61,6 @@ class Description:
             raise ValueError(f"{source}: its description of the detector cannot be read") from None
 
 
-class ResizedInput(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's transform for one image that has its final size already: normalised and padded only.
-
-    A resize that is traced rounds some sizes differently from the one that runs in Python, so it stays outside.
-    """
-
-    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
-        """The image as it is."""
-        return image, target
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """The first half of it: less the mean."""
-        return image - torch.tensor(self.image_mean)[:, None, None]
-
-    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """The one image as a batch, padded with zeros at its right and below to full multiples, (1, 3, H, W), and the
-        second half of normalising: with a padding of any size right before it the stem would not run in int8.
-        """
-        [image] = images
-        height, width = image.shape[1:]
-        padded = F.pad(image[None], (0, -width % size_divisible, 0, -height % size_divisible))
-        return padded / torch.tensor(self.image_std)[:, None, None]
-
-    def postprocess(self, result: list[dict[str, Tensor]], *_: Any) -> list[dict[str, Tensor]]:
-        """Detections as they are: boxes in the pixels of the resized image, masks not pasted."""
-        return result
-
-
 def resize(detector: nn.Module, image: Tensor) -> Tensor:
     """The image (3, H, W) in the size at which the detector, in evaluation mode, looks at it: what a graph takes."""
     transform: Any = detector.transform
@@ -101,29 +69,48 @@ def resize(detector: nn.Module, image: Tensor) -> Tensor:
 
 
 class ExportedGraph(nn.Module):
-    """What is exported: a resized image (3, H, W), RGB in 0 to 1, to the tensors of its detections."""
+    """What is exported: resized images, RGB in 0 to 1, to the tensors of what is found in them.
 
-    def __init__(self, detector: nn.Module) -> None:
+    `is_fixed`: every shape follows from the images', as if each had as many detections as one can have.
+    """
+
+    def __init__(self, detector: nn.Module, is_fixed: bool = False) -> None:
         super().__init__()
-        self.detector: Any = copy.deepcopy(detector).eval()
-        transform: Any = self.detector.transform
-        self.detector.transform = ResizedInput(
-            transform.min_size,
-            transform.max_size,
-            transform.image_mean,
-            transform.image_std,
-            transform.size_divisible,
-        )
-        replace_poolers(self.detector, GatheredRoIAlign)
+        model: Any = copy.deepcopy(detector).eval()
+        self.is_fixed = is_fixed
+        self.transform, self.backbone = Normalised(model.transform), model.backbone
+        self.has_regions = bool(regions(model))
+        if self.has_regions:
+            self.rpn, self.roi_heads = Proposals(model.rpn), RegionHeads(model.roi_heads, is_fixed)
+        else:
+            self.places = Places(model)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of `output_names`, N detections first."""
-        detections = self.detector([image])
-        found = detections[1][0] if isinstance(detections, tuple) else detections[0]
-        return tuple(found[name] for name in OUTPUTS.values() if name in found)
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """What an exported file computes.
+
+        Args:
+            images: (B, 3, H, W), each in its upper left corner.
+            sizes: the heights and widths of the images, (B, 2).
+
+        Returns:
+            `num_detections` (B,), then the tensors of OUTPUTS that the detector has: the detections of all images,
+            one image's after the other's, each image's best first. If it is fixed, each has its place for the
+            most that an image can have.
+        """
+        normalised = self.transform(images, sizes)
+        features = self.backbone(normalised)
+        if self.has_regions:
+            proposals = self.rpn(normalised, features, sizes)
+            frame = (int(images.shape[2]), int(images.shape[3]))
+            found, rows, more = self.roi_heads(features, proposals, sizes, frame)
+        else:
+            found, more = self.places(normalised, features, sizes), {}
+            rows = rows_of(found.boxes, None if self.is_fixed else found.scores >= 0)
+        labels, scores = (values.flatten()[rows.places] for values in (found.groups, found.scores))
+        return (found.scores >= 0).sum(dim=1), rows.boxes, labels, scores, *more.values()
 
 
-def describe_export(detector: nn.Module) -> Description:
+def describe_export(detector: nn.Module, frame: Size | None = None) -> Description:
     """What the file of this detector says."""
     settings, found = read_settings(detector), regions(detector)
     categories, category_ids = categories_of(detector)
@@ -137,54 +124,66 @@ def describe_export(detector: nn.Module) -> Description:
         categories=tuple(categories),
         category_ids=tuple(category_ids),
         keypoints=keypoints_of(detector),
+        frame=frame,
     )
 
 
 @torch.inference_mode()
-def export_onnx(detector: nn.Module, path: Path, example: Tensor) -> Description:
-    """Write an ONNX file of the detector for images of any size, one at a time; float32.
+def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | None = None) -> Description:
+    """Write an ONNX file of the detector, float32: for any number of images of any size, or for one image in a frame.
 
-    `example` is an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced with it.
+    Args:
+        detector: in evaluation mode.
+        path: of the file.
+        example: an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced with it.
+        frame: height and width of a file whose tensors have constant shapes: images are padded to it.
     """
-    description = describe_export(detector)
-    graph = ExportedGraph(detector)
-    resized = resize(detector, example)
-    outputs: list[str] = [*description.outputs]
-    with atomic_path(path) as temporary, _traceable_torchvision(), warnings.catch_warnings():
+    description = describe_export(detector, frame)
+    images, sizes = framed([resize(detector, example)], frame)
+    graph = ExportedGraph(detector, is_fixed=frame is not None)
+    outputs = graph(images, sizes)
+    names = ["num_detections", *description.outputs]
+    dynamic = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}, "num_detections": {0: "batch"}}
+    with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
         torch.onnx.export(
             graph,
-            (resized,),
+            (images, sizes),
             str(temporary),
-            input_names=["image"],
-            output_names=outputs,
-            dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in outputs}},
+            input_names=["images", "sizes"],
+            output_names=names,
+            dynamic_axes=None if frame else dynamic | {name: {0: "detections"} for name in description.outputs},
             opset_version=OPSET,
             dynamo=False,
         )
-        _add_metadata(temporary, description)
+        _complete(temporary, description, [tuple(x.shape) for x in outputs] if frame else [])
     return description
 
 
-@contextmanager
-def _traceable_torchvision() -> Iterator[None]:
-    """torchvision's functions that runtimes do not run as they should, replaced."""
+def framed(images: Sequence[Tensor], frame: Size | None = None) -> tuple[Tensor, Tensor]:
+    """What a graph takes: images (3, H, W) padded right and below to a frame, or to the largest of them, and their
+    heights and widths.
 
-    def keypointrcnn_inference(heatmaps: Tensor, _: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Heatmaps as they are: the loop that enlarges them one by one is far slower in a graph than outside."""
-        return [heatmaps], [heatmaps]
+    Raises ValueError where an image is larger than the frame.
+    """
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = frame or sizes.amax(dim=0).tolist()
+    for size in sizes.tolist():
+        if size[0] > height or size[1] > width:
+            raise ValueError(
+                f"an image is {size[0]} x {size[1]} when resized, this detector takes {height} x {width}"
+            )
+    padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    return torch.stack(padded), sizes
 
-    with (
-        patch.object(box_ops, "batched_nms", traced_batched_nms),
-        patch.object(roi_heads, "keypointrcnn_inference", keypointrcnn_inference),
-    ):
-        yield
 
-
-def _add_metadata(path: Path, description: Description) -> None:
+def _complete(path: Path, description: Description, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Add to a file what it says of itself, and the outputs' shapes where they are constant, which it lacks."""
     import onnx
 
     model = onnx.load(str(path))
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, description.to_json()
+    model.metadata_props.add(key=METADATA_KEY, value=description.to_json())
+    for output, shape in zip(model.graph.output, shapes, strict=False):
+        for dimension, length in zip(output.type.tensor_type.shape.dim, shape, strict=True):
+            dimension.dim_value = length
     onnx.save(model, str(path))

@@ -9,14 +9,14 @@ from norton_det.models.parts import REGION_KINDS
 Preset = Literal["performance", "mixed"]
 """Of nncf: all ranges lie around zero, or those of what a layer reads do not."""
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-_BODY, _DETECTOR = "/detector/backbone/body/", "/detector/"
+_BODY = "/backbone/body/"
 INT8_PARTS: dict[str, tuple[str, ...]] = {
-    "stem": (f"{_DETECTOR}transform/", f"{_BODY}conv1/"),
+    "stem": ("/transform/", f"{_BODY}conv1/"),
     **{f"stage {number}": (f"{_BODY}layer{number}/",) for number in range(1, 5)},
-    "neck": (f"{_DETECTOR}backbone/fpn/",),
-    "rpn": (f"{_DETECTOR}rpn/head/",),
-    "heads": (f"{_DETECTOR}head/",),
-    **{f"{kind} head": (f"{_DETECTOR}roi_heads/{kind}_",) for kind in REGION_KINDS},
+    "neck": ("/backbone/fpn/",),
+    "rpn": ("/rpn/head/",),
+    "heads": ("/places/head/",),
+    **{f"{kind} head": (f"/roi_heads/{kind}_",) for kind in REGION_KINDS},
 }
 """How the names of a part's nodes begin, as the ONNX file has them."""
 _COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.analysis.latency import median_seconds
-from norton_det.deploy.export import METADATA_KEY, Description, export_onnx, resize
+from norton_det.deploy.batched import Size
+from norton_det.deploy.export import METADATA_KEY, Description, export_onnx, framed, resize
 from norton_det.deploy.forms import CPShape, Shape, build_layer
 from norton_det.deploy.int8 import PLAIN, Int8Recipe, restore_parts
 from norton_det.deploy.runtimes import compile_openvino, openvino_core
 from norton_det.layers.cp_conv import Form
 from norton_det.models.parts import regions
 
-NOT_QUANTIZED = [".*roi_pool.*", ".*anchor_generator.*", r".*/(detector|rpn|roi_heads)/[^/]+$"]
+NOT_QUANTIZED = [".*roi_pool.*", ".*anchor_generator.*", r"/((transform|rpn|roi_heads|places)/)?[^/]+$"]
 """Names of nodes that pool regions, lay anchors and make boxes of what the heads give: indices and coordinates."""
 
 
-def to_openvino(detector: nn.Module, example: Tensor) -> Any:
-    """The detector as an OpenVINO model for images of any size; `example` as for `export_onnx`."""
+def to_openvino(detector: nn.Module, example: Tensor, frame: Size | None = None) -> Any:
+    """The detector as an OpenVINO model; arguments as for `export_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        return convert_onnx(path, export_onnx(detector, path, example))
+        return convert_onnx(path, export_onnx(detector, path, example, frame))
 
 
 def convert_onnx(path: Path, description: Description) -> Any:
@@ -65,6 +66,8 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
     except ImportError:
         raise ValueError("nncf is not installed: pip install norton_det[deploy]") from None
     nncf.set_log_level(logging.ERROR)
+    description = model.get_rt_info([METADATA_KEY]).astype(str)
+    frame = Description.from_json(description, "the model to quantise").frame
     usable: Sequence[int] = range(len(images))
     if len(regions(detector)) > 1:
         detect = compile_openvino(model, "float32", "the model to quantise")
@@ -72,13 +75,13 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
         if not usable:
             raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
     with torch.inference_mode():
-        resized = [resize(detector, images[number].cpu()).numpy() for number in usable]
-    description = model.get_rt_info([METADATA_KEY]).astype(str)
+        taken = [framed([resize(detector, images[number].cpu())], frame) for number in usable]
+        inputs = [{"images": image.numpy(), "sizes": size.numpy()} for image, size in taken]
     quantized = nncf.quantize(
         model,
-        nncf.Dataset(resized),
+        nncf.Dataset(inputs),
         preset=nncf.QuantizationPreset(recipe.preset),
-        subset_size=len(resized),
+        subset_size=len(inputs),
         ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTIZED, validate=False),
     )
     restore_parts(quantized, model, recipe.in_float)

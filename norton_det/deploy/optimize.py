@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from norton_det.deploy.batched import Size
 from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
-from norton_det.deploy.roi_align import BagRoIAlign, replace_poolers
+from norton_det.deploy.roi_align import pool_by_bags
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.device import device_of
@@ -132,7 +133,7 @@ def _torch(detector: nn.Module, images: Sequence[Tensor], precision: Precision) 
     if device.type == "cuda":
         replay_networks(prepared)
     else:
-        replace_poolers(prepared, BagRoIAlign)
+        pool_by_bags(prepared)
     return TorchDetector(prepared)
 
 
@@ -141,12 +142,17 @@ def _openvino(detector: nn.Module, images: Sequence[Tensor], precision: Precisio
 
 
 def openvino_model(
-    detector: nn.Module, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
+    detector: nn.Module,
+    images: Sequence[Tensor],
+    precision: Precision,
+    recipe: Int8Recipe = PLAIN,
+    frame: Size | None = None,
 ) -> Any:
-    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so."""
+    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so.
+    `frame` as for `export_onnx`."""
     first = images[0].cpu()
     prepared = prepare(detector, first, openvino_timer)
-    model = to_openvino(prepared, first)
+    model = to_openvino(prepared, first, frame)
     return quantize(model, prepared, images, recipe) if precision == "int8" else model
 
 
@@ -157,6 +163,6 @@ def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) ->
         return load_exported(path)
 
 
-def write_onnx(detector: nn.Module, image: Tensor, path: Path) -> None:
-    """An ONNX file of the detector, fast at the size of the image."""
-    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image)
+def write_onnx(detector: nn.Module, image: Tensor, path: Path, frame: Size | None = None) -> None:
+    """An ONNX file of the detector, fast at the size of the image; `frame` as for `export_onnx`."""
+    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image, frame)

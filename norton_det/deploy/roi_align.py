@@ -20,7 +20,7 @@ class Level(NamedTuple):
 
 
 class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
-    """What both forms share: torchvision's pooler with its settings, and which region belongs to which level."""
+    """What all forms share: torchvision's pooler with its settings, and which region belongs to which level."""
 
     def __init__(self, pooler: MultiScaleRoIAlign) -> None:
         super().__init__(
@@ -32,30 +32,76 @@ class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
         )
         self.scales, self.map_levels = pooler.scales, pooler.map_levels
 
-    def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
-        """The levels with the regions that torchvision pools there; a pooler's first call decides its scales."""
+    def assigned(
+        self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> tuple[list[Tensor], list[float], Tensor]:
+        """The maps, their scales, and the number of the one on which torchvision pools each region; a pooler's first
+        call decides its scales."""
         maps = _filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
-        level_of = self.map_levels(boxes)
+        return maps, self.scales, self.map_levels(boxes)
+
+    def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
+        """The levels with the regions that torchvision pools there."""
+        maps, scales, level_of = self.assigned(x, boxes, sizes)
         members = [torch.where(level_of == level)[0] for level in range(len(maps))]
-        return [Level(*level) for level in zip(maps, self.scales, members, strict=True)]
+        return [Level(*level) for level in zip(maps, scales, members, strict=True)]
 
 
 class GatheredRoIAlign(_ByLevel):
-    """For a traced graph of one image: what the levels give is put in order by one gather.
+    """For a graph of any number of regions: what the levels give is put in order by one gather.
 
     torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
     """
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Pooled features (N, C, h, w) of the boxes (N, 4) of the image."""
-        levels = self.levels(x, boxes, image_shapes)
+    def forward(self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]) -> Tensor:
+        """Pooled features (N, C, h, w) of boxes (N, 4), each in the image of that number (N,); `frame` is the height
+        and width of the largest image."""
+        levels = self.levels(x, [boxes], [frame])
+        regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         pooled = [
-            roi_align(level.map, [boxes[0][level.members]], self.output_size, level.scale, self.sampling_ratio)
+            roi_align(level.map, regions[level.members], self.output_size, level.scale, self.sampling_ratio)
             for level in levels
         ]
         return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
+
+
+class PackedRoIAlign(_ByLevel):
+    """For a graph of constant shapes: the levels lie one below the other in one map, which is pooled once.
+
+    Each is as wide as the widest and has GUARD more rows and columns, like its last ones: what torchvision clamps to
+    a level's edge is read there.
+    """
+
+    GUARD = 2
+
+    def forward(self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]) -> Tensor:
+        """As of `GatheredRoIAlign`; no box reaches beyond its image."""
+        maps, scales, level_of = self.assigned(x, [boxes], [frame])
+        guarded = [F.pad(level, (0, self.GUARD, 0, self.GUARD), mode="replicate") for level in maps]
+        width = max(level.shape[3] for level in guarded)
+        packed = torch.cat([F.pad(level, (0, width - level.shape[3])) for level in guarded], dim=2)
+        sides = torch.tensor([[level.shape[2], level.shape[3]] for level in maps])[level_of]
+        starts = torch.tensor([0, *(level.shape[2] for level in guarded[:-1])]).cumsum(0)[level_of]
+        boxes = boxes * torch.tensor(scales)[level_of][:, None]
+        down = torch.stack([torch.zeros_like(starts), starts], dim=1).repeat(1, 2).to(boxes)
+        regions = torch.cat([images[:, None].to(boxes), boxes + down], dim=1)
+        pooled = roi_align(packed, regions, self.output_size, 1.0, self.sampling_ratio)
+        rows = self._inside(boxes[:, 1], boxes[:, 3], sides[:, 0], self.output_size[0])
+        columns = self._inside(boxes[:, 0], boxes[:, 2], sides[:, 1], self.output_size[1])
+        inside: Tensor = pooled * (rows[:, :, None] * columns[:, None])[:, None]
+        return inside
+
+    def _inside(self, start: Tensor, end: Tensor, length: Tensor, bins: int) -> Tensor:
+        """Along one side: the share of each bin's samples that lie on the level, (N, bins).
+
+        Others count nothing, for torchvision makes regions at least 1 long, also at a level's end.
+        """
+        samples = max(self.sampling_ratio, 1)
+        places = _samples(start, end, bins * samples)
+        inside: Tensor = (places <= length[:, None]).to(start).unflatten(1, (bins, samples))
+        return inside.mean(dim=2)
 
 
 class BagRoIAlign(_ByLevel):
@@ -99,11 +145,11 @@ class BagRoIAlign(_ByLevel):
         return bags.view(len(boxes), height, width, channels)
 
 
-def replace_poolers(detector: nn.Module, form: type[GatheredRoIAlign] | type[BagRoIAlign]) -> None:
-    """Let a detector's heads pool in another form, in place; one of one stage has none."""
+def pool_by_bags(detector: nn.Module) -> None:
+    """Let a detector's heads pool by `BagRoIAlign`, in place; one of one stage has none."""
     heads: Any = getattr(detector, "roi_heads", None)
     for kind, region in regions(detector).items():
-        setattr(heads, f"{kind}_roi_pool", form(region.pooler))
+        setattr(heads, f"{kind}_roi_pool", BagRoIAlign(region.pooler))
 
 
 def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
@@ -111,8 +157,7 @@ def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int)
 
     As in torchvision without `aligned`: a side is at least 1 long, a sample beyond -1 or the length counts nothing.
     """
-    step = (end - start).clamp_min(1)[:, None] / (bins * samples)
-    places = start[:, None] + step * (torch.arange(bins * samples) + 0.5)
+    places = _samples(start, end, bins * samples)
     outside = (places < -1) | (places > length)
     places = places.clamp(0, length - 1)
     low = places.floor()
@@ -120,3 +165,9 @@ def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int)
     weights = torch.stack([1 - share, share], dim=-1).masked_fill(outside[..., None], 0) / samples
     positions = torch.stack([low, (low + 1).clamp_max(length - 1)], dim=-1).long()
     return positions.view(len(start), bins, 2 * samples), weights.view(len(start), bins, 2 * samples)
+
+
+def _samples(start: Tensor, end: Tensor, count: int) -> Tensor:
+    """The places of so many samples of each region along one side, (n, count)."""
+    step = (end - start).clamp_min(1)[:, None] / count
+    return start[:, None] + step * (torch.arange(count) + 0.5)

@@ -12,11 +12,13 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from norton_det.deploy.export import METADATA_KEY, OUTPUTS, Description
+from norton_det.deploy.export import METADATA_KEY, OUTPUTS, Description, framed
 
 EXPORTED = (".onnx", ".xml")
 """How the names of exported files end."""
-Session = Callable[[np.ndarray[Any, Any]], Sequence[np.ndarray[Any, Any]]]
+Array = np.ndarray[Any, Any]
+Session = Callable[[Array, Array], Sequence[Array]]
+"""From images and their sizes to the outputs of an `ExportedGraph`."""
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 
 
@@ -32,10 +34,11 @@ class ExportedDetector:
         category_ids: the dataset's ids in the same order.
         keypoints: what it finds of each object; None: it finds none.
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
+        session: the file's graph.
     """
 
     def __init__(self, session: Session, description: Description) -> None:
-        self._session = session
+        self.session = session
         self._description = description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
@@ -56,25 +59,47 @@ class ExportedDetector:
     def at_size(self, min_size: int, max_size: int, fixed_size: tuple[int, int] | None = None) -> "ExportedDetector":
         """The same file for images that are resized otherwise, arguments as torchvision's transform takes them."""
         description = replace(self._description, min_size=min_size, max_size=max_size, fixed_size=fixed_size)
-        return ExportedDetector(self._session, description)
+        return ExportedDetector(self.session, description)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections of each image, one at a time."""
-        return [self._detect(image) for image in images]
+        """Detections of each image, all in one batch, or one at a time where the file has a frame.
 
-    def _detect(self, image: Tensor) -> dict[str, Tensor]:
-        resized, _ = self._transform.resize(image.cpu(), None)
-        arrays = self._session(resized.contiguous().numpy())
-        found: dict[str, Tensor] = {
-            name: torch.from_numpy(np.array(array)) for name, array in zip(self._names, arrays, strict=True)
-        }
-        if "heatmaps" in found:
-            keypoints = heatmaps_to_keypoints(found.pop("heatmaps"), found["boxes"])
-            found["keypoints"], found["keypoints_scores"] = keypoints
-        sizes = [(int(side[1]), int(side[2])) for side in (resized.shape, image.shape)]
-        detections: dict[str, Tensor] = self._transform.postprocess([found], sizes[:1], sizes[1:])[0]
-        return detections
+        Raises ValueError where an image is larger than the frame when it is resized.
+        """
+        size = 1 if self._description.frame else max(len(images), 1)
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        return [found for batch in batches for found in self._detect(batch)]
+
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        inputs = self.inputs(images)
+        return self.detections(self.session(*inputs), inputs[1], images)
+
+    def inputs(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
+        """What the session takes for a batch: images (B, 3, H, W), resized and padded, and their heights and widths
+        before they were padded (B, 2)."""
+        resized = [self._transform.resize(image.cpu(), None)[0] for image in images]
+        batch, sizes = framed(resized, self._description.frame)
+        return batch.contiguous().numpy(), sizes.numpy()
+
+    def detections(self, outputs: Sequence[Array], sizes: Array, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The detections of each image from what the session gives for a batch."""
+        counts, *arrays = outputs
+        ends = np.cumsum(counts)
+        split = [np.split(array, ends)[: len(images)] for array in arrays]
+        found: list[dict[str, Tensor]] = [
+            {name: torch.from_numpy(np.array(rows)) for name, rows in zip(self._names, of_image, strict=True)}
+            for of_image in zip(*split, strict=True)
+        ]
+        for of_image in found:
+            if "heatmaps" in of_image:
+                keypoints = heatmaps_to_keypoints(of_image.pop("heatmaps"), of_image["boxes"])
+                of_image["keypoints"], of_image["keypoints_scores"] = keypoints
+        resized = [(int(height), int(width)) for height, width in sizes]
+        scaled: list[dict[str, Tensor]] = self._transform.postprocess(
+            found, resized, [(image.shape[1], image.shape[2]) for image in images]
+        )
+        return scaled
 
 
 def load_exported(path: str | Path, precision: Precision = "float32") -> ExportedDetector:
@@ -105,12 +130,12 @@ def _load_onnx(path: Path) -> ExportedDetector:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
     description = Description.from_json(text, str(path))
     _check_graph(str(path), description, [len(i.shape) for i in session.get_inputs()], len(session.get_outputs()))
-    return ExportedDetector(lambda image: session.run(None, {"image": image}), description)
+    return ExportedDetector(lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), description)
 
 
 def _check_graph(source: str, description: Description, ranks: Sequence[int], outputs: int) -> None:
     """Raises ValueError where a graph, its inputs of these ranks, is not what its file says of it."""
-    if list(ranks) != [3] or outputs != len(description.outputs):
+    if list(ranks) != [4, 2] or outputs != 1 + len(description.outputs):
         raise ValueError(f"{source}: its graph is not that of the detector that it describes")
 
 
@@ -130,17 +155,20 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
     _check_graph(source, description, [len(i.partial_shape) for i in model.inputs], len(model.outputs))
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    compiled = openvino_core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    )
+    compiled = openvino_core().compile_model(model, "CPU", compile_options(precision))
     outputs = list(compiled.outputs)
 
-    def run(image: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        results = compiled({"image": image})
+    def run(images: Array, sizes: Array) -> list[Array]:
+        results = compiled({"images": images, "sizes": sizes})
         return [results[output] for output in outputs]
 
     return ExportedDetector(run, description)
+
+
+def compile_options(precision: Precision) -> dict[str, str]:
+    """How OpenVINO runs a model."""
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
 
 
 @cache

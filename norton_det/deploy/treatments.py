@@ -25,6 +25,7 @@ OPTIMISED: dict[str, tuple[Runtime, Precision]] = {
 }
 """What `optimize` is asked for, by the treatment's name."""
 TREATMENTS = (SHIPPED, *OPTIMISED)
+FLOAT32 = (SHIPPED, *(name for name, (_, precision) in OPTIMISED.items() if precision == "float32"))
 _SPREAD = 0.01
 """What random weights of scores are multiplied by, so that they rank candidates but decide nothing."""
 

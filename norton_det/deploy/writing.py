@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from norton_det.deploy.batched import Size
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import save_openvino
 from norton_det.deploy.optimize import openvino_model, write_onnx
@@ -15,6 +17,7 @@ from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import Precision, load_exported
 from norton_det.models.device import device_of
 from norton_det.models.modes import evaluating
+from norton_det.replacing import replaced
 
 FilePrecision = Literal["float32", "int8"]
 CHECKED = 8
@@ -22,7 +25,11 @@ CHECKED = 8
 
 
 def export_file(
-    detector: nn.Module, path: str | Path, images: Sequence[Tensor], precision: FilePrecision = "float32"
+    detector: nn.Module,
+    path: str | Path,
+    images: Sequence[Tensor],
+    precision: FilePrecision = "float32",
+    frame: Size | None = None,
 ) -> Parity:
     """Write a detector to an .onnx file, or to an .xml file of OpenVINO with its .bin, and compare it with torch.
 
@@ -30,12 +37,17 @@ def export_file(
     first CHECKED; int8, which only OpenVINO runs, takes the ranges of its numbers from all of them. Folders are made
     where they are missing.
 
+    A file with a `frame`, a height and a width, has tensors of constant shapes: it takes one image that is padded to
+    the frame when it is resized, and gives as many detections as an image can have and how many there are. It is
+    compared with torch on images that are padded alike.
+
     Returns:
         how far the file's detections lie from torch's.
 
     Raises:
-        ValueError: no image, another ending or precision, a runtime that is not installed, a detector that is not
-            supported, or, in float32, detections that are not torch's: then nothing is written.
+        ValueError: no image, one larger than the frame, another ending or precision, a runtime that is not installed,
+            a detector that is not supported, or, in float32, detections that are not torch's: then nothing is
+            written.
     """
     path = Path(path)
     check_target(path, precision)
@@ -45,8 +57,8 @@ def export_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        write_model(detector, temporary, pictures, precision)
-        compared = _compare(detector, temporary, pictures[:CHECKED])
+        write_model(detector, temporary, pictures, precision, frame=frame)
+        compared = _compare(detector, temporary, pictures[:CHECKED], frame)
         if precision == "float32" and not compared.is_equal:
             raise ValueError(f"{path.name} is not written, its detections differ from torch's: {compared}")
         for file in reversed(files_of(temporary)):
@@ -55,13 +67,18 @@ def export_file(
 
 
 def write_model(
-    detector: nn.Module, path: Path, images: Sequence[Tensor], precision: Precision, recipe: Int8Recipe = PLAIN
+    detector: nn.Module,
+    path: Path,
+    images: Sequence[Tensor],
+    precision: Precision,
+    recipe: Int8Recipe = PLAIN,
+    frame: Size | None = None,
 ) -> None:
     """Write a detector to an .onnx or .xml file that nobody has compared yet; images as for `export_file`."""
     if path.suffix == ".onnx":
-        write_onnx(detector, images[0], path)
+        write_onnx(detector, images[0], path, frame)
     else:
-        save_openvino(openvino_model(detector, images, precision, recipe), path)
+        save_openvino(openvino_model(detector, images, precision, recipe, frame), path)
 
 
 def check_target(path: Path, precision: str) -> None:
@@ -76,8 +93,23 @@ def files_of(path: Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def _compare(detector: Any, path: Path, images: list[Tensor]) -> Parity:
+def _compare(detector: Any, path: Path, images: list[Tensor], frame: Size | None) -> Parity:
     device = device_of(detector)
     with evaluating(detector):
-        expected = [detector([image.to(device)])[0] for image in images]
-    return parity(load_exported(path)(images), [{k: v.cpu() for k, v in found.items()} for found in expected])
+        detector([images[0].to(device)])  # which decides the scales of its levels, by an image without a frame
+        with _padded_to(frame, detector.transform) if frame else nullcontext():
+            expected = [detector([image.to(device)])[0] for image in images]
+    exported = load_exported(path)
+    found = [exported([image])[0] for image in images]
+    return parity(found, [{name: value.cpu() for name, value in of_image.items()} for of_image in expected])
+
+
+def _padded_to(frame: Size, transform: Any) -> Any:
+    """While it lasts torchvision's transform pads images as beside another one of that size."""
+    batch = transform.batch_images
+
+    def batch_images(images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        beside: Tensor = batch([*images, images[0].new_zeros(3, *frame)], size_divisible)
+        return beside[:-1]
+
+    return replaced(transform, "batch_images", batch_images)

@@ -16,6 +16,7 @@ from norton_det.models.settings import write_settings
 TWO_STAGES = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "faster_rcnn_v2", "mask_rcnn_v2")
 ONE_STAGE = ("retinanet", "retinanet_v2", "fcos")
 CANDIDATES = 30
+BODY = ("stem", "stage 1", "stage 2", "stage 3", "stage 4")
 
 
 def few_candidates(kind):
@@ -39,7 +40,7 @@ def test_the_parts_add_up_and_none_is_left_out(kind, images):
     detector = few_candidates(kind)
     parts = seconds_by_part(detector, images, runs=1)
     behind = {"heads"} if kind in ONE_STAGE else {"rpn head", "proposals", "roi align", "heads"}
-    assert set(parts) == {"resize", "body", "neck", *behind, "post-processing", "rest"}
+    assert set(parts) == {"resize", *BODY, "neck", *behind, "post-processing", "rest"}
     assert min(parts.values()) > 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
 
@@ -59,11 +60,12 @@ def with_clock(monkeypatch, clock):
 
 
 def test_what_stands_inside_another_part_is_taken_out_of_it(images, monkeypatch):
-    clock = {"whole": 100, "resize": 5, "body": 20, "neck": 10, "rpn head": 4, "rpn": 14}
+    clock = {"whole": 100, "resize": 5, "body": 20, "stage 2": 8, "neck": 10, "rpn head": 4, "rpn": 14}
     watched = with_clock(monkeypatch, clock | {"roi heads": 40, "roi align": 6, "heads": 9})
     detector = few_candidates("mask_rcnn")
     parts = seconds_by_part(detector, images, runs=1)
-    assert (parts["proposals"], parts["post-processing"], parts["rest"]) == (10, 25, 11)
+    assert (parts["stem"], parts["stage 2"], parts["proposals"]) == (12, 8, 10)
+    assert (parts["post-processing"], parts["rest"]) == (25, 11)
     assert sum(parts.values()) == 100
     heads = detector.roi_heads
     assert set(watched["heads"]) == {heads.box_head, heads.box_predictor, heads.mask_head, heads.mask_predictor}

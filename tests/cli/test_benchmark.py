@@ -61,6 +61,7 @@ def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, mon
     monkeypatch.setattr(benchmark, "measure", measured)
     monkeypatch.setattr(benchmark, "profile", lambda *_: {})
     monkeypatch.setattr(benchmark, "format_profiles", str)
+    monkeypatch.setattr(benchmark, "time_by_part", lambda *_: {"resize": 1.0, "rest": 2.0})
     words = ["benchmark", "--config", "quickstart.yaml", "model.plan=none", *TINY, "--treatments", "torch"]
     assert main([*words, "--batch", "3", "--runs", "1", "--detections", "4", "--input-size", "64", "96"]) == 0
     [(models, images)] = calls
@@ -83,6 +84,9 @@ def test_detectors_of_any_kind_are_measured(kind, quick, tmp_path, monkeypatch, 
     assert set(models["dense"]["regions"]) == regions
     told = capsys.readouterr().out
     assert ("regions:" in told) == bool(regions)
+    shipped = models["small"]["treatments"][SHIPPED]
+    assert set(shipped["share_of_arithmetic"]) < set(shipped["seconds_by_part"])
+    assert "ms by part" in told and f"{SHIPPED}, small" in told
     assert f"body, neck and {'RPN' if regions else 'heads'} reach" in told
 
 
@@ -91,7 +95,13 @@ def test_detectors_of_any_kind_are_measured(kind, quick, tmp_path, monkeypatch, 
 )
 def test_the_share_of_the_peak_is_that_of_what_looks_at_the_whole_image(kind, every_level, monkeypatch):
     detector = tiny_detector(kind, "resnet18", channels=64)
-    seconds = {"body": 1.0, "neck": 2.0, "rpn head" if kind == "faster_rcnn" else "heads": 1.0, "rest": 9.0}
+    seconds = {
+        "stem": 0.25,
+        "stage 1": 0.75,
+        "neck": 2.0,
+        "rpn head" if kind == "faster_rcnn" else "heads": 1.0,
+        "rest": 9.0,
+    }
     monkeypatch.setattr("norton_det.deploy.benchmark.seconds_by_part", lambda *_: seconds)
     monkeypatch.setattr(
         "norton_det.deploy.benchmark.treated", lambda model, *_: type("Fast", (), {"detector": model})

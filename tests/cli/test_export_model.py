@@ -71,9 +71,18 @@ def test_evaluation_takes_the_file_as_any_other(tmp_path, monkeypatch, capsys):
     assert "detector.onnx gives boxes, labels, scores, expected masks too" in capsys.readouterr().err
 
 
+def test_a_file_may_have_constant_shapes(weights, tmp_path):
+    output = tmp_path / "model.xml"
+    words = ["export-model", "--weights", str(weights), "--output", str(output), "--fixed-size"]
+    assert main([*words, "128x160"]) == 0
+    exported = norton_det.load_detector(output)
+    assert [len(found["boxes"]) for found in exported([torch.rand(3, 70, 90), torch.rand(3, 60, 90)])] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--output", "model.onnx", "--fixed-size", "64x64"], "when resized, this detector takes 64 x 64"),
         (["--output", "model.pt"], "float32 goes to an .onnx or .xml file"),
         (["--output", "model.onnx", "--precision", "int8"], "int8 to an .xml file"),
         (["--output", "model.onnx", "--images", "nowhere"], "neither a folder nor one of"),

@@ -38,7 +38,7 @@ def test_int8_quantises_the_convolutions_and_no_coordinates(kind, tmp_path):
     for operation in (found for found in model.get_ops() if found.get_type_name() == "FakeQuantize"):
         readers = [place.get_node() for place in operation.output(0).get_target_inputs()]
         names = [node.get_friendly_name() for node in readers if node.get_type_name() != "ShapeOf"]
-        assert not [name for name in names if "roi_pool" in name or name.count("/") == 2]
+        assert not [name for name in names if "roi_pool" in name or name.count("/") < 3]
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
@@ -71,14 +71,15 @@ def test_int8_takes_no_ranges_from_images_with_nothing_in_them(monkeypatch):
     full, empty = require_little(detector, pictures())
     model = to_openvino(detector, full)
     quantize(model, detector, [empty, full])
-    assert [image.tolist() for image in taken] == [resize(detector, full).tolist()]
+    assert [given["images"].tolist() for given in taken] == [[resize(detector, full).tolist()]]
     with pytest.raises(ValueError, match="on these it finds nothing"):
         quantize(model, detector, [empty])
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "f32")])
 def test_openvino_may_run_in_bfloat16_where_that_is_asked_for(precision, hint, monkeypatch):
-    core, model = MagicMock(), MagicMock(inputs=[MagicMock(partial_shape=(3, 96, 160))], outputs=["boxes"])
+    core, model = MagicMock(), MagicMock(outputs=["num_detections", "boxes"])
+    model.inputs = [MagicMock(partial_shape=shape) for shape in ((1, 3, 96, 160), (1, 2))]
     description = Description(96, 160, None, ("boxes",), ("a",), (0,))
     model.get_rt_info.return_value.astype.return_value = description.to_json()
     monkeypatch.setattr(runtimes, "openvino_core", lambda: core)

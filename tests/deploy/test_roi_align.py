@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from norton_det.deploy.roi_align import BagRoIAlign, GatheredRoIAlign
+from norton_det.deploy.roi_align import BagRoIAlign, GatheredRoIAlign, PackedRoIAlign
 
 
 def boxes(count, seed):
@@ -38,13 +38,28 @@ POOLERS = {
 }
 
 
-@pytest.mark.parametrize(("form", "images"), [(GatheredRoIAlign, 1), (BagRoIAlign, 1), (BagRoIAlign, 3)])
+@pytest.mark.parametrize("form", [GatheredRoIAlign, PackedRoIAlign, BagRoIAlign])
+@pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kind", POOLERS)
 def test_it_pools_what_torchvision_does(form, images, kind):
     regions = [boxes(200 - 50 * seed, seed) for seed in range(images)]
-    arguments = maps(images), regions, [(1000, 2040)] * images
-    found, expected = form(POOLERS[kind]())(*arguments), POOLERS[kind]()(*arguments)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    if form is PackedRoIAlign:  # which takes none beyond the border
+        regions = [clip_boxes_to_image(of_image, (1000, 2040)) for of_image in regions]
+    expected = POOLERS[kind]()(maps(images), regions, [(1000, 2040)] * images)
+    if form is BagRoIAlign:
+        found = form(POOLERS[kind]())(maps(images), regions, [(1000, 2040)] * images)
+    else:
+        numbers = torch.repeat_interleave(torch.tensor([len(of_image) for of_image in regions]))
+        found = form(POOLERS[kind]())(maps(images), torch.cat(regions), numbers, (1000, 2040))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_regions_thinner_than_a_position_at_a_levels_end_are_pooled_alike():
+    ends = torch.rand(50, 1) * torch.tensor([[3.0, 3.0]])
+    thin = torch.cat([torch.tensor([2048.0, 1024.0]) - ends, torch.tensor([[2048.0, 1024.0]]).expand(50, 2)], dim=1)
+    expected = pooler()(maps(1), [thin], [(1024, 2048)])
+    found = PackedRoIAlign(pooler())(maps(1), thin, torch.zeros(50, dtype=torch.long), (1024, 2048))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
 def test_scales_that_a_pooler_has_chosen_stay():

@@ -53,7 +53,7 @@ def run_by(runtime, path, description):
 @pytest.mark.parametrize("runtime", EXPORTING)
 def test_an_exported_detector_finds_the_same_at_any_size(runtime, kind, plan, exported):
     detector, path, description = exported(kind, plan)
-    found, expected = run_by(runtime, path, description)(pictures()), detect(detector, pictures())
+    found, expected = (detect(run, pictures()) for run in (run_by(runtime, path, description), detector))
     assert_same_detections(found, expected)
     assert parity(found, expected).is_equal
 
@@ -74,7 +74,7 @@ def test_a_body_of_grouped_convolutions_finds_the_same(exported):
     expected = detect(detector, pictures())
     assert_same_detections(detect(optimize(detector, pictures()[:1], "torch"), pictures()), expected)
     for runtime in EXPORTING:
-        assert_same_detections(run_by(runtime, path, description)(pictures()), expected)
+        assert_same_detections(detect(run_by(runtime, path, description), pictures()), expected)
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet", "fcos"])
@@ -111,12 +111,16 @@ def test_a_detectors_own_settings_are_kept(tmp_path):
         assert_same_detections(detect(fast, pictures()), expected)
 
 
-def test_a_batch_is_detected_image_by_image(exported):
-    pytest.importorskip("onnxruntime")
-    _, path, _ = exported("faster_rcnn")
-    fast = load_exported(path)
-    for together, alone in zip(fast(pictures()), detect(fast, pictures()), strict=True):
-        assert all(torch.equal(together[name], alone[name]) for name in alone)
+@pytest.mark.parametrize("kind", ["mask_rcnn", "keypoint_rcnn", "fcos"])
+@pytest.mark.parametrize("runtime", EXPORTING)
+def test_a_batch_is_detected_as_torchvision_does(runtime, kind, exported):
+    detector, path, description = exported(kind)
+    run = run_by(runtime, path, description)
+    with torch.no_grad():
+        assert_same_detections(run(pictures()), detector(pictures()))
+    alike = [pictures()[0], pictures()[0].flip(2)]
+    assert_same_detections(run(alike), detect(run, alike))
+    assert run([]) == []
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet_v2"])

@@ -24,7 +24,7 @@ def test_what_is_written_is_the_detector(name, detector, tmp_path):
     assert detector.training
     assert compared.is_equal and compared.expected == compared.found == 12 * len(pictures())
     exported = norton_det.load_detector(path)
-    assert_same_detections(exported(pictures()), detect(detector.eval(), pictures()))
+    assert_same_detections(detect(exported, pictures()), detect(detector.eval(), pictures()))
     assert (exported.categories, exported.category_ids) == CATEGORIES
     assert {file.suffix for file in path.parent.iterdir()} == ({".xml", ".bin"} if name[-1] == "l" else {".onnx"})
 
@@ -34,9 +34,9 @@ def test_a_file_that_differs_from_torch_is_not_written(detector, tmp_path, monke
     path.write_bytes(b"what was there")
     real = export.ExportedGraph.forward
 
-    def shifted(self, image):
-        boxes, *others = real(self, image)
-        return (boxes + 1, *others)
+    def shifted(self, images, sizes):
+        counts, boxes, *others = real(self, images, sizes)
+        return (counts, boxes + 1, *others)
 
     monkeypatch.setattr(export.ExportedGraph, "forward", shifted)
     with pytest.raises(ValueError, match=r"model\.onnx is not written, its detections differ from torch's"):

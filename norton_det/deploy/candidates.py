@@ -1,0 +1,72 @@
+"""What torchvision's detectors do with candidates, for all images of a batch at once.
+
+Every shape follows from the size of the images alone: what torchvision leaves out keeps its place, with a score below
+0. So a graph of it can have constant shapes, or any number of images.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import _topk_min
+
+from norton_det.deploy.nms import move_aside, suppress
+
+
+class Candidates(NamedTuple):
+    """Boxes (B, N, 4) xyxy in pixels, their scores (B, N), below 0 where there is none, and the numbers of their
+    groups (B, N), which are labels or levels of a pyramid."""
+
+    boxes: Tensor
+    scores: Tensor
+    groups: Tensor
+
+
+def top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The highest scores of each image (B, N), the best first, and their places, both (B, k): `most`, or all."""
+    values, places = scores.topk(_topk_min(scores, most, 1), dim=1)
+    return values, places
+
+
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """From values (B, N, ..) those at each image's places (B, k): (B, k, ..)."""
+    images, count = values.shape[:2]
+    first = torch.arange(images, device=values.device)[:, None] * count
+    return by_image(values.flatten(0, 1)[(first + places).flatten()], places)
+
+
+def by_image(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows (B * N, ..) of all images as (B, N, ..), with B and N those of `like`."""
+    return rows.reshape(*like.shape[:2], *rows.shape[1:])
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (B, .., 4) cut to their images, whose heights and widths are (B, 2)."""
+    limits = sizes.flip(1).repeat(1, 2).to(boxes)  # width, height, width, height
+    return torch.minimum(boxes.clamp_min(0), limits.view(-1, *[1] * (boxes.dim() - 2), 4))
+
+
+def has_sides(boxes: Tensor, least: float) -> Tensor:
+    """Whether both sides of boxes (.., 4) are at least so long."""
+    return ((boxes[..., 2:] - boxes[..., :2]) >= least).all(dim=-1)
+
+
+def without_overlaps(found: Candidates, groups: int, iou_threshold: float, most: int) -> Candidates:
+    """The best of each image, at most `most`, after NMS within each of so many groups; the best first."""
+    moved = move_aside(found.boxes, found.groups, found.scores >= 0)
+    is_own = found.groups[:, None] == torch.arange(groups, device=moved.device)[:, None]
+    kept = suppress(moved, torch.where(is_own, found.scores[:, None], -1.0), iou_threshold, most)
+    scores, places = top(kept.amax(dim=1), most)
+    return Candidates(take(found.boxes, places), scores, take(found.groups, places))
+
+
+def without_overlaps_by_class(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Candidates:
+    """The same of boxes (B, C, N, 4) that each class has of its own, with scores (B, C, N); groups are
+    labels, the first class having 1.
+    """
+    images, classes, count = scores.shape
+    labels = torch.arange(1, classes + 1, device=scores.device)[:, None].expand(classes, count).flatten()[None]
+    moved = move_aside(boxes.flatten(1, 2), labels, scores.flatten(1) >= 0)
+    kept = suppress(moved.reshape(-1, count, 4), scores.reshape(-1, 1, count), iou_threshold, most)
+    best, places = top(kept.reshape(images, -1), most)
+    return Candidates(take(boxes.flatten(1, 2), places), best, places // count + 1)
