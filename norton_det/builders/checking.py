@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def check_data(config: Config, pixels: bool = True) -> dict[str, Health]:
         with _listening(found["test"]):
             build_evaluator(config, resolve_dataset(config, "test"), known["train"])
     if len(paths) == 2 and (both := paths["train"] & paths["test"]):
-        found["test"].notes.append(f"{len(both)} of its images are trained on, as {min(both)}")
+        found["test"].notes.append(f"test images that are trained on too: {len(both)}, as {min(both)}")
     return found
 
 
@@ -108,9 +108,11 @@ def _check(
     health.problems += content.problems
     _count(content, categories, health)
     tell_of_crowded_images(content, files.annotations, most_detections(task, config.test.detections))
-    if content.problems:
-        return set()
-    dataset = build_training_dataset(config, files, categories) if training else build_test_dataset(config, files)
+    rest = replace(content, problems=[])
+    if training:
+        dataset = build_training_dataset(config, files, categories, rest)
+    else:
+        dataset = build_test_dataset(config, files, rest)
     health.images, health.left_out = len(dataset), dataset.counts
     found = inspect_images(dataset, pixels=pixels)
     health.problems += found.problems(config.data.damaged_images if training else 0)
@@ -128,7 +130,7 @@ def _count(content: Content, categories: Categories, health: Health) -> None:
         health.notes.append(f"{health.annotations}: no object of {some(nothing)}")
     outside = [a.get("id") for a in content.annotations if _leaves(a["bbox"], content.images[a["image_id"]])]
     if outside:
-        told = f"{len(outside)} boxes reach more than a pixel out of their image, as that of annotation {outside[0]}"
+        told = f"boxes that reach more than a pixel out of their image: {len(outside)}, as annotation {outside[0]}'s"
         health.notes.append(f"{health.annotations}: {told}; they should be [x, y, width, height] in pixels")
 
 

@@ -10,6 +10,7 @@ from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.coco import CocoDataset
 from norton_det.data.inspection import require_images
 from norton_det.data.loaders import evaluation_loader
+from norton_det.data.reading import Content
 from norton_det.data.transforms import JITTER_LONGEST, evaluation_transforms, output_size, training_transforms
 from norton_det.engine import distributed
 from norton_det.evaluation.coco import CocoEvaluator
@@ -17,8 +18,13 @@ from norton_det.evaluation.coco import CocoEvaluator
 log = logging.getLogger(__name__)
 
 
-def build_training_dataset(config: Config, files: DatasetFiles, categories: Categories) -> CocoDataset:
-    """The training images and targets, augmented as configured. Raises ValueError as `CocoDataset` does."""
+def build_training_dataset(
+    config: Config, files: DatasetFiles, categories: Categories, content: Content | None = None
+) -> CocoDataset:
+    """Build the training images and targets, augmented as configured, from `content` where the JSON has been read.
+
+    Raises ValueError as `CocoDataset` does.
+    """
     task, preset, keypoints = resolve_task(config), config.data.augmentation, categories.keypoints
     if keypoints and preset != "none" and keypoints.flip == tuple(range(keypoints.count)):
         log.info("no keypoints change places in a mirrored image: data.flip_pairs names those that should")
@@ -31,13 +37,14 @@ def build_training_dataset(config: Config, files: DatasetFiles, categories: Cate
         transforms=transforms,
         keep_empty=config.data.keep_empty,
         seed=config.seed,
+        content=content,
     )
 
 
-def build_test_dataset(config: Config, files: DatasetFiles) -> CocoDataset:
-    """The test images. Raises ValueError as `CocoDataset` does."""
-    categories = resolve_categories(config, files)
-    return CocoDataset(files, categories, resolve_task(config), training=False, transforms=evaluation_transforms())
+def build_test_dataset(config: Config, files: DatasetFiles, content: Content | None = None) -> CocoDataset:
+    """Build the test images, from `content` where the JSON has been read. Raises ValueError as `CocoDataset` does."""
+    categories, task = resolve_categories(config, files), resolve_task(config)
+    return CocoDataset(files, categories, task, training=False, transforms=evaluation_transforms(), content=content)
 
 
 def require_files(config: Config, dataset: CocoDataset, files: DatasetFiles, training: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from norton_det.builders.checking import Health, check_data
 from norton_det.config import load_config
+from norton_det.data.reading import number_of
 from norton_det.files import write_json
 
 MOST_LINES = 20
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, {split: asdict(health) for split, health in found.items()})
     if count := sum(len(health.problems) for health in found.values()):
-        raise ValueError(f"a run would be refused for {count} problem{'s' if count > 1 else ''}, see above")
+        raise ValueError(f"a run would be refused for {number_of(count, 'problem')}, see above")
     print("a run would begin")
 
 
@@ -41,10 +42,10 @@ def format_health(split: str, health: Health) -> list[str]:
     hidden = len(health.problems) - MOST_LINES
     return [
         f"{split}: {health.annotations}",
-        f"  {health.images} images, {sum(health.objects.values())} objects"
+        f"  {number_of(health.images, 'image')}, {number_of(sum(health.objects.values()), 'object')}"
         + "".join(f", {count} {size}" for size, count in health.sizes.items()),
         *(f"    {name:{width}} {count:8}" for name, count in health.objects.items()),
         *(f"  note: {note}" for note in health.notes),
         *(f"  problem: {problem}" for problem in health.problems[:MOST_LINES]),
-        *([f"  and {hidden} more problems (--json has all)"] if hidden > 0 else []),
+        *([f"  and {number_of(hidden, 'more problem')} (--json has all)"] if hidden > 0 else []),
     ]

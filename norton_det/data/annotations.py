@@ -5,18 +5,22 @@ No Python object is left for each annotation, so that forked worker processes sh
 """
 
 import json
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from norton_det.data.catalog import Categories, DatasetFiles
-from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content
+from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content, whole
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 WITHOUT_OBJECTS = "images without objects"
 MIN_KEYPOINTS = 10  # visible ones of COCO's 17 that a training image needs, as in torchvision's references
 
@@ -51,15 +55,24 @@ class Annotations:
 
 
 def load_annotations(
-    files: DatasetFiles, categories: Categories, task: Task, training: bool, keep_empty: bool
+    files: DatasetFiles,
+    categories: Categories,
+    task: Task,
+    training: bool,
+    keep_empty: bool,
+    content: Content | None = None,
 ) -> Annotations:
-    """Reads a dataset's JSON, see `reading`; what training leaves out is described at `CocoDataset`.
+    """Pack a dataset's JSON, which is read where its `content` is not given, see `reading`; what training leaves out
+    is described at `CocoDataset`. Images and annotations that stand there twice are told in a warning.
 
     Raises:
         ValueError: no valid JSON in COCO's format; the message names the file and the annotation's id.
     """
     keypoints = categories.keypoints if task == "keypoints" else None
-    content = read_content(files.annotations, task, keypoints.count if keypoints else 0).sound()
+    if content is None:
+        content = read_content(files.annotations, task, keypoints.count if keypoints else 0)
+    content.sound()
+    _tell_of_doubles(content, files.annotations)
     images, dropped = content.images, content.left_out
     objects = None
     if training:
@@ -83,10 +96,26 @@ def load_annotations(
     )
 
 
+def _tell_of_doubles(content: Content, file: Path) -> None:
+    """Warn of annotations that share an id, and of files that are images of several ids."""
+    numbers = (whole(annotation.get("id")) for annotation in content.annotations)
+    if found := _doubles(number for number in numbers if number is not None):
+        told = "%s: ids that several annotations have: %d, as %d; each annotation is an object"
+        log.warning(told, file, len(found), found[0])
+    if found := _doubles(image["file_name"] for image in content.images.values()):
+        told = "%s: files that are images of several ids: %d, as %s; each id shows its own objects alone"
+        log.warning(told, file, len(found), found[0])
+
+
+def _doubles(values: Iterable[T]) -> list[T]:
+    """Return what is among the values more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def describe_left_out(dropped: Mapping[str, int]) -> str:
     """What was left out and how many, in a line, and how images without objects are kept."""
     way_on = " (data.keep_empty=true trains on images without objects)" if dropped.get(WITHOUT_OBJECTS) else ""
-    return (", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "nothing") + way_on
+    return (", ".join(f"{reason} ({count})" for reason, count in dropped.items() if count) or "nothing") + way_on
 
 
 def _select(

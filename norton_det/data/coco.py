@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from norton_det.data.annotations import describe_left_out, load_annotations
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import describe_misfit, read_header, read_image
-from norton_det.data.reading import Task
+from norton_det.data.reading import Content, Task, number_of
 from norton_det.data.transforms import Target, Transform, seeded
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transforms: applied to each sample, with torch's generator seeded from (seed, epoch, image id).
         keep_empty: keeps images without objects, but for those whose objects were all left out.
         seed: of the transforms.
+        content: of its JSON, where that has been read; what it leaves out is counted there too.
 
     Attributes:
         folder: of the images.
@@ -68,8 +69,9 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transforms: Transform | None = None,
         keep_empty: bool = False,
         seed: int = 0,
+        content: Content | None = None,
     ) -> None:
-        annotations = load_annotations(files, categories, task, training, keep_empty)
+        annotations = load_annotations(files, categories, task, training, keep_empty, content)
         self.ids = annotations.ids
         self.sizes = annotations.sizes
         self.counts = annotations.dropped
@@ -81,7 +83,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self._seed = seed
         self._most: tuple[int, int] | None = None
         empty = 0 if self._objects is None else int((np.diff(self._objects.offsets) == 0).sum())
-        held = f"{len(self)} images" + (f", {empty} of them without objects" if empty else "")
+        held = number_of(len(self), "image") + (f", {empty} of them without objects" if empty else "")
         logger.info("%s: %s; left out: %s", files.name, held, describe_left_out(self.counts))
 
     def __len__(self) -> int:

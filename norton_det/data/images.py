@@ -93,10 +93,16 @@ class Header:
         return (width, height) if self.orientation in _ON_THE_SIDE else self.size
 
 
-def read_header(path: str | Path) -> Header:
-    """What an image file says of itself, without its pixels. Raises as `read_image` does."""
+def read_header(path: str | Path, *, pixels: bool = False) -> Header:
+    """Return what an image file says of itself; with `pixels` all of it is read, which finds damage further on.
+
+    Raises as `read_image` does.
+    """
     with _opened(path) as file:
-        return Header((file.height, file.width), _orientation(file))
+        header = Header((file.height, file.width), _orientation(file))
+        if pixels:
+            _as_rgb(file)
+    return header
 
 
 def describe_misfit(path: Path, header: Header, expected: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from norton_det.data.coco import CocoDataset
-from norton_det.data.images import DamagedImageError, describe_misfit, read_header, read_image
+from norton_det.data.images import DamagedImageError, describe_misfit, read_header
 from norton_det.data.reading import and_others
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ PATIENCE = 2.0
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is wrong with a dataset's image files, a line each, and how many are turned by their EXIF data."""
+    """What is wrong with a dataset's image files, a line each, and how many sound ones their EXIF data turn."""
 
     missing: Sequence[str]
     damaged: Sequence[str]
@@ -34,8 +34,8 @@ class Inspection:
 
     def notes(self, name: str) -> list[str]:
         """The lines that are told of the images of the dataset of a name."""
-        told = "images are turned upright, as their EXIF orientation says"
-        return [f"{name}: {self.turned} {told}"] if self.turned else []
+        told = "images that are turned upright, as their EXIF orientation says"
+        return [f"{name}: {told}: {self.turned}"] if self.turned else []
 
 
 def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress: bool = True) -> Inspection:
@@ -57,17 +57,16 @@ def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress:
     )
     for path, (height, width) in bar:
         try:
-            header = read_header(path)
-            if pixels:
-                read_image(path)
+            header = read_header(path, pixels=pixels)
         except FileNotFoundError as error:
             missing.append(str(error) + ("" if missing else _beside(path, dataset.folder)))
         except DamagedImageError as error:
             damaged.append(str(error))
         else:
-            turned += header.is_turned
             if header.upright != (height, width):
                 misfits.append(describe_misfit(path, header, (height, width)))
+            else:
+                turned += header.is_turned
     return Inspection(missing, damaged, misfits, turned)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pycocotools.cocoeval import Params
 
 from norton_det.data.catalog import Categories, read_keypoints
-from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content
+from norton_det.data.reading import WITHOUT_MASK, Content, Task, number_of, read_content
 from norton_det.evaluation.comparison import as_coco, average_precisions, compare, precisions, summarize
 from norton_det.evaluation.results import load_results, to_results
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
@@ -117,7 +117,7 @@ def tell_of_crowded_images(content: Content, file: Path, most: int) -> None:
     objects = Counter(annotation["image_id"] for annotation in content.annotations if not annotation["iscrowd"])
     crowded = [count for count in objects.values() if count > most]
     if crowded:
-        told = f"{file}: {len(crowded)} images have more than {most} objects, up to {max(crowded)}"
+        told = f"{file}: {number_of(len(crowded), 'image')} with more than {most} objects, up to {max(crowded)}"
         way_on = "test.detections (of evaluate-predictions: --detections) raises that"
         log.warning("%s, but %d detections an image and category are counted; %s", told, most, way_on)
 
@@ -213,7 +213,7 @@ def _ground_truth(
     truth = [a for a in content.annotations if task != "segm" or a["segmentation"]]
     left_out = content.left_out + Counter({WITHOUT_MASK: len(content.annotations) - len(truth)})
     for reason, count in left_out.items():
-        log.warning("%s: left out of the evaluation: %d %s", annotations, count, reason)
+        log.warning("%s: left out of the evaluation: %s (%d)", annotations, reason, count)
     for number, annotation in enumerate(truth, start=1):
         annotation["id"] = number
     images = list(content.images.values())

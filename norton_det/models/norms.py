@@ -27,7 +27,7 @@ def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None
     behind = images * (processes if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else 1)
     if norms and behind < ENOUGH_IMAGES:
         log.warning(
-            "only %d images stand behind each BatchNorm, expected at least %d: more images a forward pass,"
+            "images behind each BatchNorm: %d, expected at least %d: more images a forward pass,"
             " synchronised statistics or frozen ones train better",
             behind,
             ENOUGH_IMAGES,

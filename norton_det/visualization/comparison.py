@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from norton_det.analysis.latency import Latency
+from norton_det.data.reading import number_of
 from norton_det.deploy.demo import DemoDetector
 from norton_det.visualization.draw import draw_predictions, side_by_side
 
@@ -52,7 +53,7 @@ def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence
 def summarise(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[float]], seconds: float) -> str:
     """Tell in lines how fast all went in so many seconds, and each detector in its milliseconds on each frame."""
     count = len(latencies[0])
-    lines = [f"{count} frames, {count / seconds:.1f} frames/s from end to end"]
+    lines = [f"{number_of(count, 'frame')}, {count / seconds:.1f} frames/s from end to end"]
     if count:
         found = [Latency.of(measured) for measured in latencies]
         for detector, latency in zip(detectors, found, strict=True):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from norton_det.cli.main import main
+from norton_det.data import reading
 from norton_det.data.shapes import write_shapes
 
 TINY = [
@@ -77,6 +78,50 @@ def test_every_problem_is_listed_and_a_run_names_the_first_before_it_begins(shap
     assert not Path("run").exists()
 
 
+def test_images_are_looked_at_beside_a_jsons_problems(shapes, capsys):
+    def spoil(content):
+        content["annotations"][0]["iscrowd"] = "no"
+        (shapes / "val" / content["images"][0]["file_name"]).unlink()
+
+    changed(shapes, "val", spoil)
+    assert run("check", "--json", "health.json") == 2
+    health = json.loads(Path("health.json").read_text())["test"]
+    assert health["images"] == 3 and len(health["problems"]) == 2
+    assert "annotation 1: iscrowd" in health["problems"][0] and "no image file" in health["problems"][1]
+
+
+def test_each_file_is_read_once(shapes, monkeypatch, capsys):
+    decoded, opened = [], []
+    read, look = reading.read_annotations, Image.open
+    monkeypatch.setattr(reading, "read_annotations", lambda path: decoded.append(path) or read(path))
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or look(path))
+    assert run("check", "data.keep_empty=true") == 0
+    assert [path.name for path in decoded] == ["instances_train.json", "instances_val.json"]
+    assert len(opened) == len(set(opened)) == 6 + 3
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_stands_twice_is_told_by_a_check_and_by_a_run(split, shapes, caplog, capsys):
+    def double(content):
+        for annotation in content["annotations"][:3]:
+            annotation["id"] = 7
+        first = content["images"][0]
+        content["images"].append({**first, "id": 999})
+
+    changed(shapes, split, double)
+    content = json.loads((shapes / f"annotations/instances_{split}.json").read_text())
+    assert [annotation["id"] for annotation in content["annotations"]].count(7) > 2
+    told = [
+        "ids that several annotations have: 1, as 7; each annotation is an object",
+        f"files that are images of several ids: 1, as {content['images'][0]['file_name']}; each id shows its own",
+    ]
+    assert run("check") == 0
+    out = capsys.readouterr().out
+    assert [out.count(line) for line in told] == [1, 1]
+    assert run("train", "data.keep_empty=true") == 0
+    assert [sum(line in message for message in caplog.messages) for line in told] == [1, 1]
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_images_that_are_missing_damaged_or_turned_are_told_before_training(split, shapes, capsys):
     content = json.loads((shapes / f"annotations/instances_{split}.json").read_text())
@@ -91,7 +136,7 @@ def test_images_that_are_missing_damaged_or_turned_are_told_before_training(spli
     health = json.loads(Path("health.json").read_text())["test" if split == "val" else "train"]
     assert len(health["problems"]) == 2
     assert "no image file" in health["problems"][0] and str(second.name) in health["problems"][1]
-    assert any("1 images are turned upright" in note for note in health["notes"])
+    assert any("images that are turned upright" in note for note in health["notes"])
     capsys.readouterr()
     assert run("train") == 2
     assert "no image file" in last_line(capsys) and not Path("run/model_final.pth").exists()
@@ -154,7 +199,8 @@ def test_images_that_are_trained_on_too_and_boxes_that_leave_their_image_are_not
     changed(shapes, "train", corners)
     assert run("check", "data.test=shapes_train", "--headers") == 0
     out = capsys.readouterr().out
-    assert "boxes reach more than a pixel out of their image" in out and " of its images are trained on" in out
+    assert "boxes that reach more than a pixel out of their image: " in out
+    assert "test images that are trained on too: " in out
 
 
 def test_images_that_show_nothing_are_trained_on_where_that_is_wanted(shapes, caplog, capsys):

@@ -144,7 +144,7 @@ def test_a_resumed_run_does_not_read_its_weights_again_and_takes_no_other_plan(d
 
 def test_few_images_behind_a_batch_norm_are_warned_about(data, caplog):
     assert finetune(data, "run", "--batch-size", "4", "--max-iterations", "1") == 0
-    assert "only 4 images stand behind each BatchNorm" in caplog.text
+    assert "images behind each BatchNorm: 4" in caplog.text
     caplog.clear()
     assert finetune(data, "run", "--batch-size", "8", "--max-iterations", "1") == 0
     assert "BatchNorm" not in caplog.text

@@ -398,7 +398,7 @@ def test_averaged_weights_are_what_is_evaluated(whole):
 def test_lower_precision_trains(precision, iterations, caplog):
     assert train("low", f"train.precision={precision}", f"train.max_iterations={iterations}") == 0
     assert all(v.dtype != torch.bfloat16 and v.isfinite().all() for v in weights("low").values())
-    assert "only 4 images stand behind each BatchNorm" in caplog.text
+    assert "images behind each BatchNorm: 4" in caplog.text
     scaler = torch.load(f"low/checkpoints/iteration_{iterations:07d}.pth", weights_only=True)["scaler"]
     assert bool(scaler) == (precision == "float16")
 

@@ -89,7 +89,7 @@ def test_training_reads_boxes_and_labels_and_says_what_it_left_out(
     assert dataset.sizes.tolist() == [[24, 16], [16, 20]]
     emptied = "images of which all objects are left out"
     assert dataset.counts == {"boxes below one pixel": 2, "crowds": 1, "images without objects": 1, emptied: 1}
-    assert len(caplog.records) == 1 and "2 boxes below one pixel" in caplog.text
+    assert len(caplog.records) == 1 and "boxes below one pixel (2)" in caplog.text
     assert "data.keep_empty=true trains on images without objects" in caplog.text
     image, target = dataset[1]
     assert image.dtype == torch.uint8 and image.shape == (3, 16, 20)

@@ -49,17 +49,23 @@ def test_missing_damaged_and_turned_images_are_found_without_reading_their_pixel
     picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "1.jpg", exif=exif)  # upright it is as told
     with caplog.at_level("INFO"):
         require_images(photos, "photos")
-    assert "photos: 1 images are turned upright, as their EXIF orientation says" in caplog.text
+    assert "photos: images that are turned upright, as their EXIF orientation says: 1" in caplog.text
     picture.save(tmp_path / "2.jpg", exif=exif)  # the annotations tell the size of what lies there
     (tmp_path / "3.jpg").write_bytes(b"no image")
     (tmp_path / "0.jpg").unlink()
     found = inspect_images(photos)
-    assert [len(lines) for lines in (found.missing, found.misfits, found.damaged)] == [1, 1, 1] and found.turned == 2
+    assert [len(lines) for lines in (found.missing, found.misfits, found.damaged)] == [1, 1, 1] and found.turned == 1
     assert f"{tmp_path / '2.jpg'}: the annotations say 200 x 160" in found.misfits[0]
     assert "EXIF orientation 6 turns it to 160 x 200" in found.misfits[0]
     with pytest.raises(ValueError, match=r"no image file '.*0\.jpg' \(and 2 more"):
         require_images(photos, "photos")
     assert len(found.problems(tolerated=1)) == 2
+
+
+def test_damage_behind_a_header_is_found_where_the_pixels_are_read(tmp_path: Path) -> None:
+    photos = dataset(tmp_path, 1)
+    (tmp_path / "0.jpg").write_bytes((tmp_path / "0.jpg").read_bytes()[:-100])
+    assert not inspect_images(photos).damaged and len(inspect_images(photos, pixels=True).damaged) == 1
 
 
 @pytest.mark.parametrize("name", ["A.JPG", "images/a.jpg", "cafe\u0301.jpg"])

@@ -263,7 +263,7 @@ def test_truth_without_a_mask_is_left_out_and_told(tmp_path: Path, caplog: pytes
     bare = {"id": 99, "image_id": 4, "category_id": 2, "bbox": [1, 1, 9, 9], "segmentation": [[1, 2, 3, 4]]}
     path.write_text(json.dumps({**content, "annotations": [*content["annotations"], bare]}))
     assert evaluate_results(path, results, "segm") == pytest.approx(expected, nan_ok=True, abs=0)
-    assert "left out of the evaluation: 1 objects without a mask" in caplog.text
+    assert "left out of the evaluation: objects without a mask (1)" in caplog.text
 
 
 def test_more_objects_than_are_counted_are_told_and_the_limit_can_be_raised(
@@ -277,7 +277,7 @@ def test_more_objects_than_are_counted_are_told_and_the_limit_can_be_raised(
     perfect = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)]
     found = evaluate_results(path, perfect, "bbox")
     assert found["AR100"] == pytest.approx(100 * 100 / 150) and found["AP"] < 70
-    assert "1 images have more than 100 objects, up to 150" in caplog.text
+    assert "1 image with more than 100 objects, up to 150" in caplog.text
     caplog.clear()
     raised = evaluate_results(path, perfect, "bbox", detections=150)
     assert raised["AP"] == raised["AR150"] == 100 and "AR100" not in raised and not caplog.messages

@@ -24,7 +24,7 @@ from norton_det.models.weights import read_weights
 )
 def test_few_images_behind_a_batch_norm_are_warned_about(norm, images, processes, warned, caplog):
     warn_of_small_batches(nn.Sequential(norm(4)), images, processes)
-    assert ("images stand behind each BatchNorm" in caplog.text) == warned
+    assert ("images behind each BatchNorm" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("training", [False, True])
