@@ -1,26 +1,18 @@
 """torchvision's RoIAlign over the levels of a pyramid, in forms that are faster where they run."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign, roi_align
-from torchvision.ops.poolers import _filter_input, _setup_scales
+from torchvision.ops import MultiScaleRoIAlign
 
 from norton_det.models.parts import regions
+from norton_det.models.variants import LevelRoIAlign
 
 
-class Level(NamedTuple):
-    """A map (B, C, H, W) that is pooled, how long its sides are in those of the image, and its regions' indices."""
-
-    map: Tensor
-    scale: float
-    members: Tensor
-
-
-class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
-    """What both forms share: torchvision's pooler with its settings, and which region belongs to which level."""
+class _SameRoIAlign(LevelRoIAlign):
+    """What both forms share: a pooler's settings."""
 
     def __init__(self, pooler: MultiScaleRoIAlign) -> None:
         super().__init__(
@@ -29,20 +21,12 @@ class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
             pooler.sampling_ratio,
             canonical_scale=pooler.canonical_scale,
             canonical_level=pooler.canonical_level,
+            aligned=getattr(pooler, "aligned", False),
         )
         self.scales, self.map_levels = pooler.scales, pooler.map_levels
 
-    def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
-        """The levels with the regions that torchvision pools there; a pooler's first call decides its scales."""
-        maps = _filter_input(x, self.featmap_names)
-        if self.scales is None or self.map_levels is None:
-            self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
-        level_of = self.map_levels(boxes)
-        members = [torch.where(level_of == level)[0] for level in range(len(maps))]
-        return [Level(*level) for level in zip(maps, self.scales, members, strict=True)]
 
-
-class GatheredRoIAlign(_ByLevel):
+class GatheredRoIAlign(_SameRoIAlign):
     """For a traced graph of one image: what the levels give is put in order by one gather.
 
     torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
@@ -51,14 +35,11 @@ class GatheredRoIAlign(_ByLevel):
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pooled features (N, C, h, w) of the boxes (N, 4) of the image."""
         levels = self.levels(x, boxes, image_shapes)
-        pooled = [
-            roi_align(level.map, [boxes[0][level.members]], self.output_size, level.scale, self.sampling_ratio)
-            for level in levels
-        ]
+        pooled = [self.pool(level, [boxes[0][level.members]]) for level in levels]
         return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
 
 
-class BagRoIAlign(_ByLevel):
+class BagRoIAlign(_SameRoIAlign):
     """For torch on a CPU: every bin is a weighted sum of a map's positions, which is what an embedding bag computes.
 
     That one is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
@@ -78,15 +59,20 @@ class BagRoIAlign(_ByLevel):
         pooled = everything.new_zeros(len(everything), height, width, levels[0].map.shape[1])
         for level in levels:
             chosen = level.members
-            pooled[chosen] = self._pool(level.map, everything[chosen] * level.scale, image[chosen])
+            pooled[chosen] = self._bags(level.map, everything[chosen] * level.scale, image[chosen])
         return pooled.permute(0, 3, 1, 2)
 
-    def _pool(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-        """From maps (B, C, H, W) and boxes in their positions (n, 4): (n, h, w, C)."""
+    def _bags(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        """Sums over bins, from maps (B, C, H, W) and boxes in their positions (n, 4): (n, h, w, C)."""
         _, channels, rows, columns = maps.shape
         (height, width), samples = self.output_size, self.sampling_ratio
-        row, row_weight = _positions(boxes[:, 1], boxes[:, 3], height, samples, rows)
-        column, column_weight = _positions(boxes[:, 0], boxes[:, 2], width, samples, columns)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        if self.aligned:
+            boxes = boxes - 0.5
+        else:
+            sides = sides.clamp_min(1)
+        row, row_weight = _positions(boxes[:, 1], sides[:, 1], height, samples, rows)
+        column, column_weight = _positions(boxes[:, 0], sides[:, 0], width, samples, columns)
         row = row + image[:, None, None] * rows
         # From (n, h, 2s) and (n, w, 2s) to (n, h, w, 2s, 2s): bins, and the positions of each.
         positions = row[:, :, None, :, None] * columns + column[:, None, :, None, :]
@@ -106,12 +92,12 @@ def replace_poolers(detector: nn.Module, form: type[GatheredRoIAlign] | type[Bag
         setattr(heads, f"{kind}_roi_pool", form(region.pooler))
 
 
-def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
+def _positions(start: Tensor, side: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
     """Along one side: the positions between which each bin's samples lie, and their weights, both (n, bins, 2s).
 
-    As in torchvision without `aligned`: a side is at least 1 long, a sample beyond -1 or the length counts nothing.
+    As in torchvision a sample beyond -1 or the length counts nothing.
     """
-    step = (end - start).clamp_min(1)[:, None] / (bins * samples)
+    step = side[:, None] / (bins * samples)
     places = start[:, None] + step * (torch.arange(bins * samples) + 0.5)
     outside = (places < -1) | (places > length)
     places = places.clamp(0, length - 1)
