@@ -92,13 +92,13 @@ def shapes(family="faster_rcnn", depth=50, *, classes=CLASSES, keypoints=KEYPOIN
 
 GAINS = {
     r"conv3\.norm\.weight|res\d\.\d+\.conv2\.norm\.weight": 0.3,
-    r"objectness_logits\.weight": 6.0,
-    r"anchor_deltas\.weight": 0.5,
-    r"box_predictor\.cls_score\.weight": 12.0,
-    r"box_predictor\.bbox_pred\.weight": 3.0,
-    r"head\.cls_score\.weight": 4.0,
+    r"objectness_logits\.weight": 2.0,
+    r"anchor_deltas\.weight": 0.2,
+    r"box_predictor\.cls_score\.weight": 2.0,
+    r"box_predictor\.bbox_pred\.weight": 1.0,
+    r"head\.cls_score\.weight": 0.5,
     r"head\.bbox_pred\.weight": 0.5,
-    r"mask_head\.predictor\.weight": 4.0,
+    r"mask_head\.predictor\.weight": 2.0,
     r"score_lowres\.weight": 4.0,
 }
 """By a pattern of names, how much larger than ordinary weights are drawn, so that scores spread."""
@@ -116,7 +116,7 @@ def drawn(name, shape):
     elif name.endswith("norm.weight"):
         values = gain * (1 + 0.2 * np.tanh(values))
     elif name.endswith(("bias", "running_mean")):
-        values = 0.1 * values - (4.0 if name == "head.cls_score.bias" else 0.0)
+        values = 0.1 * values - (2.0 if name == "head.cls_score.bias" else 0.0)
     else:
         values = gain * values * np.sqrt(2 / np.prod(shape[1:]))
     if name == "backbone.bottom_up.stem.conv1.weight":

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"layers", "files", "keypoints"},
     "compression": {"ops", "layers", "analysis", "models", "files"},
     "data": {"files", "keypoints", "opencv"},
-    "evaluation": {"data", "files", "keypoints"},
+    "evaluation": {"data", "files", "keypoints", "models"},
     "engine": {"evaluation", "models", "files"},
     "deploy": {"analysis", "layers", "models", "compression", "files", "keypoints"},
     "visualization": {"analysis", "data", "deploy", "files", "keypoints", "opencv"},

@@ -27,7 +27,7 @@ _STRANGERS = {
     r"roi_heads\.box_(head|predictor)\.0\.": "a Cascade R-CNN",
     r"conv2_offset\.": "a body with deformable convolutions",
     r"roi_heads\.res5\.": "a detector of the kind C4",
-    r"(coarse|point)_head\.": "PointRend",
+    r"[._](coarse|point)_head\.": "PointRend",
     r"ctrness\.": "FCOS",
     r"backbone\.res5\.": "a detector of the kind DC5",
     r"backbone\.(stem|res\d)\.": "a detector without a feature pyramid, or a bare backbone",
