@@ -1,4 +1,4 @@
-"""Tiny detectors of Detectron2's: the names and shapes of their tensors, weights by a rule, and images by a formula."""
+"""Tiny detectors of Detectron2's: names and shapes of their tensors, weights by a rule, images by a formula."""
 
 import pickle
 import re
@@ -18,6 +18,34 @@ PUBLIC = {
     "keypoint_rcnn": "Base-Keypoint-RCNN-FPN.yaml",
     "retinanet": "Base-RetinaNet.yaml",
 }
+
+
+OTHERWISE = {
+    **{"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlign", "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "ROIAlign"},
+    **{"MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO": 2, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.2},
+    **{"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3, "MODEL__RPN__BBOX_REG_WEIGHTS": [2.0, 2.0, 1.5, 1.5]},
+    **{"MODEL__ANCHOR_GENERATOR__SIZES": [[20], [43], [85], [171], [300]], "MODEL__ANCHOR_GENERATOR__OFFSET": 0.5},
+    **{"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[2.0, 1.0, 0.3]], "INPUT__FORMAT": "RGB"},
+    **{"MODEL__RPN__POST_NMS_TOPK_TEST": 50, "MODEL__RESNETS__STRIDE_IN_1X1": False},
+}
+RETINANET_OTHERWISE = {
+    **{"MODEL__RETINANET__BBOX_REG_WEIGHTS": [2.0, 2.0, 1.5, 1.5], "MODEL__RETINANET__SCORE_THRESH_TEST": 0.1},
+    **{"MODEL__RETINANET__TOPK_CANDIDATES_TEST": 77, "MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[2.0, 1.0, 0.3]]},
+    "MODEL__RESNETS__STRIDE_IN_1X1": False,
+}
+GOLDEN = {
+    "faster_rcnn R50": ({"family": "faster_rcnn"}, {}),
+    "mask_rcnn R50": ({"family": "mask_rcnn"}, {}),
+    "keypoint_rcnn R50": ({"family": "keypoint_rcnn"}, {}),
+    "retinanet R50": ({"family": "retinanet"}, {}),
+    "faster_rcnn R101": ({"family": "faster_rcnn", "depth": 101}, {}),
+    "faster_rcnn R18, BN": ({"family": "faster_rcnn", "depth": 18, "norm": "BN"}, {}),
+    "mask_rcnn R50, agnostic, other settings": ({"family": "mask_rcnn", "agnostic": True}, OTHERWISE),
+    "retinanet R50, other settings": ({"family": "retinanet"}, RETINANET_OTHERWISE),
+}
+"""Detectors whose findings by Detectron2 are kept in golden/detectron2.json: arguments of `shapes`, and changes of the
+configuration."""
+FEW = {"TEST__DETECTIONS_PER_IMAGE": 12}
 
 
 def shapes(family="faster_rcnn", depth=50, *, classes=CLASSES, keypoints=KEYPOINTS, agnostic=False, norm="FrozenBN"):

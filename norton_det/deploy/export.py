@@ -24,6 +24,7 @@ from norton_det.keypoints import Keypoints
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.parts import regions
 from norton_det.models.settings import read_settings
+from norton_det.models.variants import Images
 
 OPSET = 17
 METADATA_KEY = "norton_det"
@@ -42,7 +43,8 @@ _OF_REGIONS: dict[Output, str] = {"masks": "mask", "heatmaps": "keypoint"}
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says beside its tensors: how images are resized, what comes out, names by label."""
+    """What an exported file says beside its tensors: how images are resized, and by which of `variants.TRANSFORMS`;
+    what comes out; names by label."""
 
     min_size: int
     max_size: int
@@ -51,6 +53,7 @@ class Description:
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
     keypoints: Keypoints | None = None
+    images: Images = "torchvision"
 
     def to_json(self) -> str:
         """Text for a file's metadata."""
@@ -137,6 +140,7 @@ def describe_export(detector: nn.Module) -> Description:
         categories=tuple(categories),
         category_ids=tuple(category_ids),
         keypoints=keypoints_of(detector),
+        images=settings["images"],
     )
 
 

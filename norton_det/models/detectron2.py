@@ -136,7 +136,7 @@ def _renamed(state: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if _LEFT_ASIDE.fullmatch(name):
             continue
-        layer, norm, kind = re.fullmatch(r"(.+?)(\.norm)?\.(\w+)", name).groups()
+        (layer, norm, kind), *_ = re.findall(r"^(.+?)(\.norm)?\.?(\w+)$", name)
         found = ((re.fullmatch(pattern, layer), new, number) for pattern, new, number in rules)
         match, new, number = next((rule for rule in found if rule[0]), (None, "", int))
         if match is None:
@@ -206,7 +206,7 @@ def _put_background_first(state: dict[str, Tensor], kind: str) -> None:
 
 
 def _geometry(state: Mapping[str, Tensor], values: Detectron2Config) -> dict[str, list[list[int]]]:
-    """The strides of convolutions where a stage's stands in its first 1x1 one, not in the 3x3 one, as a file tells."""
+    """What a file tells of convolutions where a stage's stride stands in its first 1x1 one, not in the 3x3 one."""
     if not values["MODEL.RESNETS.STRIDE_IN_1X1"]:
         return {}
     one, two, none = [1, 1], [2, 2], [0, 0]

@@ -184,7 +184,11 @@ def _known_expression(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     return [list(level) for level in _OCTAVES]
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.construct_sequence)
+def _sequence(loader: yaml.SafeLoader, node: Any) -> Any:
+    return loader.construct_sequence(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _known_expression)
 
 

@@ -6,7 +6,6 @@ through the same place, so what is saved is what is loaded.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -63,9 +62,10 @@ class Pooling:
     def module(self) -> MultiScaleRoIAlign:
         """The pooler of this kind: torchvision's where it is not aligned."""
         names, size, ratio, *_ = asdict(self).values()
-        canonical = {"canonical_scale": self.canonical_scale, "canonical_level": self.canonical_level}
-        pooler = partial(LevelRoIAlign, aligned=True) if self.aligned else MultiScaleRoIAlign
-        return pooler(list(names), size, ratio, **canonical)
+        canonical: dict[str, Any] = {"canonical_scale": self.canonical_scale, "canonical_level": self.canonical_level}
+        if self.aligned:
+            return LevelRoIAlign(list(names), size, ratio, aligned=True, **canonical)
+        return MultiScaleRoIAlign(list(names), size, ratio, **canonical)
 
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]

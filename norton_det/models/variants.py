@@ -27,6 +27,8 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]
     rounded up. The first anchors' centre lies at `offset` strides from the image's corner.
     """
 
+    cell_anchors: list[Tensor]
+
     def __init__(
         self,
         sizes: Sequence[Sequence[float]],
@@ -65,6 +67,9 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """torchvision's pooler, which can also be `aligned`: samples lie half a pixel nearer to the corner, and regions
     may be smaller than a pixel of the map."""
 
+    scales: Any
+    map_levels: Any
+
     def __init__(self, *arguments: Any, aligned: bool = False, **canonical: int) -> None:
         super().__init__(*arguments, **canonical)
         self.aligned = aligned
@@ -74,7 +79,7 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         maps = _filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
-        level_of = self.map_levels(boxes)
+        level_of: Tensor = self.map_levels(boxes)
         members = [torch.where(level_of == level)[0] for level in range(len(maps))]
         return [Level(*level) for level in zip(maps, self.scales, members, strict=True)]
 
