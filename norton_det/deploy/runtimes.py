@@ -24,8 +24,8 @@ class ExportedDetector:
     """A detector for inference, from an exported file.
 
     Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries. Images are
-    resized, keypoints found in heatmaps, detections scaled back and masks pasted by torchvision, or as a variant of its
-    transform does; what lies between is the file's.
+    resized, keypoints found in heatmaps, detections scaled back and masks pasted as torchvision does, or a variant of
+    its transform; what lies between is the file's.
 
     Attributes:
         categories: names by label, `__background__` first.

@@ -28,7 +28,7 @@ MOVED = {
     **{"rpn_batch_size_per_image": 99, "rpn_positive_fraction": 0.31},
     **{"box_score_thresh": 0.012, "box_nms_thresh": 0.44, "box_detections_per_img": 33, "box_fg_iou_thresh": 0.56},
     **{"box_bg_iou_thresh": 0.43, "box_batch_size_per_image": 77, "box_positive_fraction": 0.21},
-    **{"bbox_reg_weights": [9.0, 8.0, 4.0, 3.0]},
+    **{"bbox_reg_weights": [9.0, 8.0, 4.0, 3.0], "rpn_min_size": 0.5, "images": "detectron2", "clips_late": True},
     **{"score_thresh": 0.013, "nms_thresh": 0.48, "detections_per_img": 34, "topk_candidates": 66},
     **{"fg_iou_thresh": 0.57, "bg_iou_thresh": 0.34, "center_sampling_radius": 2.5},
     **{"allow_low_quality_matches": False, "box_loss": "smooth_l1"},
