@@ -87,7 +87,8 @@ def convert(
     if config is None and _is_grouped(state):
         raise ValueError("Detectron2's ResNeXt needs its configuration: --d2-config")
     if config is None:
-        log.info("%s: Detectron2's settings are taken to be those of its model zoo: --d2-config tells others", source)
+        told = "%s: settings, and COCO's names where it has as many classes, are those of Detectron2's model zoo"
+        log.info(f"{told}: --d2-config tells others", source)
     check_supported(values, family)
     renamed = _renamed(state, first_level(values))
     _reorder(renamed, values, family)

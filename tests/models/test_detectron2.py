@@ -1,12 +1,12 @@
 """Detectron2's detectors find here what they find there, and what is not supported is refused by name.
 
-models/golden/detectron2.json holds what Detectron2 itself found. It was made so: for each of `of_detectron2.GOLDEN` its
-`get_cfg()` takes `of_detectron2.config` with FEW and the changes, over the public base files; its widths are set to
-those at the head of of_detectron2.py, MODEL.DEVICE to cpu; `build_model` gives the detector, whose `state_dict` has the
-names and shapes of `of_detectron2.shapes` and gets the values of `of_detectron2.drawn`. Pictures of each `size` by
-`of_detectron2.picture` go through `ResizeShortestEdge` and the model, in BGR or RGB as INPUT.FORMAT says. Of each is
-kept: boxes, scores, labels from 1, masks (bits, packed, by zlib in base64), keypoints, and of each level of the pyramid
-five values, every (number of values // 5)th.
+models/golden/detectron2.json holds what Detectron2 itself found. It was made so: for each of `of_detectron2.GOLDEN`
+its `get_cfg()` takes `of_detectron2.config` with FEW and the changes, over the public base files; its widths are set
+to those at the head of of_detectron2.py, MODEL.DEVICE to cpu; `build_model` gives the detector, whose `state_dict`
+has the names and shapes of `of_detectron2.shapes` and gets the values of `of_detectron2.drawn`. Pictures of each
+`size` by `of_detectron2.picture` go through `ResizeShortestEdge` and the model, in BGR or RGB as INPUT.FORMAT says.
+Of each is kept: boxes, scores, labels from 1, masks (bits, packed, by zlib in base64), keypoints, and of each level of the
+pyramid five values, every (number of values // 5)th.
 """
 
 import base64
@@ -37,6 +37,7 @@ from of_detectron2 import (
 )
 
 import norton_det
+from norton_det.models.parts import dense_head
 from norton_det.models.settings import read_settings
 
 EXPECTED = json.loads((Path(__file__).parent / "golden/detectron2.json").read_text())
@@ -83,7 +84,7 @@ def test_it_finds_what_detectron2_does(name, tmp_path):
 
 
 def in_order_of(found, boxes, labels):
-    """Detections, each beside the expected one that is next to it: two of nearly one score may have changed places."""
+    """Detections in the order of the expected ones: two of nearly one score may have changed places."""
     apart = (found["boxes"][:, None] - boxes).abs().amax(dim=2) + 1e4 * (found["labels"][:, None] != labels)
     order = apart.argmin(dim=0)
     assert sorted(order.tolist()) == list(range(len(found["boxes"])))
@@ -99,7 +100,7 @@ def test_without_a_configuration_the_zoos_settings_are_taken_and_told(tmp_path, 
     write_pkl(tmp_path / "model_final_b275ba.pkl", classes=80)
     with caplog.at_level(logging.INFO):
         detector = norton_det.load_detector(tmp_path / "model_final_b275ba.pkl")
-    assert "settings are taken to be those of its model zoo: --d2-config" in caplog.text
+    assert "are those of Detectron2's model zoo: --d2-config tells others" in caplog.text
     settings = read_settings(detector)
     assert (settings["min_size"][-1], settings["max_size"]) == (800, 1333)
     np.testing.assert_allclose(np.array(settings["image_mean"]) * 255, [123.675, 116.28, 103.53])
@@ -206,6 +207,26 @@ def test_agnostic_boxes_and_masks_are_those_of_every_class(tmp_path):
 def test_no_box_of_a_retinanet_is_background(tmp_path):
     detector = load(tmp_path, "retinanet", changes={"MODEL__RETINANET__SCORE_THRESH_TEST": 0.0})
     assert 0 not in detector(frames())[0]["labels"]
+
+
+@pytest.mark.parametrize("family", PUBLIC)
+def test_it_can_be_trained(family, tmp_path):
+    detector = load(tmp_path, family).train()
+    detector.requires_grad_(True)
+    target = {
+        "boxes": torch.tensor([[20.0, 20, 90, 75], [5, 10, 30, 60]]),
+        "labels": torch.ones(2, dtype=torch.int64),
+        "masks": torch.ones(2, 97, 131, dtype=torch.uint8),
+        "keypoints": torch.tensor([[[40.0, 40.0, 1.0]], [[20, 20, 1]]]).repeat(1, 7, 1),
+    }
+    torch.manual_seed(0)
+    losses = detector([as_tensor(picture(97, 131))], [target])
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(
+        layer.weight.grad.abs().sum() > 0 for layer in dense_head(detector).modules() if hasattr(layer, "weight")
+    )
 
 
 def test_batch_norm_of_ones_own_training_stays_trainable(tmp_path):
