@@ -19,9 +19,10 @@ from norton_det.models.detectron2_settings import (
     first_level,
     settings_of,
 )
+from norton_det.models.structure import SUPPORTED
 
 log = logging.getLogger(__name__)
-_OURS = re.compile(r"backbone\.(bottom_up|fpn_lateral\d|stem|res\d)\.|proposal_generator\.|top_block\.")
+_OURS = re.compile(r"(backbone\.)?res2\.0\.|backbone\.(bottom_up|fpn_lateral\d)\.|proposal_generator\.")
 _STRANGERS = {
     r"sem_seg_head\.": "a segmentation of whole scenes (panoptic or semantic)",
     r"roi_heads\.box_(head|predictor)\.0\.": "a Cascade R-CNN",
@@ -70,7 +71,7 @@ _NEVER = -1000.0
 
 def is_detectron2(state: Mapping[str, Any]) -> bool:
     """Whether tensors have names that Detectron2 gives."""
-    return any(_OURS.match(name) or name.startswith(("stem.conv1.", "head.cls_subnet.")) for name in state)
+    return any(_OURS.match(name) for name in state)
 
 
 def convert(
@@ -83,9 +84,10 @@ def convert(
     """
     _refuse_strangers(state)
     family = _family(state)
+    _refuse_other_bodies(state)
     values = read_config(config) if config else zoo_config(_ZOO[family])
     if config is None and _is_grouped(state):
-        raise ValueError("Detectron2's ResNeXt needs its configuration: --d2-config")
+        raise ValueError("a ResNeXt of Detectron2's needs its configuration: --d2-config")
     if config is None:
         told = "%s: settings, and COCO's names where it has as many classes, are those of Detectron2's model zoo"
         log.info(f"{told}: --d2-config tells others", source)
@@ -102,21 +104,28 @@ def _family(state: Mapping[str, Tensor]) -> Family:
     if "head.bbox_pred.weight" in state:
         return "retinanet"
     if "roi_heads.box_predictor.cls_score.weight" not in state or not any("proposal_gen" in name for name in state):
-        raise ValueError("Detectron2's tensors are those of no RetinaNet and no R-CNN with its own proposals")
+        raise _refusal("the weights are those of no RetinaNet and no R-CNN with its own proposals")
     kinds: dict[str, Family] = {"mask_head": "mask_rcnn", "keypoint_head": "keypoint_rcnn"}
     return next((kind for head, kind in kinds.items() if any(head in name for name in state)), "faster_rcnn")
+
+
+def _refusal(what: str) -> ValueError:
+    return ValueError(f"of Detectron2's, {what}; supported are {SUPPORTED}")
 
 
 def _refuse_strangers(state: Mapping[str, Tensor]) -> None:
     for pattern, what in _STRANGERS.items():
         if any(re.search(pattern, name) for name in state):
-            raise ValueError(f"Detectron2's {what} is not supported")
+            raise _refusal(f"the weights are those of {what}")
     for name in state:
         if name.endswith("norm.weight") and name.removesuffix("weight") + "running_mean" not in state:
-            raise ValueError(f"Detectron2's GroupNorm ({name}) is not supported")
+            raise _refusal(f"a norm that is GroupNorm, {name}")
+
+
+def _refuse_other_bodies(state: Mapping[str, Tensor]) -> None:
     body = [f"backbone.bottom_up.{layer}.weight" for layer in ("stem.conv1", "res2.0.conv1")]
     if any(name not in state for name in body):
-        raise ValueError("Detectron2's backbone is no ResNet of its own with one convolution as its stem")
+        raise _refusal("the backbone is no ResNet of its own with one convolution as its stem")
 
 
 def _is_grouped(state: Mapping[str, Tensor]) -> bool:
@@ -141,7 +150,7 @@ def _renamed(state: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
         found = ((re.fullmatch(pattern, layer), new, number) for pattern, new, number in rules)
         match, new, number = next((rule for rule in found if rule[0]), (None, "", int))
         if match is None:
-            raise ValueError(f"Detectron2's layer {layer} is not supported")
+            raise _refusal(f"a layer {layer}")
         digits = [number(int(match[1] or 0)), *match.groups()[1:]] if match.groups() else []
         renamed[f"{_norm_of(new.format(*digits)) if norm else new.format(*digits)}.{kind}"] = tensor
     return renamed

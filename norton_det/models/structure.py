@@ -33,7 +33,7 @@ CLASSES = (ResNet, GeneralizedRCNN, FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNe
 """torchvision's classes of networks that are supported; what a subclass computes nobody knows."""
 SUPPORTED = (
     "Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS with a feature pyramid on a ResNet, and ResNet classifiers,"
-    " as torchvision builds them"
+    " as torchvision or Detectron2 builds them"
 )
 STAGES = 4
 _LEVELS: dict[Extra | None, int] = {None: 0, "pool": 1, "p6p7": 2, "c5p6p7": 2}

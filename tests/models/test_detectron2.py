@@ -5,8 +5,8 @@ its `get_cfg()` takes `of_detectron2.config` with FEW and the changes, over the 
 to those at the head of of_detectron2.py, MODEL.DEVICE to cpu; `build_model` gives the detector, whose `state_dict`
 has the names and shapes of `of_detectron2.shapes` and gets the values of `of_detectron2.drawn`. Pictures of each
 `size` by `of_detectron2.picture` go through `ResizeShortestEdge` and the model, in BGR or RGB as INPUT.FORMAT says.
-Of each is kept: boxes, scores, labels from 1, masks (bits, packed, by zlib in base64), keypoints, and of each level of the
-pyramid five values, every (number of values // 5)th.
+Of each is kept: boxes, scores, labels from 1, masks (bits, packed, by zlib in base64), keypoints, and of each level
+of the pyramid five values, every (number of values // 5)th.
 """
 
 import base64

@@ -28,7 +28,8 @@ def test_text_is_understood_as_detectron2_does(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
         "_BASE_: Base-RCNN-FPN.yaml\n"
-        "INPUT: {MIN_SIZE_TRAIN: (640, 800)}\n"
+        "INPUT:\n"
+        "  MIN_SIZE_TRAIN: (640, 800)\n"
         "MODEL: {PIXEL_MEAN: &mean [1.0, 2.0, 3.0], PIXEL_STD: *mean,"
         " ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: !!python/tuple [1.0, 2.0, 3.0, 4.0]}}\n"
     )
@@ -93,7 +94,9 @@ def test_what_is_no_plain_yaml_is_refused_and_does_not_run(kind, tmp_path, monke
 def test_values_that_are_not_supported_are_named(changes, message, tmp_path):
     path = write_config(tmp_path / "config.yaml", **changes)
     with pytest.raises(ValueError, match=message):
-        check_supported(read_config(path), "faster_rcnn")
+        config = read_config(path)
+        check_supported(config, "faster_rcnn")
+        settings_of(config, "faster_rcnn")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

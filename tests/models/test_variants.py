@@ -143,6 +143,7 @@ def test_no_masks_give_no_pictures():
 def test_clipping_late_changes_what_nms_sees_beyond_the_image():
     """Two boxes overlap little as they are, much where both are clipped to the image's right border."""
     early = tiny_detector("retinanet", "resnet18", classes=2)
+    write_settings(early, {"score_thresh": 0.05})
     late = copy.deepcopy(early)
     write_settings(late, {"clips_late": True})
     anchors = torch.tensor([[40.0, 10, 60, 30], [40, 10, 100, 30], [0, 0, 20, 20], [70, 0, 90, 9]])
