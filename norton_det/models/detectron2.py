@@ -89,8 +89,8 @@ def convert(
     if config is None and _is_grouped(state):
         raise ValueError("a ResNeXt of Detectron2's needs its configuration: --d2-config")
     if config is None:
-        told = "%s: settings, and COCO's names where it has as many classes, are those of Detectron2's model zoo"
-        log.info(f"{told}: --d2-config tells others", source)
+        guess = "%s: settings, and COCO's names where it has as many classes, are those of Detectron2's model zoo"
+        log.info(f"{guess}: --d2-config tells others", source)
     check_supported(values, family)
     renamed = _renamed(state, first_level(values))
     _reorder(renamed, values, family)

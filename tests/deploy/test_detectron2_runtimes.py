@@ -16,6 +16,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 IMAGES = [as_tensor(picture(*size)) for size in ((97, 131), (150, 110))]
+DEEP = {"ranks": {f"layer3.{block}.conv2": 2 for block in range(1, 23)}, "rates": {"layer3.5.conv2": 0.4}}
+"""A plan for a ResNet-101."""
 OTHER = {"MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO": 2, "MODEL__ANCHOR_GENERATOR__OFFSET": 0.5}
 
 
@@ -27,7 +29,7 @@ def test_a_compressed_one_finds_the_same_in_all_runtimes(family, depth, changes,
     write_pkl(tmp_path / "model_final.pkl", family, depth)
     config = write_config(tmp_path / "config.yaml", family, **{**FEW, **changes})
     dense = norton_det.load_detector(tmp_path / "model_final.pkl", d2_config=config)
-    compressed, _ = norton_det.compress(dense, "norton-59")
+    compressed, _ = norton_det.compress(dense, "norton-59" if depth == 50 else DEEP)
     norton_det.save(compressed, tmp_path / "small.pth")
     detector = norton_det.load_detector(tmp_path / "small.pth")
     expected = [detector([image])[0] for image in IMAGES]
