@@ -98,17 +98,25 @@ def load_resnet(path: str | Path, strict: bool = True) -> ResNet:
 
 
 def load_detector(
-    path: str | Path, norm_eps: float | None = None, precision: Literal["float32", "bfloat16"] = "float32"
+    path: str | Path,
+    norm_eps: float | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    *,
+    d2_config: str | Path | None = None,
+    categories: str | Path | None = None,
 ) -> Any:
-    """Load a detector from a weights file, ours, torchvision's or a published checkpoint, or from an exported file.
+    """Load a detector from a weights file, ours, torchvision's, Detectron2's or a published checkpoint, or from an
+    exported file.
 
     Its structure is read from the file. It carries `.categories`, names by label, and `.category_ids`. `norm_eps` is
     the eps of frozen BatchNorm where the file does not say it. An exported file (.onnx, .xml) gives a detector for
-    inference only; an .xml file may run in bfloat16. Raises ValueError naming the file and what does not fit.
+    inference only; an .xml file may run in bfloat16. `d2_config` is the YAML file by which Detectron2 made the
+    detector; without it its model zoo's settings are taken. `categories` is a JSON file with the names of what the
+    detector finds, a list or data in COCO's format. Raises ValueError naming the file and what does not fit.
     """
     if Path(path).suffix in EXPORTED:
         return load_exported(path, precision)
-    return detector_from_weights(read_weights(path), norm_eps=norm_eps)
+    return detector_from_weights(read_weights(path, d2_config, categories), norm_eps=norm_eps)
 
 
 def save(model: nn.Module, path: str | Path) -> None:

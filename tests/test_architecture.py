@@ -18,10 +18,10 @@ ALLOWED = {
     "models": {"layers", "files", "keypoints", "names"},
     "compression": {"ops", "layers", "analysis", "models", "files", "names"},
     "data": {"files", "keypoints", "names", "opencv"},
-    "evaluation": {"data", "keypoints", "replacing"},
-    "engine": {"models", "files"},
+    "evaluation": {"data", "files", "keypoints", "models", "replacing"},
+    "engine": {"evaluation", "models", "files"},
     "deploy": {"analysis", "layers", "models", "compression", "files", "keypoints", "replacing"},
-    "visualization": {"analysis", "deploy", "files", "keypoints", "opencv"},
+    "visualization": {"analysis", "data", "deploy", "files", "keypoints", "opencv"},
     "report": {"analysis", "models", "compression", "data", "evaluation", "visualization"},
     "shrink": {
         *("analysis", "api", "compression", "data", "deploy", "evaluation", "files", "models", "report"),

@@ -9,7 +9,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from norton_det.cli.options import require_at_least
+from norton_det.cli.options import add_weights, require_at_least, weights_words
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
@@ -26,7 +26,7 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--weights", required=True, help="a dense ResNet or detector: torchvision's file or ours")
+    add_weights(parser, "a dense ResNet or detector")
     parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
     require_at_least(args, steps=0, minutes=0, image_count=2)
-    dense = model_from_weights(read_dense_weights(args.weights), norm_eps=args.norm_eps)
+    dense = model_from_weights(read_dense_weights(*weights_words(args)), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):
         write_compressed(args, dense, images)

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from norton_det.cli.options import size
+from norton_det.cli.options import add_weights, size, weights_words
 from norton_det.data.catalog import drawn_images, open_images
 from norton_det.deploy.writing import CHECKED, check_target, export_file, files_of
 from norton_det.models.persistence import detector_from_weights
@@ -16,7 +16,7 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--weights", required=True, help="a detector's weights file")
+    add_weights(parser, "a detector")
     parser.add_argument("--output", required=True, type=Path, help="model.onnx, or model.xml for OpenVINO")
     parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="int8: OpenVINO only")
     parser.add_argument("--images", help="a folder of images or a dataset's name (default: drawn scenes)")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load, export and say how far the file lies from torch."""
     check_target(args.output, args.precision)
-    detector = detector_from_weights(read_weights(args.weights))
+    detector = detector_from_weights(read_weights(*weights_words(args)))
     count = args.image_count if args.precision == "int8" else CHECKED
     images = list(open_images(args.images, count)) if args.images else drawn_images(count)
     compared = export_file(detector, args.output, images, args.precision, args.fixed_size)

@@ -12,6 +12,18 @@ log = logging.getLogger(__name__)
 TRAINED = "model_final.pth"
 
 
+def add_weights(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare `--weights`, and what a file of Detectron2's does not say."""
+    parser.add_argument("--weights", required=True, help=f"{what}: ours, torchvision's file or Detectron2's")
+    parser.add_argument("--d2-config", help="Detectron2's YAML file, instead of its model zoo's settings")
+    parser.add_argument("--categories", help="names of what it finds: a JSON list, or data in COCO's format")
+
+
+def weights_words(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
+    """What `add_weights` declared, as `read_weights` takes it."""
+    return args.weights, args.d2_config, args.categories
+
+
 def require_at_least(args: argparse.Namespace, **least: int) -> None:
     """Raise ValueError naming the first option, of those that are given, with a number below its least."""
     for name, smallest in least.items():

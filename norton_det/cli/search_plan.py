@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from norton_det.cli.options import add_weights, weights_words
 from norton_det.compression.plan import CompressionPlan, kept_channels
 from norton_det.compression.saliency import Criterion
 from norton_det.compression.search.budget import Budget
@@ -20,7 +21,7 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--weights", required=True, help="a dense ResNet or detector: torchvision's file or ours")
+    add_weights(parser, "a dense ResNet or detector")
     parser.add_argument("--images", required=True, help="a folder of images or a dataset's name; no labels are read")
     parser.add_argument("--image-count", type=int, default=32, help="images to measure on")
     parser.add_argument(
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a plan is a .json file")
     budget = Budget.parse(args.budget, tuple(args.input_size) if args.input_size else None)
     images = open_images(args.images, args.image_count)
-    model = model_from_weights(read_dense_weights(args.weights)).to(find_device("auto"))
+    model = model_from_weights(read_dense_weights(*weights_words(args))).to(find_device("auto"))
     plan, report = search_plan(
         model, images, budget, whole_detector=args.whole_detector, criterion=args.criterion, seed=args.seed
     )

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from norton_det.cli.options import require_at_least
+from norton_det.cli.options import add_weights, require_at_least, weights_words
 from norton_det.compression.recover import STEPS
 from norton_det.deploy.runtimes import Precision
 from norton_det.engine.folder import LOCK, sole_run
@@ -26,7 +26,7 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--weights", required=True, help="a dense detector: torchvision's file or ours")
+    add_weights(parser, "a dense detector")
     parser.add_argument("--images", required=True, type=Path, help="a folder of photos; no labels are read")
     parser.add_argument("--image-count", type=int, default=200, help="how many of them")
     goal = parser.add_mutually_exclusive_group(required=True)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--precision {args.precision}: {args.output.name} can be {', '.join(precisions)} here")
     if told := what_is_missing(runtime):
         log.info(told)
-    dense = detector_from_weights(read_dense_weights(args.weights))
+    dense = detector_from_weights(read_dense_weights(*weights_words(args)))
     sizes = [share_of_size(dense, args.size)] if args.size else FINE_SIZES
     photos = read_photos(args.images, args.image_count)
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes

@@ -12,9 +12,12 @@ from torchvision.models.detection.image_list import ImageList
 
 from norton_det.deploy.candidates import (
     Candidates,
+    best_first,
     by_image,
     clip,
+    has_area,
     has_sides,
+    joined,
     take,
     top,
     without_overlaps,
@@ -89,7 +92,7 @@ class Proposals(nn.Module):
             codes = take(deltas.permute(0, 2, 3, 1).reshape(deltas.shape[0], -1, 4), places)
             boxes = _decode(self.coder.decode_single, codes, anchors[places])
             levels.append(Candidates(boxes, logits.sigmoid(), torch.full_like(places, level)))
-        found = _clipped(levels, sizes)
+        found = _clipped(joined(levels), sizes)
         is_candidate = has_sides(found.boxes, self.least_side) & (found.scores >= self.least_score)
         candidates = found._replace(scores=torch.where(is_candidate, found.scores, -1.0))
         return without_overlaps(candidates, len(levels), self.iou_threshold, self.after)
@@ -158,6 +161,7 @@ class Places(nn.Module):
         self.decode = getattr(detector.box_coder, "decode_single", detector.box_coder.decode)
         self.least_score, self.iou_threshold = detector.score_thresh, detector.nms_thresh
         self.candidates, self.most = detector.topk_candidates, detector.detections_per_img
+        self.clips_late = getattr(detector, "clips_late", False)
 
     def forward(self, images: Tensor, features: Maps, sizes: Tensor) -> Candidates:
         """What is found, groups being labels."""
@@ -175,7 +179,11 @@ class Places(nn.Module):
             places = take(places, pairs // classes)
             boxes = _decode(self.decode, take(outputs["bbox_regression"], places), anchors[places])
             levels.append(Candidates(boxes, torch.where(scores > self.least_score, scores, -1.0), pairs % classes))
-        return without_overlaps(_clipped(levels, sizes), classes, self.iou_threshold, self.most)
+        found = joined(levels)
+        if not self.clips_late:
+            return without_overlaps(_clipped(found, sizes), classes, self.iou_threshold, self.most)
+        found = _clipped(without_overlaps(found, classes, self.iou_threshold, self.most), sizes)
+        return best_first(found._replace(scores=torch.where(has_area(found.boxes), found.scores, -1.0)))
 
 
 def _anchors(generator: Any, images: Tensor, maps: list[Tensor]) -> tuple[Tensor, ...]:
@@ -194,9 +202,8 @@ def _decode(decode: Any, codes: Tensor, anchors: Tensor) -> Tensor:
     return boxes.view(codes.shape)
 
 
-def _clipped(levels: list[Candidates], sizes: Tensor) -> Candidates:
-    """All levels' candidates, cut to their images."""
-    found = Candidates(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
+def _clipped(found: Candidates, sizes: Tensor) -> Candidates:
+    """Candidates cut to their images."""
     return found._replace(boxes=clip(found.boxes, sizes))
 
 

@@ -4,6 +4,7 @@ Every shape follows from the size of the images alone: what torchvision leaves o
 0. So a graph of it can have constant shapes, or any number of images.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,22 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 def has_sides(boxes: Tensor, least: float) -> Tensor:
     """Whether both sides of boxes (.., 4) are at least so long."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= least).all(dim=-1)
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Whether both sides of boxes (.., 4) are longer than 0."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+
+
+def joined(levels: Sequence[Candidates]) -> Candidates:
+    """The candidates of all levels, one level's after the other's."""
+    return Candidates(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
+
+
+def best_first(found: Candidates) -> Candidates:
+    """The same candidates, each image's best first."""
+    scores, places = top(found.scores, found.scores.shape[1])
+    return Candidates(take(found.boxes, places), scores, take(found.groups, places))
 
 
 def without_overlaps(found: Candidates, groups: int, iou_threshold: float, most: int) -> Candidates:

@@ -18,6 +18,7 @@ from norton_det.keypoints import Keypoints
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.parts import regions
 from norton_det.models.settings import read_settings
+from norton_det.models.variants import Images
 
 OPSET = 17
 METADATA_KEY = "norton_det"
@@ -36,8 +37,9 @@ _OF_REGIONS: dict[Output, str] = {"masks": "mask", "heatmaps": "keypoint"}
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says beside its tensors: how images are resized, what comes out, names by label, and the
-    height and width of the frame that its one image is padded to, None: it takes any images."""
+    """What an exported file says beside its tensors: how images are resized, and by which of `variants.TRANSFORMS`;
+    what comes out; names by label; and the height and width of the frame that its one image is padded to, None: it
+    takes any images."""
 
     min_size: int
     max_size: int
@@ -47,6 +49,7 @@ class Description:
     category_ids: tuple[int, ...]
     keypoints: Keypoints | None = None
     frame: Size | None = None
+    images: Images = "torchvision"
 
     def to_json(self) -> str:
         """Text for a file's metadata."""
@@ -125,6 +128,7 @@ def describe_export(detector: nn.Module, frame: Size | None = None) -> Descripti
         category_ids=tuple(category_ids),
         keypoints=keypoints_of(detector),
         frame=frame,
+        images=settings["images"],
     )
 
 

@@ -1,26 +1,18 @@
 """torchvision's RoIAlign over the levels of a pyramid, in forms that are faster where they run."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign, roi_align
-from torchvision.ops.poolers import _filter_input, _setup_scales
+from torchvision.ops import MultiScaleRoIAlign
 
 from norton_det.models.parts import regions
+from norton_det.models.variants import Level, LevelRoIAlign
 
 
-class Level(NamedTuple):
-    """A map (B, C, H, W) that is pooled, how long its sides are in those of the image, and its regions' indices."""
-
-    map: Tensor
-    scale: float
-    members: Tensor
-
-
-class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
-    """What all forms share: torchvision's pooler with its settings, and which region belongs to which level."""
+class _SameRoIAlign(LevelRoIAlign):
+    """What all forms share: a pooler's settings."""
 
     def __init__(self, pooler: MultiScaleRoIAlign) -> None:
         super().__init__(
@@ -29,65 +21,54 @@ class _ByLevel(MultiScaleRoIAlign):  # type: ignore[misc]
             pooler.sampling_ratio,
             canonical_scale=pooler.canonical_scale,
             canonical_level=pooler.canonical_level,
+            aligned=getattr(pooler, "aligned", False),
         )
         self.scales, self.map_levels = pooler.scales, pooler.map_levels
 
-    def assigned(
-        self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> tuple[list[Tensor], list[float], Tensor]:
-        """The maps, their scales, and the number of the one on which torchvision pools each region; a pooler's first
-        call decides its scales."""
-        maps = _filter_input(x, self.featmap_names)
-        if self.scales is None or self.map_levels is None:
-            self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
-        return maps, self.scales, self.map_levels(boxes)
 
-    def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
-        """The levels with the regions that torchvision pools there."""
-        maps, scales, level_of = self.assigned(x, boxes, sizes)
-        members = [torch.where(level_of == level)[0] for level in range(len(maps))]
-        return [Level(*level) for level in zip(maps, scales, members, strict=True)]
-
-
-class GatheredRoIAlign(_ByLevel):
+class GatheredRoIAlign(_SameRoIAlign):
     """For a graph of any number of regions: what the levels give is put in order by one gather.
 
     torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
     """
 
-    def forward(self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
+    ) -> Tensor:
         """Pooled features (N, C, h, w) of boxes (N, 4), each in the image of that number (N,); `frame` is the height
         and width of the largest image."""
         levels = self.levels(x, [boxes], [frame])
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
-        pooled = [
-            roi_align(level.map, regions[level.members], self.output_size, level.scale, self.sampling_ratio)
-            for level in levels
-        ]
+        pooled = [self.pool(level, regions[level.members]) for level in levels]
         return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
 
 
-class PackedRoIAlign(_ByLevel):
+class PackedRoIAlign(_SameRoIAlign):
     """For a graph of constant shapes: the levels lie one below the other in one map, which is pooled once.
 
-    Each is as wide as the widest and has GUARD more rows and columns, like its last ones: what torchvision clamps to
-    a level's edge is read there.
+    Each is as wide as the widest and has GUARD more rows and columns, like its last ones, and where the pooler is
+    aligned one more like its first ones: what torchvision clamps to a level's edge is read there.
     """
 
     GUARD = 2
 
-    def forward(self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
+    ) -> Tensor:
         """As of `GatheredRoIAlign`; no box reaches beyond its image."""
         maps, scales, level_of = self.assigned(x, [boxes], [frame])
-        guarded = [F.pad(level, (0, self.GUARD, 0, self.GUARD), mode="replicate") for level in maps]
+        before = int(self.aligned)
+        guarded = [F.pad(level, (before, self.GUARD) * 2, mode="replicate") for level in maps]
         width = max(level.shape[3] for level in guarded)
         packed = torch.cat([F.pad(level, (0, width - level.shape[3])) for level in guarded], dim=2)
-        sides = torch.tensor([[level.shape[2], level.shape[3]] for level in maps])[level_of]
-        starts = torch.tensor([0, *(level.shape[2] for level in guarded[:-1])]).cumsum(0)[level_of]
+        starts = before + torch.tensor([0, *(level.shape[2] for level in guarded[:-1])]).cumsum(0)[level_of]
         boxes = boxes * torch.tensor(scales)[level_of][:, None]
-        down = torch.stack([torch.zeros_like(starts), starts], dim=1).repeat(1, 2).to(boxes)
-        regions = torch.cat([images[:, None].to(boxes), boxes + down], dim=1)
-        pooled = roi_align(packed, regions, self.output_size, 1.0, self.sampling_ratio)
+        moved = boxes + torch.stack([torch.full_like(starts, before), starts], dim=1).repeat(1, 2).to(boxes)
+        regions = torch.cat([images[:, None].to(boxes), moved], dim=1)
+        pooled = self.pool(Level(packed, 1.0, level_of), regions)
+        if self.aligned:
+            return pooled
+        sides = torch.tensor([[level.shape[2], level.shape[3]] for level in maps])[level_of]
         rows = self._inside(boxes[:, 1], boxes[:, 3], sides[:, 0], self.output_size[0])
         columns = self._inside(boxes[:, 0], boxes[:, 2], sides[:, 1], self.output_size[1])
         inside: Tensor = pooled * (rows[:, :, None] * columns[:, None])[:, None]
@@ -96,15 +77,15 @@ class PackedRoIAlign(_ByLevel):
     def _inside(self, start: Tensor, end: Tensor, length: Tensor, bins: int) -> Tensor:
         """Along one side: the share of each bin's samples that lie on the level, (N, bins).
 
-        Others count nothing, for torchvision makes regions at least 1 long, also at a level's end.
+        Others count nothing, for a pooler that is not aligned makes regions at least 1 long, also at a level's end.
         """
         samples = max(self.sampling_ratio, 1)
-        places = _samples(start, end, bins * samples)
+        places = _samples(start, (end - start).clamp_min(1), bins * samples)
         inside: Tensor = (places <= length[:, None]).to(start).unflatten(1, (bins, samples))
         return inside.mean(dim=2)
 
 
-class BagRoIAlign(_ByLevel):
+class BagRoIAlign(_SameRoIAlign):
     """For torch on a CPU: every bin is a weighted sum of a map's positions, which is what an embedding bag computes.
 
     That one is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
@@ -124,15 +105,20 @@ class BagRoIAlign(_ByLevel):
         pooled = everything.new_zeros(len(everything), height, width, levels[0].map.shape[1])
         for level in levels:
             chosen = level.members
-            pooled[chosen] = self._pool(level.map, everything[chosen] * level.scale, image[chosen])
+            pooled[chosen] = self._bags(level.map, everything[chosen] * level.scale, image[chosen])
         return pooled.permute(0, 3, 1, 2)
 
-    def _pool(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-        """From maps (B, C, H, W) and boxes in their positions (n, 4): (n, h, w, C)."""
+    def _bags(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        """Sums over bins, from maps (B, C, H, W) and boxes in their positions (n, 4): (n, h, w, C)."""
         _, channels, rows, columns = maps.shape
         (height, width), samples = self.output_size, self.sampling_ratio
-        row, row_weight = _positions(boxes[:, 1], boxes[:, 3], height, samples, rows)
-        column, column_weight = _positions(boxes[:, 0], boxes[:, 2], width, samples, columns)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        if self.aligned:
+            boxes = boxes - 0.5
+        else:
+            sides = sides.clamp_min(1)
+        row, row_weight = _positions(boxes[:, 1], sides[:, 1], height, samples, rows)
+        column, column_weight = _positions(boxes[:, 0], sides[:, 0], width, samples, columns)
         row = row + image[:, None, None] * rows
         # From (n, h, 2s) and (n, w, 2s) to (n, h, w, 2s, 2s): bins, and the positions of each.
         positions = row[:, :, None, :, None] * columns + column[:, None, :, None, :]
@@ -152,12 +138,12 @@ def pool_by_bags(detector: nn.Module) -> None:
         setattr(heads, f"{kind}_roi_pool", BagRoIAlign(region.pooler))
 
 
-def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
+def _positions(start: Tensor, side: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
     """Along one side: the positions between which each bin's samples lie, and their weights, both (n, bins, 2s).
 
-    As in torchvision without `aligned`: a side is at least 1 long, a sample beyond -1 or the length counts nothing.
+    As in torchvision a sample beyond -1 or the length counts nothing.
     """
-    places = _samples(start, end, bins * samples)
+    places = _samples(start, side, bins * samples)
     outside = (places < -1) | (places > length)
     places = places.clamp(0, length - 1)
     low = places.floor()
@@ -167,7 +153,7 @@ def _positions(start: Tensor, end: Tensor, bins: int, samples: int, length: int)
     return positions.view(len(start), bins, 2 * samples), weights.view(len(start), bins, 2 * samples)
 
 
-def _samples(start: Tensor, end: Tensor, count: int) -> Tensor:
+def _samples(start: Tensor, side: Tensor, count: int) -> Tensor:
     """The places of so many samples of each region along one side, (n, count)."""
-    step = (end - start).clamp_min(1)[:, None] / count
+    step = side[:, None] / count
     return start[:, None] + step * (torch.arange(count) + 0.5)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from norton_det.deploy.export import METADATA_KEY, OUTPUTS, Description, framed
+from norton_det.models.variants import TRANSFORMS
 
 EXPORTED = (".onnx", ".xml")
 """How the names of exported files end."""
@@ -26,8 +26,8 @@ class ExportedDetector:
     """A detector for inference, from an exported file.
 
     Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries. Images are
-    resized, keypoints found in heatmaps, detections scaled back and masks pasted by torchvision; what lies between is
-    the file's.
+    resized, keypoints found in heatmaps, detections scaled back and masks pasted as torchvision does, or a variant of
+    its transform; what lies between is the file's.
 
     Attributes:
         categories: names by label, `__background__` first.
@@ -42,7 +42,7 @@ class ExportedDetector:
         self._description = description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
-        self._transform = GeneralizedRCNNTransform(
+        self._transform = TRANSFORMS[description.images](
             description.min_size, description.max_size, [0.0] * 3, [1.0] * 3, fixed_size=description.fixed_size
         ).eval()
         self.categories, self.category_ids = list(description.categories), list(description.category_ids)

@@ -1,6 +1,7 @@
 """Running a detector over images: over a loader, results into an evaluator; over those that nobody labelled."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,29 +13,35 @@ from tqdm import tqdm
 from norton_det.data.catalog import Categories
 from norton_det.evaluation.agreement import Findings, collect
 from norton_det.evaluation.coco import CocoEvaluator
+from norton_det.models import variants
+from norton_det.models.variants import paste_masks
 from norton_det.replacing import replaced
 
 Detector = Callable[[list[Tensor]], list[dict[str, Any]]]
+Paste = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 
 class PastedMasks(Sequence[Tensor]):
     """An image's masks, (N, 1, H, W) float32, from the small ones of a head, each made when it is asked for: those of
     a photo with many objects together fill the memory."""
 
-    def __init__(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
-        self.masks, self.boxes, self.size = masks, boxes, size
+    def __init__(self, paste: Paste, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
+        self.paste, self.masks, self.boxes, self.size = paste, masks, boxes, size
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, number: Any) -> Any:
         one = slice(number, number + 1)
-        return paste_masks_in_image(self.masks[one], self.boxes[one], self.size)[0]
+        return self.paste(self.masks[one], self.boxes[one], self.size)[0]
 
 
 def _detect(detector: Detector, images: Sequence[Tensor], device: torch.device) -> list[dict[str, Any]]:
     """The outputs, in which masks are `PastedMasks`."""
-    with replaced(transform, "paste_masks_in_image", PastedMasks):
+    with (
+        replaced(transform, "paste_masks_in_image", partial(PastedMasks, paste_masks_in_image)),
+        replaced(variants, "paste_masks", partial(PastedMasks, paste_masks)),
+    ):
         return detector([image.to(device) for image in images])
 
 

@@ -1,6 +1,7 @@
 """The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order,
 and the `.keypoints` of one that finds them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,29 @@ def published_categories(path: str | Path) -> dict[str, list[str]]:
             if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
                 return {"categories": [BACKGROUND, *weights.meta["categories"][1:]]}
     return {}
+
+
+def read_categories(path: str | Path) -> dict[str, Any]:
+    """What a JSON file says of the categories that a detector finds: a list of their names, or data in COCO's format,
+    whose categories are taken in the order of their ids.
+
+    Raises ValueError naming the file where it is neither.
+    """
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not a JSON file that can be read") from None
+    found = told.get("categories") if isinstance(told, dict) else told
+    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+        return {"categories": [BACKGROUND, *found], "category_ids": list(range(len(found) + 1))}
+    with suppress(TypeError, KeyError):
+        pairs = sorted((category["id"], category["name"]) for category in found or ())
+        if pairs and all(type(id) is int and isinstance(name, str) for id, name in pairs):
+            ids, names = zip(*pairs, strict=True)
+            return {"categories": [BACKGROUND, *names], "category_ids": [0, *ids]}
+    raise ValueError(f"{path}: expected a list of names, or categories in COCO's format")
 
 
 def categories_of(detector: nn.Module) -> tuple[list[str], list[int]]:

@@ -131,7 +131,6 @@ _STRANGERS = {
     "backbone.features": "a detector on another body than a ResNet",
     "features.0.0.weight": "a MobileNet or a network like it",
     "model.0.conv": "a YOLO",
-    "backbone.bottom_up.": "a Detectron2 model",
     "backbone.0.body": "a DETR",
     "_packed_params": "a quantised model",
     ".scale": "a quantised model",

@@ -11,7 +11,10 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
+
+from norton_det.models.variants import TRANSFORMS, ExactAnchors, Images, LevelRoIAlign
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -19,36 +22,50 @@ _STRICT = ConfigDict(extra="forbid")
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Anchors:
-    """The anchors of each level of the pyramid: sizes in pixels, and heights in shares of widths."""
+    """The anchors of each level of the pyramid: sizes in pixels, and heights in shares of widths.
+
+    With `strides`, pixels of the image a level, they are not rounded, and the first centre lies at `offset` strides.
+    """
 
     sizes: Annotated[tuple[Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], ...],
                      Field(min_length=1)]  # fmt: skip
     aspect_ratios: tuple[Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], ...]
+    strides: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    offset: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.aspect_ratios):
             raise ValueError(f"{len(self.sizes)} levels of sizes, {len(self.aspect_ratios)} of aspect_ratios")
+        if self.strides is not None and len(self.strides) != len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} levels of sizes, {len(self.strides)} of strides")
 
-    def generator(self) -> AnchorGenerator:
-        """torchvision's generator of these anchors."""
-        return AnchorGenerator(self.sizes, self.aspect_ratios)
+    def module(self) -> AnchorGenerator:
+        """The generator of these anchors: torchvision's where nothing tells their strides."""
+        if self.strides is None:
+            return AnchorGenerator(self.sizes, self.aspect_ratios)
+        return ExactAnchors(self.sizes, self.aspect_ratios, self.strides, self.offset)
 
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Pooling:
-    """How regions are pooled: which levels, into (height, width) bins of so many samples a side."""
+    """How regions are pooled: which levels, into (height, width) bins of so many samples a side, 0 for as many as
+    fit; `aligned`: half a pixel nearer to the corner than torchvision does."""
 
     featmap_names: tuple[str, ...]
     output_size: tuple[int, int]
     sampling_ratio: int
     canonical_scale: int = 224
     canonical_level: int = 4
+    aligned: bool = False
 
-    def pooler(self) -> MultiScaleRoIAlign:
-        """torchvision's pooler of this kind."""
-        values = {**asdict(self), "featmap_names": list(self.featmap_names)}
-        return MultiScaleRoIAlign(**values)
+    def module(self) -> MultiScaleRoIAlign:
+        """The pooler of this kind: torchvision's where it is not aligned."""
+        names, size, ratio, *_ = asdict(self).values()
+        canonical: dict[str, Any] = {"canonical_scale": self.canonical_scale, "canonical_level": self.canonical_level}
+        if self.aligned:
+            return LevelRoIAlign(list(names), size, ratio, aligned=True, **canonical)
+        return MultiScaleRoIAlign(list(names), size, ratio, **canonical)
 
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -58,6 +75,7 @@ Weights: TypeAlias = tuple[float, float, float, float]
 Lengths: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 TABLE: dict[str, tuple[str, Any]] = {
+    "images": ("transform", Images),
     "min_size": ("transform.min_size", Lengths),
     "max_size": ("transform.max_size", Count),
     "image_mean": ("transform.image_mean", Colour),
@@ -65,6 +83,7 @@ TABLE: dict[str, tuple[str, Any]] = {
     "size_divisible": ("transform.size_divisible", Count),
     "fixed_size": ("transform.fixed_size", tuple[Count, Count] | None),
     "_skip_resize": ("transform._skip_resize", bool),
+    "rpn_min_size": ("rpn.min_size", Annotated[float, Field(ge=0)]),
     "rpn_anchor_generator": ("rpn.anchor_generator", Anchors),
     "rpn_pre_nms_top_n_train": ("rpn._pre_nms_top_n.training", Count),
     "rpn_pre_nms_top_n_test": ("rpn._pre_nms_top_n.testing", Count),
@@ -97,10 +116,12 @@ TABLE: dict[str, tuple[str, Any]] = {
     "center_sampling_radius": ("center_sampling_radius", Annotated[float, Field(gt=0)]),
     "allow_low_quality_matches": ("proposal_matcher.allow_low_quality_matches", bool),
     "box_loss": ("head.regression_head._loss_type", str),
+    "clips_late": ("clips_late", bool),
 }
 """By the name of torchvision's argument, where its value stands in a detector, and its type. A detector has those
-whose place it has. The last two are no arguments: a `proposal_matcher` of RetinaNet's brings the one, torchvision's
-builder of v2 sets the other."""
+whose place it has. Some are no arguments: a `proposal_matcher` of RetinaNet's brings `allow_low_quality_matches`,
+torchvision's builder of v2 sets `box_loss`, `rpn_min_size` is fixed there, and `images` and `clips_late` are for what
+`models/variants.py` computes otherwise."""
 
 
 def read_settings(detector: nn.Module) -> dict[str, Any]:
@@ -119,16 +140,23 @@ def write_settings(detector: nn.Module, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: no setting of a {type(detector).__name__}, which has {', '.join(known)}")
         path, kind = TABLE[name]
         checked = _checked(name, kind, value)
-        if isinstance(checked, Anchors):
-            checked = checked.generator()
-        if isinstance(checked, Pooling):
-            checked = checked.pooler()
+        if isinstance(checked, Anchors | Pooling):
+            checked = checked.module()
+        elif name == "images":
+            checked = _transform(checked, known[name])
         owner, _, last = path.rpartition(".")
         place = _follow(detector, owner)
         if isinstance(place, dict):
             place[last] = checked
         else:
             setattr(place, last, checked)
+
+
+def _transform(images: Images, old: Any) -> GeneralizedRCNNTransform:
+    """The transform of a kind, with the settings of another one."""
+    sizes, colours = (old.min_size, old.max_size), (old.image_mean, old.image_std)
+    new = TRANSFORMS[images](*sizes, *colours, old.size_divisible, old.fixed_size, _skip_resize=old._skip_resize)
+    return new.train(old.training)
 
 
 def _values(detector: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -157,11 +185,11 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, AnchorGenerator):
-        return {"sizes": _plain(value.sizes), "aspect_ratios": _plain(value.aspect_ratios)}
-    if isinstance(value, MultiScaleRoIAlign):
-        names = ("featmap_names", "output_size", "sampling_ratio", "canonical_scale", "canonical_level")
-        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, AnchorGenerator | MultiScaleRoIAlign):
+        kind = Anchors if isinstance(value, AnchorGenerator) else Pooling
+        return {name: _plain(getattr(value, name)) for name in kind.__dataclass_fields__ if hasattr(value, name)}
+    if isinstance(value, GeneralizedRCNNTransform):
+        return next((name for name, kind in TRANSFORMS.items() if type(value) is kind), "torchvision")
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.item() if hasattr(value, "item") else value

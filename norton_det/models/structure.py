@@ -25,13 +25,15 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from norton_det.models.variants import LateClippingRetinaNet
+
 Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"]
 Extra = Literal["pool", "p6p7", "c5p6p7"]
-CLASSES = (ResNet, GeneralizedRCNN, FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, FCOS)
+CLASSES = (ResNet, GeneralizedRCNN, FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, LateClippingRetinaNet, FCOS)
 """torchvision's classes of networks that are supported; what a subclass computes nobody knows."""
 SUPPORTED = (
     "Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS with a feature pyramid on a ResNet, and ResNet classifiers,"
-    " as torchvision builds them"
+    " as torchvision or Detectron2 builds them"
 )
 STAGES = 4
 _LEVELS: dict[Extra | None, int] = {None: 0, "pool": 1, "p6p7": 2, "c5p6p7": 2}
@@ -257,7 +259,7 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
     norm = partial(nn.GroupNorm, s.tower_groups) if s.tower_norm else None
     head = RetinaNetHead(s.channels, s.anchors, s.classes, norm_layer=norm)
     head.regression_head._loss_type = "giou" if s.tower_norm else "l1"  # as torchvision's builders have it
-    return RetinaNet(backbone, s.classes, anchor_generator=anchors, head=head)
+    return LateClippingRetinaNet(backbone, s.classes, anchor_generator=anchors, head=head)
 
 
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
 from norton_det.files import load_tensors, sha256
+from norton_det.models.arrays import load_arrays
+from norton_det.models.categories import read_categories
 from norton_det.models.channels import DETECTOR_BODY
+from norton_det.models.detectron2 import convert, is_detectron2
 from norton_det.models.foreign import find_weights, todays_description, todays_names
 from norton_det.models.norms import LEAST_EPS, ORDINARY_EPS
 from norton_det.models.recognise import read_structure
@@ -80,17 +84,19 @@ class Weights:
         return factorised or self.metadata.get("plan") is not None
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(
+    path: str | Path, d2_config: str | Path | None = None, categories: str | Path | None = None
+) -> Weights:
     """Read a weights file without ever running code from it.
 
-    Besides tensors and plain types only `argparse.Namespace` is let through, which the published checkpoints hold.
-    Raises ValueError naming the file where it is missing, damaged, holds anything else, or a network that is not
-    supported.
+    Besides tensors and plain types only `argparse.Namespace` is let through, which the published checkpoints hold,
+    and in a `.pkl` NumPy's arrays. `d2_config` is the YAML file of a detector of Detectron2's, `categories` a JSON
+    file that names what a detector finds, as `read_categories` takes it. Raises ValueError naming the file where it
+    is missing, damaged, holds anything else, or a network that is not supported.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights file {str(path)!r}")
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = load_tensors(path)
+    content = _read_content(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got a {type(content).__name__}")
     with naming(path):
@@ -100,9 +106,29 @@ def read_weights(path: str | Path) -> Weights:
         if odd := [name for name, tensor in state.items() if not _is_ordinary(tensor)]:
             what = "quantised tensors" if state[odd[0]].is_quantized else "tensors that are not ordinary numbers"
             raise ValueError(f"holds {what}: {some(odd, MOST_TOLD)}; supported are {SUPPORTED}")
+        if is_detectron2(state):
+            state, metadata = convert(state, Path(d2_config) if d2_config else None, str(path))
+        elif d2_config:
+            raise ValueError(f"no detector of Detectron2's, of which {d2_config} could tell")
+        if categories:
+            metadata = {**metadata, **read_categories(categories)}
         weights = Weights(str(path), todays_names(state), metadata)
+    if categories and weights.structure.classes != len(metadata["categories"]):
+        told, own = len(metadata["categories"]) - 1, weights.structure.classes - 1
+        raise ValueError(f"{categories}: {told} categories, but {path} tells {own} apart")
     _ = weights.structure
     return weights
+
+
+def _read_content(path: str | Path) -> Any:
+    if Path(path).suffix == ".pkl":
+        content = load_arrays(path)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            arrays = {str(name): value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
+            return {**content, "model": {name: torch.from_numpy(value) for name, value in arrays.items()}}
+        raise ValueError(f"{path}: expected a .pkl of Detectron2's, which has its arrays under 'model'")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return load_tensors(path)
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
@@ -124,9 +150,11 @@ def naming(source: str | Path) -> Iterator[None]:
         raise ValueError(told if told.startswith(f"{source}: ") else f"{source}: {told}") from None
 
 
-def read_dense_weights(path: str | Path) -> Weights:
+def read_dense_weights(
+    path: str | Path, d2_config: str | Path | None = None, categories: str | Path | None = None
+) -> Weights:
     """Read what is still to be compressed, as `read_weights`. Raises ValueError for weights that are."""
-    weights = read_weights(path)
+    weights = read_weights(path, d2_config, categories)
     if weights.is_compressed:
         raise ValueError(f"{path} is compressed already: give the dense network that it was made of")
     return weights

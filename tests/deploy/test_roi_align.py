@@ -5,6 +5,7 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from norton_det.deploy.roi_align import BagRoIAlign, GatheredRoIAlign, PackedRoIAlign
+from norton_det.models.variants import LevelRoIAlign
 
 
 def boxes(count, seed):
@@ -24,6 +25,10 @@ def pooler(names="0123", size=7, ratio=2, **canonical):
     return MultiScaleRoIAlign(list(names), size, ratio, **canonical)
 
 
+def aligned(ratio):
+    return LevelRoIAlign(list("0123"), 7, ratio, aligned=True)
+
+
 POOLERS = {
     "torchvision's": lambda: pooler(),
     "of masks": lambda: pooler(size=14),
@@ -35,6 +40,8 @@ POOLERS = {
     "of small regions": lambda: pooler(canonical_scale=64, canonical_level=3),
     "as many samples as fit": lambda: pooler(ratio=0),
     "likewise": lambda: pooler(ratio=-1),
+    "aligned": lambda: aligned(ratio=2),
+    "aligned, as many samples as fit": lambda: aligned(ratio=0),
 }
 
 

@@ -1,14 +1,15 @@
 """A detector over a loader: every image once, and nothing left of the evaluation before."""
 
+import pytest
 import torch
 from detectors import frames, tiny_detector
-from torchvision.models.detection import roi_heads
 
 from norton_det.data.catalog import Categories
 from norton_det.evaluation import inference
 from norton_det.evaluation.coco import CocoEvaluator
 from norton_det.evaluation.inference import run_inference
 from norton_det.evaluation.results import to_results
+from norton_det.models.settings import write_settings
 
 
 def test_every_image_is_told_once_however_often_it_is_run(tmp_path):
@@ -25,21 +26,23 @@ def test_every_image_is_told_once_however_often_it_is_run(tmp_path):
         assert found == [(7, 7), (3, 3), (5, 5)]
 
 
-def test_masks_are_made_one_at_a_time_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "name"), [("torchvision", "paste_masks_in_image"), ("detectron2", "paste_masks")])
+def test_masks_are_made_one_at_a_time_to_the_same_bits(kind, name, tmp_path, monkeypatch):
     detector, images = tiny_detector("mask_rcnn", "resnet18"), frames(2)
+    write_settings(detector, {"images": kind})
     categories = Categories(("__background__", "a", "b"), (0, 4, 9))
     with torch.inference_mode():
         outputs = detector(images)
     expected = [result for id, output in enumerate(outputs) for result in to_results(id, output, categories, "segm")]
     assert len(expected) > 2
 
-    made = []
+    made, original = [], getattr(inference, name)
 
     def paste(masks, boxes, size):
         made.append(len(masks))
-        return roi_heads.paste_masks_in_image(masks, boxes, size)
+        return original(masks, boxes, size)
 
-    monkeypatch.setattr(inference, "paste_masks_in_image", paste)
+    monkeypatch.setattr(inference, name, paste)
     evaluator = CocoEvaluator(tmp_path / "none.json", categories, "segm")
     batch = (images, [{"image_id": 0}, {"image_id": 1}])
     run_inference(detector, [batch], evaluator, torch.device("cpu"), show_progress=False)
