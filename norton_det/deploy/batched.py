@@ -199,7 +199,7 @@ def _anchors(generator: Any, images: Tensor, maps: list[Tensor]) -> tuple[Tensor
 def _decode(decode: Any, codes: Tensor, anchors: Tensor) -> Tensor:
     """Boxes (B, N, 4) by a coder that takes (N, 4)."""
     boxes: Tensor = decode(codes.flatten(0, 1), anchors.flatten(0, 1))
-    return boxes.view(codes.shape)
+    return boxes.view(*codes.shape[:2], 4)
 
 
 def _clipped(found: Candidates, sizes: Tensor) -> Candidates:
