@@ -75,7 +75,6 @@ Weights: TypeAlias = tuple[float, float, float, float]
 Lengths: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 TABLE: dict[str, tuple[str, Any]] = {
-    "images": ("transform", Images),
     "min_size": ("transform.min_size", Lengths),
     "max_size": ("transform.max_size", Count),
     "image_mean": ("transform.image_mean", Colour),
@@ -83,6 +82,7 @@ TABLE: dict[str, tuple[str, Any]] = {
     "size_divisible": ("transform.size_divisible", Count),
     "fixed_size": ("transform.fixed_size", tuple[Count, Count] | None),
     "_skip_resize": ("transform._skip_resize", bool),
+    "images": ("transform", Images),
     "rpn_min_size": ("rpn.min_size", Annotated[float, Field(ge=0)]),
     "rpn_anchor_generator": ("rpn.anchor_generator", Anchors),
     "rpn_pre_nms_top_n_train": ("rpn._pre_nms_top_n.training", Count),
