@@ -99,15 +99,15 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
         return [_dense(dense, frame, treatment), *detectors] if dense else detectors
     weights = read_weights(path)
     detector = detector_from_weights(weights)
-    ours = DemoDetector("compressed" if weights.is_compressed else "dense", _optimized(detector, frame, treatment))
-    if dense is None:
-        return [ours]
-    if not weights.is_compressed:
-        raise ValueError(f"{path} is dense: --compare takes a compressed detector")
-    source = dense or origin_of(detector).dense_weights
-    if dense or (source and Path(source).exists()):
-        return [_dense(str(source), frame, treatment), ours]
-    return [_random(path, detector, frame, treatment), ours]
+    beside: list[DemoDetector] = []
+    if dense is not None:
+        if not weights.is_compressed:
+            raise ValueError(f"{path} is dense: --compare takes a compressed detector")
+        source = dense or origin_of(detector).dense_weights
+        named = dense or (source and Path(source).exists())
+        beside = [_dense(str(source), frame, treatment) if named else _random(path, detector, frame, treatment)]
+    name = "compressed" if weights.is_compressed else "dense"
+    return [*beside, DemoDetector(name, _optimized(detector, frame, treatment))]
 
 
 def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:

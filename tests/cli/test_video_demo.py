@@ -70,6 +70,14 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
     assert next(iter(Video(empty_place / "clip.mp4"))).shape[2] == 2 * next(drawn_clip(1)).shape[2]
 
 
+@pytest.mark.parametrize(("weights", "dense"), [("small.pth", "small.pth"), ("dense.pth", "dense.pth")])
+def test_a_wrong_comparison_is_refused_before_anything_is_prepared(weights, dense, folder, empty_place, monkeypatch):
+    monkeypatch.setattr(demo, "optimize", lambda *_: pytest.fail("a detector was prepared"))
+    frame, treatment = next(drawn_clip(1)), Treatment(torch.device("cpu"), "torch", None)
+    with pytest.raises(ValueError, match="--compare takes a"):
+        demo.demo_detectors(folder / weights, str(folder / dense), frame, treatment)
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "plan"), [("fcos", "resnet18", "[0.2]*12"), ("retinanet_v2", "resnet101", "[0.2]*37")]
 )
