@@ -18,8 +18,7 @@ BACKGROUND = "__background__"
 
 
 def numbered_categories(num_classes: int) -> tuple[list[str], list[int]]:
-    """Return numbered names and ids for classes that nothing names. `num_classes` counts the background, which comes
-    first.
+    """Return numbered names and ids for unnamed classes. `num_classes` counts the background, which comes first.
 
     Examples:
         >>> numbered_categories(3)
@@ -34,8 +33,7 @@ def are_named(names: Sequence[str]) -> bool:
 
 
 def published_categories(path: str | Path) -> dict[str, list[str]]:
-    """Return the class names of a detector's file published by torchvision, known by its SHA-256; no names for
-    others."""
+    """Return the class names of a detector's file published by torchvision, known by its SHA-256; {} for others."""
     if not Path(path).is_file():
         return {}
     digest = sha256(path)
@@ -77,8 +75,7 @@ def categories_of(detector: nn.Module) -> tuple[list[str], list[int]]:
 
 
 def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[str], list[int]]:
-    """Return the names and ids that a file tells, if they are as many as the classes; names alone are numbered from
-    0.
+    """Return the names and ids that a file tells, if they are as many as the classes; names alone get ids from 0.
 
     Otherwise returns `numbered_categories`.
     """
@@ -113,8 +110,7 @@ def keypoints_of(detector: nn.Module) -> Keypoints | None:
 
 
 def told_keypoints(told: object, detector: nn.Module) -> Keypoints | None:
-    """Return the keypoints that a file tells, if they are as many as the detector finds; else those of
-    `keypoints_of`."""
+    """Return the keypoints that a file tells, if their number is the detector's; else those of `keypoints_of`."""
     with suppress(TypeError, ValueError, KeyError):
         names, flip, skeleton = (tuple(told[part]) for part in ("names", "flip", "skeleton"))  # type: ignore[index]
         found = Keypoints(names, flip, tuple(tuple(bone) for bone in skeleton))

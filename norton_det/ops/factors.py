@@ -73,7 +73,7 @@ def reconstruct(factors: CPFactors) -> Tensor:
 
 
 def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
-    """Return ||w - w'||^2 / ||w||^2 of each filter w and its reconstruction w', (K,) float64; 0 for a filter of zeros.
+    """Return ||w - w'||^2 / ||w||^2 of each filter w and its reconstruction w', (K,) float64; 0 for a zero filter.
 
     Raises ValueError where the factors do not fit the weight (K, C, kh, kw).
     """
