@@ -26,7 +26,7 @@ def slice_channels(
 def scale_body(model: nn.Module, width: float) -> nn.Module:
     """Keep the first channels, a share `width` but at least one, of every group of a network on the meta device.
 
-    Returns the network. Raises ValueError where grouped convolutions fix the channels.
+    Works in place and returns the network. Raises ValueError where grouped convolutions fix the channels.
     """
     body = read_body(model) if width != 1 else None
     for group in body.groups.values() if body else ():

@@ -223,8 +223,7 @@ def resize_photo(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Paste masks (N, 1, M, M) into images of `size` (height, width), bilinear in a mask's box (N, 4), 0
-    elsewhere."""
+    """Paste masks (N, 1, M, M) into images of `size` (height, width), bilinear in their boxes (N, 4), else 0."""
     pasted = masks.new_zeros(len(masks), 1, *size)
     for mask, whole, box in zip(masks, pasted, boxes, strict=True):
         x, y = (_inside(box[side], box[side + 2], size[1 - side]) for side in (0, 1))

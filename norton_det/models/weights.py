@@ -50,8 +50,7 @@ class Weights:
 
     @cached_property
     def structure(self) -> Structure:
-        """Return the modules that the tensors belong to. Raises ValueError naming the file of an unsupported
-        network."""
+        """Return the modules that the tensors belong to. Raises ValueError naming the file of any other network."""
         with naming(self.source):
             return read_structure(self.state, self.told)
 
@@ -133,8 +132,7 @@ def _read_content(path: str | Path) -> Any:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Tell whether it is dense, real, not empty, and of its claimed size: a few bytes may claim any number of
-    values."""
+    """Tell whether it is dense, real, not empty, and of its claimed size: a few bytes may claim any size."""
     if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
         return False
     return tensor.numel() > 0 and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
