@@ -1,4 +1,4 @@
-"""Agreement: the AP of a detector against what a reference finds, taken as the truth where nobody has labels.
+"""Computes agreement: a detector's AP against a reference's findings, taken as the truth where nobody has labels.
 
 The reference's findings from a score on are the objects; the detector's findings of every score are ranked against
 them, as COCO's protocol has it. A detector agrees with itself to 100: what it finds below the score is ranked behind
