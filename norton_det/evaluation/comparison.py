@@ -1,4 +1,4 @@
-"""pycocotools' comparison of results with the truth, and the AP that it comes to."""
+"""Runs pycocotools' comparison of results with the truth, and computes the AP that comes of it."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from norton_det.data.reading import Task
 
 
 def as_coco(content: dict[str, Any]) -> Any:
-    """A dataset's content as pycocotools' COCO."""
+    """Return a dataset's content as pycocotools' COCO."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = content
@@ -32,8 +32,7 @@ def compare(
     most: int,
     image_ids: Sequence[int] | None = None,
 ) -> Any:
-    """A COCOeval that has been run, of at most so many detections an image and category; the results stay as they
-    are."""
+    """Run a COCOeval with at most `most` detections an image and category; the results stay as they are."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
             found = truth.loadRes([dict(result) for result in results])
@@ -51,7 +50,7 @@ def compare(
 
 
 def summarize(comparison: Any) -> dict[str, float]:
-    """What pycocotools' `summarize` prints, which knows no other numbers of detections than COCO's."""
+    """Return what pycocotools' `summarize` prints; that one knows no other numbers of detections than COCO's."""
     sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; of keypoints no small ones
     most = comparison.params.maxDets
     mean = partial(_mean, comparison)
@@ -65,7 +64,7 @@ def summarize(comparison: Any) -> dict[str, float]:
 
 
 def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None, most: int = -1) -> float:
-    """The mean in points over thresholds, categories and, of precision, recalls; NaN where there is none."""
+    """Return the mean in points over thresholds, categories and, for precision, recalls; NaN where there is none."""
     values = comparison.eval[of][..., comparison.params.areaRngLbl.index(size), most]
     if iou is not None:
         values = values[np.isclose(comparison.params.iouThrs, iou)]
@@ -74,12 +73,12 @@ def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None,
 
 
 def average_precisions(comparison: Any) -> dict[str, float]:
-    """The AP of each category in points, by name; NaN without objects."""
+    """Return the AP of each category in points, by name; NaN without objects."""
     return {name: float(100 * values.mean()) for name, values in precisions(comparison).items()}
 
 
 def precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
-    """By category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
+    """Return by category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
     # from (T, R, K, areas, numbers of detections) to (T, R, K): all areas, the largest number
     precision = comparison.eval["precision"][:, :, :, 0, -1]
     names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]

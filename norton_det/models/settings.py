@@ -1,4 +1,4 @@
-"""Tables what the shapes of tensors do not tell about a detector: torchvision's constructor arguments.
+"""Lists what the shapes of tensors do not tell about a detector: one table of torchvision's constructor arguments.
 
 Each argument has its place in a built detector, where its value lies, and its type. Reading and writing go through
 the same place, so what is saved is what is loaded.

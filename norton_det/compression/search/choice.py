@@ -141,7 +141,7 @@ def _columns(programme: _Programme, item: Item, levels: Levels) -> list[tuple[in
 
 
 def _optimise(programme: _Programme, budget: float | None, unit: float) -> NDArray[np.bool_]:
-    """Return which columns are taken, (columns,). Errors and costs (by `unit`) are scaled: tolerances are not."""
+    """Return the taken columns, (columns,). Errors and costs (by `unit`) are scaled: tolerances are absolute."""
     rows, columns, values = zip(*programme.entries, strict=True)
     count = len(programme.errors)
     equations = coo_array((values, (rows, columns)), shape=(len(programme.sums), count)).tocsc()

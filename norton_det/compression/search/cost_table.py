@@ -1,4 +1,4 @@
-"""Tables what every choice that a plan makes would cost, as a knapsack whose errors are still open."""
+"""Lists what every choice that a plan makes would cost, as a knapsack whose errors are still open."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -25,11 +25,11 @@ from norton_det.models.parts import PARTS, part_layers
 
 log = logging.getLogger(__name__)
 IMAGE_SIZE = 224
-"""How many plans are timed for a budget in milliseconds: a network's time is not the sum of its layers' times."""
+"""Pixels a side of the crops that sensitivities are measured on."""
 MOST_IMAGES = 48
 """How many images are used at most; more would cost time and memory and change little."""
 TIMED_ROUNDS = 3
-"""How many plans are timed for a budget in milliseconds: a network takes more or less than its layers, one by one."""
+"""How many plans are timed for a budget in milliseconds: a network's time is not the sum of its layers' times."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _best_plan(
 
 
 def _affordable(scope: Scope, budget: Budget) -> tuple[float, float, CostTable]:
-    """Return the dense network's cost, the most that a plan may cost, and the table. Raises ValueError below it."""
+    """Return the dense network's cost, the most that a plan may cost, and the table; refuse too small a budget."""
     dense_cost = scope.cost(CompressionPlan(), budget.kind)
     unit = dense_cost if budget.is_share else 1.0
     table = cost_table(scope, budget.kind, dense_cost)

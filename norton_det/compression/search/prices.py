@@ -152,8 +152,7 @@ def _grid_milliseconds(
 
 @torch.no_grad()
 def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Module, float]:
-    """Return the form of a layer that takes the fewest milliseconds on all `images` together, with its ReLU, and
-    these."""
+    """Return the form of a layer that takes the fewest milliseconds on all `images`, ReLU included, and these."""
     candidates: list[nn.Module] = [layer]
     if isinstance(layer, CPConv2d):
         candidates.append(layer.to_conv())
