@@ -45,7 +45,7 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
     shadow = copy.deepcopy(module).to("meta").eval()
     with _separable_macs(shadow) as separable, FlopCounterMode(display=False) as counter:
         shadow(*map_tensors(lambda x: x.to("meta"), inputs))
-    operations = counter.get_flop_counts()  # two a multiply-accumulate
+    operations = counter.get_flop_counts()  # two for each multiply-accumulate
     root = type(shadow).__name__
     as_run = {
         name: sum(operations.get(f"{root}.{name}".removesuffix("."), {}).values()) // 2
@@ -62,7 +62,7 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
 
 def _count_parameters(module: nn.Module) -> Mapping[str, int]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's, raised where fvcore is imported
+        warnings.simplefilter("ignore", FutureWarning)  # torch's warning, raised where fvcore is imported
         from fvcore.nn import parameter_count
     found: Mapping[str, int] = parameter_count(module)
     return found

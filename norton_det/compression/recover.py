@@ -151,7 +151,7 @@ def recover(
         if steps and not isinstance(student, ResNet):
             seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
             if seconds is not None and seconds <= 0:
-                log.warning("the parts took the %g minutes: the whole detector stays as they made it", minutes)
+                log.warning("the parts took the %g minutes: the whole detector is not trained further", minutes)
             how = Imitation(student, teacher, _as_seen(teacher, images, Path(folder)), held, trained, seed)
             losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
             run.reports.append(PartReport(WHOLE, *losses))

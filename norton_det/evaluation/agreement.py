@@ -57,7 +57,7 @@ class TaskAgreement:
         metrics: AP, AP50, AP75 and, by the objects' size, APs, APm, APl (no APs for keypoints); NaN without objects.
         interval: the range in which AP would lie in 95 % of cases if the images were drawn anew.
         by_category: AP of each category that the reference finds.
-        by_image: F1 of what both find of at least the score, matched at an IoU (OKS) of 0.5; 100 if neither finds any.
+        by_image: F1 of what both find of at least the score, matched at an IoU (OKS) of 0.5; 100 if neither finds it.
     """
 
     metrics: dict[str, float]

@@ -36,7 +36,7 @@ def compare(
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
             found = truth.loadRes([dict(result) for result in results])
-        else:  # which loadRes refuses
+        else:  # loadRes refuses an empty list
             found = as_coco({**truth.dataset, "annotations": []})
         comparison = COCOeval(truth, found, kind)
         if kind == "keypoints":
@@ -50,8 +50,8 @@ def compare(
 
 
 def summarize(comparison: Any) -> dict[str, float]:
-    """Return what pycocotools' `summarize` prints; that one knows no other numbers of detections than COCO's."""
-    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; of keypoints no small ones
+    """Return what pycocotools' `summarize` prints, for any numbers of detections; its own knows only COCO's."""
+    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; no small ones for keypoints
     most = comparison.params.maxDets
     mean = partial(_mean, comparison)
     metrics = {"AP": mean("precision"), "AP50": mean("precision", iou=0.5), "AP75": mean("precision", iou=0.75)}
@@ -68,7 +68,7 @@ def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None,
     values = comparison.eval[of][..., comparison.params.areaRngLbl.index(size), most]
     if iou is not None:
         values = values[np.isclose(comparison.params.iouThrs, iou)]
-    valid = values[values > -1]  # which stands for undefined
+    valid = values[values > -1]  # -1 stands for undefined
     return float(100 * np.mean(valid)) if valid.size else math.nan
 
 

@@ -35,7 +35,7 @@ def load_arrays(path: str | Path) -> Any:
             if not _OPCODES.fullmatch(opcode.name):
                 raise ValueError(f"{opcode.name} is no part of a pickle of arrays")
             if "PUT" in opcode.name and int(argument or 0) > len(content):
-                raise ValueError("it remembers more than it holds")
+                raise ValueError("its memo has more places than it has bytes")
         return _as_arrays(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except Exception as error:  # damage may raise anything
         told, *_ = str(error).strip().splitlines() or [type(error).__name__]

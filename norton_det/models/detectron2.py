@@ -111,7 +111,7 @@ def _family(state: Mapping[str, Tensor]) -> Family:
 
 
 def _refusal(what: str) -> ValueError:
-    return ValueError(f"of Detectron2's, {what}; supported are {SUPPORTED}")
+    return ValueError(f"this detector of Detectron2's is not supported: {what}; supported are {SUPPORTED}")
 
 
 def _refuse_strangers(state: Mapping[str, Tensor]) -> None:
@@ -120,7 +120,7 @@ def _refuse_strangers(state: Mapping[str, Tensor]) -> None:
             raise _refusal(f"the weights are those of {what}")
     for name in state:
         if name.endswith("norm.weight") and name.removesuffix("weight") + "running_mean" not in state:
-            raise _refusal(f"a norm that is GroupNorm, {name}")
+            raise _refusal(f"it has a norm that is GroupNorm, {name}")
 
 
 def _refuse_other_bodies(state: Mapping[str, Tensor]) -> None:
@@ -151,7 +151,7 @@ def _renamed(state: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
         found = ((re.fullmatch(pattern, layer), new, number) for pattern, new, number in rules)
         match, new, number = next((rule for rule in found if rule[0]), (None, "", int))
         if match is None:
-            raise _refusal(f"a layer {layer}")
+            raise _refusal(f"it has a layer {layer}")
         digits = [number(int(match[1] or 0)), *match.groups()[1:]] if match.groups() else []
         renamed[f"{_norm_of(new.format(*digits)) if norm else new.format(*digits)}.{kind}"] = tensor
     return renamed

@@ -89,7 +89,7 @@ def _told_by(detector: nn.Module) -> dict[str, Any]:
     elif type(extra) in levels:
         told = levels[type(extra)]
     else:
-        raise ValueError(f"levels beyond the pyramid by a {type(extra).__name__} are not supported")
+        raise ValueError(f"the levels that a {type(extra).__name__} adds to the pyramid are not supported")
     returned = model.backbone.body.return_layers
     if not all(stage.startswith("layer") for stage in returned):
         raise ValueError(f"{_guess(detector.state_dict())}; supported are {SUPPORTED}")

@@ -210,7 +210,7 @@ def _with_pyramid(body: ResNet, structure: Structure) -> BackboneWithFPN:
     returned = {f"layer{stage}": str(level) for level, stage in enumerate(structure.returned)}
     norm = nn.BatchNorm2d if structure.neck_norm else None
     backbone = BackboneWithFPN(body, returned, widths, channels, extra, norm)
-    if extra is None:  # for which BackboneWithFPN takes a pooled level
+    if extra is None:  # where BackboneWithFPN would add a pooled level
         backbone.fpn.extra_blocks = None
     elif structure.extra != "pool":  # which torchvision decides by comparing widths
         backbone.fpn.extra_blocks.use_P5 = structure.extra == "p6p7"
@@ -264,7 +264,7 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
 
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:
     norm = partial(nn.GroupNorm, s.tower_groups)
-    head = FCOSHead(32, s.anchors, s.classes)  # which has 32 groups whatever its width: both halves are built anew
+    head = FCOSHead(32, s.anchors, s.classes)  # has 32 groups at any width: both halves are built anew
     sizes = (s.channels, s.anchors)
     head.classification_head = FCOSClassificationHead(*sizes, s.classes, s.tower_convs, norm_layer=norm)
     head.regression_head = FCOSRegressionHead(*sizes, s.tower_convs, norm_layer=norm)

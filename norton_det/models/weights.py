@@ -109,7 +109,7 @@ def read_weights(
         if is_detectron2(state):
             state, metadata = convert(state, Path(d2_config) if d2_config else None, str(path))
         elif d2_config:
-            raise ValueError(f"no detector of Detectron2's, of which {d2_config} could tell")
+            raise ValueError(f"no detector of Detectron2's, which {d2_config} is for")
         if categories:
             metadata = {**metadata, **read_categories(categories)}
         weights = Weights(str(path), todays_names(state), metadata)

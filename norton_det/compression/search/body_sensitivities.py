@@ -83,7 +83,7 @@ def measure_body(
             progress(block.stage)
         x, options = residual(x), block_options(body, block)
         output = _of_each_half(x, taken)
-        if options == (UNCHANGED,):  # then what may be lost of its output is the stage's channels
+        if options == (UNCHANGED,):  # then its output can lose only the stage's channels
             errors = [0.0]
             distorted = _pruned(output, output, _scores(model, body.groups[block.stage]), _MEDIAN_RATE, generator)
         else:
