@@ -1,4 +1,4 @@
-"""NORTON for detectors: filter decomposition and pruning of detectors on ResNets."""
+"""Compresses torchvision and Detectron2 detectors on ResNets by NORTON: filter decomposition and pruning."""
 
 import os
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""The public face: joins models, compression and deployment without any configuration."""
+"""Offers the public functions, which join models, compression and deployment without any configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def compress(
 def build_detector(
     kind: str, body: str = "resnet50", plan: PlanLike | None = None, num_classes: int = 91, width: float = 1.0
 ) -> Any:
-    """Build a detector with random weights; without a plan, dense.
+    """Build a detector with random weights; it is dense unless a plan is given.
 
     `kind` is `faster_rcnn`, `mask_rcnn`, `keypoint_rcnn`, `faster_rcnn_v2`, `mask_rcnn_v2`, `retinanet`,
     `retinanet_v2` or `fcos`, `body` one of torchvision's ResNets by name, `num_classes` counts the background, and
@@ -156,7 +156,7 @@ def agreement(reference: Any, detector: Any, images: Sequence[Tensor], score: fl
 
 
 def findings_of(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
-    """What a detector of any kind finds, in evaluation mode, on the device where it is."""
+    """Return what a detector of any kind finds, in evaluation mode, on the device where it is."""
     network = detector.detector if isinstance(detector, TorchDetector) else detector
     if not isinstance(network, nn.Module):
         categories = Categories(tuple(detector.categories), tuple(detector.category_ids), detector.keypoints)

@@ -1,4 +1,4 @@
-"""Typed configuration: the schema, YAML files that inherit, and `key=value` overrides."""
+"""Defines the typed configuration: its schema, YAML files that inherit, and `key=value` overrides."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from norton_det.names import did_you_mean
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, by which a few lines may stand for billions of values."""
+    """A YAML loader without aliases, by which a few lines may stand for billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -31,7 +31,7 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class CustomDataset(_Section):
-    """A dataset in COCO format: its image folder and its annotation JSON."""
+    """Names a dataset in COCO format: its image folder and its annotation JSON."""
 
     images: PathText
     annotations: PathText
@@ -46,7 +46,7 @@ OwnCount = Annotated[Positive | None, NoneByName]
 
 
 class ModelConfig(_Section):
-    """The detector: its structure, where its weights come from, and the sizes that it works at (pixels)."""
+    """Describes the detector: its structure, where its weights come from, and the image and anchor sizes (pixels)."""
 
     detector: Literal[
         "faster_rcnn",
@@ -62,11 +62,11 @@ class ModelConfig(_Section):
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
         "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
     ] = "resnet50"  # fmt: skip
-    """What the detector stands on; weights from a file bring their own."""
+    """The ResNet that the detector stands on; weights from a file bring their own."""
     plan: PathText | dict[str, Any] = "none"
     """`none` (dense), a preset, a plan file, or a mapping (notation and rank; ranks and rates)."""
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Multiplies every channel width of the body."""
+    """A factor on every channel width of the body."""
     backbone_weights: PathText = "none"
     """`imagenet` (torchvision's, downloaded once), `none`, or a file."""
     weights: PathText = "none"
@@ -80,13 +80,13 @@ class ModelConfig(_Section):
     norm: Literal["batch", "frozen", "sync"] = "batch"
     """BatchNorm that is trained (`batch`), also over several processes with a GPU each (`sync`), or `frozen`."""
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
-    """The last so many of the body's five: stem, layer1 .. layer4."""
+    """How many of the body's five stages are trained, counted from the last: stem, layer1 .. layer4."""
     min_size: Annotated[Annotated[list[Positive], Field(min_length=1)] | None, OneOrMore] = None
-    """Length of the shorter side; several are multi-scale training, the last one is used in evaluation. This and what
-    follows, where it is `none`, is what the weights say, else torchvision's."""
+    """Length of an image's shorter side. Several lengths mean multi-scale training; evaluation takes the last one.
+    Where this or one of the next settings is `none`, the value that the weights say is taken, else torchvision's."""
     max_size: Annotated[Positive | None, NoneByName] = None
     anchor_sizes: Annotated[Annotated[list[Positive], Field(min_length=1)] | None, NoneByName] = None
-    """One for each level of the pyramid; RetinaNet adds two between each and the next."""
+    """One size for each level of the pyramid; RetinaNet adds two between each and the next."""
     aspect_ratios: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
     """Heights of the anchors in shares of their widths."""
     fpn_channels: Positive = 256
@@ -97,20 +97,21 @@ class ModelConfig(_Section):
     box_rois: OwnCount = None
     train_proposals: OwnCount = None
     test_proposals: OwnCount = None
-    """Of a detector of one stage: candidates of each level."""
+    """The proposals kept in evaluation; in a one-stage detector the candidates of each level."""
 
 
 class DataConfig(_Section):
-    """Which data: a name of the catalogue, or `{images: DIR, annotations: FILE}`."""
+    """Names the data, each set as a name of the catalogue or as `{images: DIR, annotations: FILE}`, and how it is
+    read."""
 
     train: Dataset = "coco_2017_train"
     test: Dataset = "coco_2017_val"
     augmentation: Literal["none", "flip", "lsj", "photometric"] = "flip"
     """`lsj` (large-scale jitter) makes 1024 x 1024 images, which the model does not resize in training."""
     flip_pairs: Annotated[list[Pair] | None, NoneByName] = None
-    """Pairs of keypoints, by name, that change places in a mirrored image; `none`: as left and right in them say."""
+    """Pairs of keypoint names that change places in a mirrored image; `none`: left and right in the names tell."""
     oks_sigmas: Annotated[list[Annotated[float, Field(gt=0)]] | None, NoneByName] = None
-    """Of OKS, one a keypoint; `none`: COCO's for COCO's keypoints, 0.05 for others."""
+    """The sigmas of OKS, one a keypoint; `none`: COCO's for COCO's keypoints, 0.05 for others."""
     workers: Annotated[int, Field(ge=0)] = 4
     keep_empty: bool = False
     """Whether images that show no object are trained on too, against false alarms."""
@@ -119,13 +120,13 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The schedule. `lr` is for 16 images a step and scaled to `batch_size`, which counts all processes."""
+    """Sets the schedule. `lr` is for 16 images a step and scaled to `batch_size`, which counts all processes."""
 
     batch_size: Positive = 16
     accumulation: Positive = 1
-    """Forward passes that a process takes over its share of a step: less memory, the same step."""
+    """Forward passes into which a process splits its share of a step: less memory, the same step."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of convolutions and linear layers in training; all else, and evaluation, is float32."""
+    """The precision of convolutions and linear layers in training; all else, and evaluation, runs in float32."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -133,32 +134,33 @@ class TrainConfig(_Section):
     schedule: Literal["multistep", "cosine"] = "multistep"
     epochs: Annotated[float, Field(gt=0)] = 26
     milestones: list[float] = [16, 22]
-    """Epochs after which the rate is divided by ten (`multistep`)."""
+    """Epochs after which the learning rate is divided by ten (`multistep`)."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 1000
     max_iterations: Annotated[Positive | None, NoneByName] = None
     """Overrides the epochs; milestones and warm-up shrink with it."""
     distill_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of the loss that model.teacher adds: 1 where the features are zero, 0 where they are the teacher's."""
+    """The weight of the loss that `model.teacher` adds, which is 1 where the features are zero, 0 where they are the
+    teacher's."""
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, NoneByName] = None
-    """The largest norm of a step's gradient, or `none`."""
+    """The largest norm that a step's gradient may have, or `none`."""
     ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, NoneByName] = None
-    """Decay of an exponential moving average of the weights, which is evaluated and saved then; or `none`."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved; or `none`."""
     checkpoint_period: Positive = 5000
     """Iterations between checkpoints."""
     log_period: Positive = 20
 
 
 class TestConfig(_Section):
-    """Evaluation: images a forward pass, and what counts as a detection."""
+    """Sets the images of a forward pass in evaluation, and what counts as a detection."""
 
     batch_size: Positive = 1
     score_threshold: Annotated[Annotated[float, Field(ge=0, le=1)] | None, NoneByName] = None
-    """This and `detections`, where `none`: what the weights say, else torchvision's."""
+    """Where this or `detections` is `none`, the value that the weights say is taken, else torchvision's."""
     detections: OwnCount = None
 
 
 class Config(_Section):
-    """Everything a run needs."""
+    """Holds everything that a run needs."""
 
     output_dir: PathText = "output/run"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -201,7 +203,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def find_config(config: str | Path) -> Path:
-    """The file that a path or a name in configs/ stands for; ValueError with the nearest name otherwise."""
+    """Return the file that a path or a name in configs/ stands for. Raises ValueError with the nearest name."""
     path = Path(config).expanduser()
     if path.is_file():
         return path
@@ -214,7 +216,7 @@ def find_config(config: str | Path) -> Path:
 
 
 def configs_folder() -> Path:
-    """Where the configs lie: in the installed package, or beside it in a clone."""
+    """Return the folder of the configs: in the installed package, or beside it in a clone."""
     installed = Path(str(files("norton_det"))) / "configs"
     return installed if installed.is_dir() else Path(str(files("norton_det"))).parent / "configs"
 
@@ -238,7 +240,7 @@ def _read_with_bases(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`new` over `old`: sections are merged, everything else is replaced."""
+    """Merge `new` over `old`: sections are merged, everything else is replaced."""
     merged = dict(old)
     for key, value in new.items():
         section = key in Config.model_fields and isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -265,7 +267,7 @@ def _parse_value(text: str, override: str) -> Any:
 
 
 def _describe(error: ValidationError) -> str:
-    """The most telling of pydantic's errors: an unknown key first, then the one that lies deepest."""
+    """Describe the most telling of pydantic's errors: an unknown key first, then the most deeply nested one."""
     worst = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
     key = ".".join(str(part) for part in worst["loc"] if part not in ("str", "CustomDataset", "dict[str,any]"))
     if worst["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read without trust."""
+"""Writes files whole or not at all, and reads them without trust."""
 
 import hashlib
 import itertools
@@ -17,10 +17,10 @@ import torch
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to `path` on success and removed on failure.
+    """Yield a temporary path beside `path`, which is renamed to `path` on success and removed on failure.
 
-    It has the suffix of `path`, for writers that choose the format by it. Missing folders are made. An OSError of a
-    writer that does not say which file it meant names `path`.
+    It has the suffix of `path`, for writers that choose the format by it. Missing folders are made. Where a writer's
+    OSError does not say which file it meant, the error is raised anew and names `path`.
 
         with atomic_path(Path("model.pth")) as temporary:
             torch.save(weights, temporary)
@@ -39,30 +39,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Writes `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(value, indent=indent) + "\n", encoding="utf-8")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON that any reader takes; NaN and the infinities, which JSON lacks, become null."""
+    """Return a value as JSON that any reader takes; NaN and the infinities, which JSON lacks, become null."""
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def sha256(path: str | Path) -> str:
-    """A file's SHA-256 as text, which tells its content from any other's."""
+    """Return a file's SHA-256 as text, which tells its content from any other's."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def free_path(path: Path) -> Path:
-    """The first of `name-1.suffix`, `name-2.suffix` and so on that is not there."""
+    """Return the first of `name-1.suffix`, `name-2.suffix` and so on that does not exist."""
     paths = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
     return next(path for path in paths if not path.exists())
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Writes tensors and plain types as `torch.save` does, atomically.
+    """Write tensors and plain types as `torch.save` does, atomically.
 
     Raises OSError, which names the path, where it cannot be written, as on a full disk.
     """
@@ -76,7 +76,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain types, checksums compared, nothing of it run.
+    """Load what `torch.save` wrote to the CPU: tensors and plain types only; checksums are compared, no code is run.
 
     Raises ValueError naming the file where it is damaged or holds anything else.
     """
@@ -89,7 +89,7 @@ def load_tensors(path: str | Path) -> Any:
     except Exception as error:  # damage may raise anything
         told, *_ = str(error).strip().splitlines() or [type(error).__name__]
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to switch the safety off
-            told = "it is none, or holds more than tensors and plain types"
+            told = "it is not one, or it holds more than tensors and plain types"
         raise ValueError(f"{path}: not a weights file that can be read safely: {told[:200]}") from None
 
 

@@ -1,4 +1,4 @@
-"""Which keypoints objects have: their names, what each becomes in a mirror, and the skeleton between them."""
+"""Describes an object's keypoints: their names, which one each becomes in a mirror, and the skeleton between them."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ _SIDE = re.compile(r"left|Left|LEFT|right|Right|RIGHT|(?<![^\W_])[lLrR](?![^\W_]
 
 @dataclass(frozen=True)
 class Keypoints:
-    """The K keypoints that each object of a dataset has.
+    """Holds the K keypoints that each object of a dataset has.
 
     Attributes:
         names: each once.
@@ -47,16 +47,16 @@ class Keypoints:
 
     @property
     def count(self) -> int:
-        """K."""
+        """Return K."""
         return len(self.names)
 
     @classmethod
     def named(cls, names: Sequence[str], skeleton: Sequence[tuple[int, int]] = ()) -> "Keypoints":
-        """Keypoints that become in a mirror what their names tell. Raises ValueError as the class does."""
+        """Build keypoints whose mirror partners are told from their names. Raises ValueError as the class does."""
         return cls(tuple(names), mirrored(names), tuple(skeleton))
 
     def with_pairs(self, pairs: Sequence[Sequence[str]]) -> "Keypoints":
-        """The same keypoints, of which those of the given pairs of names change places in a mirror, and no others.
+        """Return the same keypoints, of which only those in the given pairs of names change places in a mirror.
 
         Raises ValueError for a name that no keypoint has, and for one that stands in the pairs twice.
         """
@@ -70,7 +70,7 @@ class Keypoints:
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
-    """The index that each keypoint becomes in a mirror, by its name.
+    """Return the index that each keypoint becomes in a mirror, told from its name.
 
     The words left and right, and the letters l and r where no letter or digit stands beside them, are exchanged. A
     keypoint whose name then is another's changes places with it; all others stay as they are.
@@ -85,8 +85,8 @@ def mirrored(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse_keypoints(category: Mapping[str, Any]) -> Keypoints:
-    """The keypoints that a category of a JSON in COCO's format declares; it may have no skeleton, or one that counts
-    from 0, as some tools do, where a 0 is in it.
+    """Parse the keypoints that a category of a JSON in COCO's format declares. It may have no skeleton, or one that
+    counts from 0, as some tools do: it is read so where a 0 is in it.
 
     Raises ValueError for what is no list of names or no list of pairs, and as `Keypoints` does.
     """

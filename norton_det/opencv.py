@@ -1,4 +1,4 @@
-"""OpenCV, loaded by the first look at one of its names: a server may lack libraries that it needs for windows.
+"""Loads OpenCV when one of its names is first used: a server may lack libraries that it needs for windows.
 
 from norton_det import opencv as cv2
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 @cache
 def _loaded() -> Any:
-    """OpenCV itself, which from here on prints nothing: our messages name the camera or the file."""
+    """Load OpenCV, which from here on prints nothing: our messages name the camera or the file."""
     os.environ.setdefault("QT_LOGGING_RULES", "*=false")
     try:
         import cv2

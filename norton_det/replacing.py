@@ -1,4 +1,4 @@
-"""Attributes of others, replaced for a while."""
+"""Replaces an attribute of another module or object for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,8 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a library's module or object another function while it lasts, where it takes none as an argument."""
+    """Replace a function of a library's module or object inside the `with` block, where it takes none as an
+    argument."""
     own = vars(owner).get(name)  # an object mostly has its class's
     setattr(owner, name, value)
     try:

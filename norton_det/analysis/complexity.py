@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulate operations (MACs), part by part.
+"""Counts parameters and multiply-accumulate operations (MACs), part by part.
 
 Convolutions and linear layers are counted, nothing else: no BatchNorm, no activations, no RoIAlign. A CP
 convolution is counted twice: by the paper's formula for its separable stack, and in the form that runs.
@@ -19,7 +19,7 @@ from norton_det.models.parts import dense_head, regions
 from norton_det.models.precision import map_tensors
 
 OUTSIDE_TOTAL = "mask_head"
-"""The part that published figures leave out of a detector's MACs: it is reported, not added."""
+"""The part that published figures leave out of a detector's MACs; it is reported but not added."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
     shadow = copy.deepcopy(module).to("meta").eval()
     with _separable_macs(shadow) as separable, FlopCounterMode(display=False) as counter:
         shadow(*map_tensors(lambda x: x.to("meta"), inputs))
-    operations = counter.get_flop_counts()  # two a multiply-accumulate
+    operations = counter.get_flop_counts()  # two for each multiply-accumulate
     root = type(shadow).__name__
     as_run = {
         name: sum(operations.get(f"{root}.{name}".removesuffix("."), {}).values()) // 2
@@ -62,7 +62,7 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Count]:
 
 def _count_parameters(module: nn.Module) -> Mapping[str, int]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's, raised where fvcore is imported
+        warnings.simplefilter("ignore", FutureWarning)  # torch's warning, raised where fvcore is imported
         from fvcore.nn import parameter_count
     found: Mapping[str, int] = parameter_count(module)
     return found
@@ -71,9 +71,9 @@ def _count_parameters(module: nn.Module) -> Mapping[str, int]:
 def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
     """Count the parts of a detector on one image of (height, width) pixels, as it enters the body.
 
-    Parts: body, neck, and what looks at every level: rpn, or classification_head and regression_head of a detector
-    of one stage. Where the detector has them, box_head (`box_regions`), mask_head and keypoint_head (one region), of
-    the size that they are pooled to. Heads are counted with their predictors.
+    The parts are body, neck, and what looks at every level: rpn, or a one-stage detector's classification_head and
+    regression_head. Where the detector has them, box_head (on `box_regions`), mask_head and keypoint_head (on one
+    region) follow, with inputs of the size that regions are pooled to. Heads are counted with their predictors.
     """
     shadow = copy.deepcopy(detector).to("meta").eval()
     with torch.device("meta"), torch.no_grad():
@@ -92,7 +92,7 @@ def count_detector(detector: Any, height: int, width: int) -> dict[str, Count]:
 
 
 def box_regions(detector: Any) -> int:
-    """Return how many regions of an image a detector's box head looks at: all that may be proposed."""
+    """Return how many regions of an image a detector's box head looks at: as many as may be proposed."""
     return int(detector.rpn._post_nms_top_n["testing"])
 
 
@@ -108,7 +108,7 @@ def total(parts: Mapping[str, Count]) -> Count:
 
 @contextmanager
 def _separable_macs(module: nn.Module) -> Iterator[dict[str, int]]:
-    """While it lasts, add up the MACs of each CP convolution's calls by the paper's formula, by the layer's name."""
+    """Add up each CP convolution's MACs inside the `with` block by the paper's formula, by the layer's name."""
     names = {layer: name for name, layer in module.named_modules() if hasattr(layer, "separable_macs")}
     macs = dict.fromkeys(names.values(), 0)
 

@@ -1,4 +1,4 @@
-"""Models explained side by side: their class activation maps, how alike those are, and what is told of them."""
+"""Explains models side by side: their class activation maps, how alike those are, and a table and JSON of both."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from norton_det.models.weights import Weights, read_weights
 
 @dataclass(frozen=True)
 class Explanation:
-    """Holds a model's maps (h, w), one a subject, and how alike each is to the reference model's."""
+    """Holds a model's maps (h, w), one for each subject, and how alike each is to the reference model's."""
 
     name: str
     parameters: int
@@ -27,7 +27,7 @@ class Explanation:
 
     @property
     def mean_similarity(self) -> float:
-        """Over the subjects that have one."""
+        """Return the mean over the subjects that have a similarity."""
         return float(torch.tensor(self.similarities, dtype=torch.float64).nanmean())
 
     def removed(self, dense: "Explanation") -> float:
@@ -47,8 +47,8 @@ def load_explained(weights: Weights) -> tuple[nn.Module, list[str]]:
 def load_beside(dense: nn.Module, dense_weights: Weights, path: str) -> nn.Module:
     """Load the model of a file to explain beside the dense one.
 
-    Raises ValueError where it is of another kind, or of other classes; a file need not name its classes, it is enough
-    then that they are as many.
+    Raises ValueError where it is of another kind or has other classes. A file need not name its classes; then their
+    number must be the same.
     """
     weights = read_weights(path)
     model, _ = load_explained(weights)
@@ -60,7 +60,7 @@ def load_beside(dense: nn.Module, dense_weights: Weights, path: str) -> nn.Modul
 
 
 def class_names(described: object, count: int) -> list[str]:
-    """Name a classifier's classes: as its file says, else as ImageNet's, whichever are as many; else by numbers."""
+    """Name a classifier's classes: as its file does, else as ImageNet does, if their number fits; else by numbers."""
     for names in (described, ResNet50_Weights.IMAGENET1K_V1.meta["categories"]):
         if isinstance(names, list) and len(names) == count:
             return names
@@ -89,7 +89,7 @@ def explain(
 ) -> Explanation:
     """Compare the maps of a model, in evaluation mode, with those of a reference (None: its own).
 
-    Raises as `grad_cam`.
+    Raises ValueError as `grad_cam` does.
     """
     maps = tuple(grad_cam(model, image, subject) for image, subject in zip(images, subjects, strict=True))
     similarities = tuple(map(similarity, maps, reference.maps if reference else maps))
@@ -121,7 +121,7 @@ def to_dict(
 def format_similarities(
     paths: Sequence[Path], subjects: Sequence[Subject], explanations: Sequence[Explanation]
 ) -> str:
-    """Lay out a row an image, a column a compressed model; Pearson's correlation with the dense model's map."""
+    """Lay out Pearson's correlations with the dense model's maps: a row an image, a column a compressed model."""
     dense, *others = explanations
     cells = [["image", "explained", *(model.name for model in others)]]
     for index, (path, subject) in enumerate(zip(paths, subjects, strict=True)):

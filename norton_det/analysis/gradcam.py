@@ -1,9 +1,9 @@
-"""Grad-CAM: which places of an image a model's score for one class rests on, and how alike two such maps are.
+"""Computes Grad-CAM: which places of an image a model's score for a class rests on, and how alike two maps are.
 
-Of a classifier the map is that of its last stage. Of an R-CNN it is that of the features pooled from one detection's
-box, of a detector of one stage that of the level about the place that gave the detection, as far as its head
-sees: the score depends on nothing else, and a map of the whole image credits other objects too, since Grad-CAM weighs
-a channel alike everywhere.
+For a classifier the map is that of its last stage. For an R-CNN it is that of the features pooled from one
+detection's box. For a one-stage detector it is that of the level about the place that gave the detection, as far as
+its head sees. The score depends on nothing else, and a map of the whole image would credit other objects too, since
+Grad-CAM weights a channel alike everywhere.
 
 Source: Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization",
 ICCV 2017; computed by captum.
@@ -30,11 +30,11 @@ class Subject:
     """Says what is explained on an image, the same for every model: a class, and where.
 
     Attributes:
-        label, name: of the class.
-        score: the probability that the model gives it by which it was chosen.
+        label, name: the class's.
+        score: the probability that the model by which it was chosen gives the class.
         picture: what the maps are drawn on, uint8 RGB (3, H, W): a classifier's square crop, a detector's image.
-        area: the part of it that they cover, xyxy in its pixels.
-        place: of a detection of a detector of one stage, the anchor that gave it.
+        area: the part of the picture that the maps cover, xyxy in its pixels.
+        place: for a one-stage detector's detection, the anchor that gave it.
     """
 
     label: int
@@ -46,12 +46,12 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The class and its probability, such as "dog 87%"."""
+        """Return the class and its probability, such as "dog 87%"."""
         return f"{self.name} {self.score:.0%}"
 
 
 def choose_subject(model: nn.Module, image: Tensor, categories: Sequence[str], detection: int = 1) -> Subject:
-    """Choose a classifier's best class, or a detector's detection: 1 is the one of the highest score, 2 the next.
+    """Choose a classifier's best class, or a detector's detection: 1 has the highest score, 2 the next.
 
     The model is in evaluation mode; the image is float RGB (3, H, W) in 0 to 1. Raises ValueError where a detector
     finds fewer objects.
@@ -66,9 +66,10 @@ def grad_cam(model: nn.Module, image: Tensor, subject: Subject) -> Tensor:
 
         map = relu( sum_c  mean_ij(d score / d A[c, i, j])  A[c] )
 
-    A are the features (C, h, w), the score is the class's logit: 7x7 with the sizes of torchvision's classifiers and
-    R-CNNs, at most 11x11 of its detectors of one stage. The model, in evaluation mode, may be another than the one by
-    which the subject was chosen, of the same classes. Raises ValueError where captum is not installed.
+    A are the features (C, h, w), the score is the class's logit. Maps are 7x7 with the sizes of torchvision's
+    classifiers and R-CNNs, and at most 11x11 for its one-stage detectors. The model, in evaluation mode, may be
+    another one than the subject was chosen by, if it has the same classes. Raises ValueError where captum is not
+    installed.
     """
     try:
         from captum.attr import LayerGradCam
@@ -89,7 +90,7 @@ def grad_cam(model: nn.Module, image: Tensor, subject: Subject) -> Tensor:
 def similarity(cam: Tensor, reference: Tensor) -> float:
     """Compute Pearson's correlation of two maps of one shape.
 
-    A map that is the same everywhere is 0 alike; where that is the reference there is nothing to be like: NaN.
+    It is 0 for a map that is the same everywhere, and NaN where the reference is the same everywhere.
     """
     if reference.min() == reference.max():
         return math.nan
@@ -99,7 +100,7 @@ def similarity(cam: Tensor, reference: Tensor) -> float:
 
 
 def _detector_scores(detector: Any, image: Tensor, subject: Subject) -> tuple[nn.Module, Tensor]:
-    """A module that gives the class logits at a subject, of what enters the backbone, and that."""
+    """Return a module that computes the class logits at a subject from a backbone's input, and that input."""
     batch, _ = detector.transform([image])
     if subject.place is not None:
         return _PlaceScores(detector, subject.place), batch.tensors
@@ -108,9 +109,9 @@ def _detector_scores(detector: Any, image: Tensor, subject: Subject) -> tuple[nn
 
 
 class _BoxScores(nn.Module):
-    """An R-CNN's class logits (1, classes) at a box (1, 4) of what enters its backbone (1, 3, H, W).
+    """Computes an R-CNN's class logits (1, classes) at a box (1, 4) from its backbone's input (1, 3, H, W).
 
-    `size` is that of the image in it, without the padding. What is pooled passes through `features`.
+    `size` is that of the image in the input, without the padding. What is pooled passes through `features`.
     """
 
     def __init__(self, detector: Any, box: Tensor, size: tuple[int, int]) -> None:
@@ -127,7 +128,8 @@ class _BoxScores(nn.Module):
 
 
 class _PlaceScores(nn.Module):
-    """The class logits (1, classes) of a detector of one stage at an anchor, likewise; a level is its `features`."""
+    """Computes a one-stage detector's class logits (1, classes) at an anchor from its backbone's input (1, 3, H, W);
+    the anchor's level passes through `features`."""
 
     def __init__(self, detector: Any, place: Place) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ def _nth_detection(model: Any, image: Tensor, categories: Sequence[str], number:
 
 
 def _preprocess(image: Tensor) -> Tensor:
-    """An image as a classifier takes it, (1, 3, 224, 224)."""
+    """Return an image as a classifier takes it, (1, 3, 224, 224)."""
     pixels: Tensor = _IMAGENET.transforms()(image)
     return pixels[None]
 

@@ -1,4 +1,4 @@
-"""Latency of several models in one run, in turn, so that a machine's moods hit all of them alike."""
+"""Times several models in one run, in turn, so that changes of a machine's speed hit all of them alike."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call: median, 5th and 95th percentile over `runs` calls."""
+    """Holds milliseconds of one call: median, 5th and 95th percentile over `runs` calls."""
 
     median: float
     p5: float
@@ -22,7 +22,7 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> "Latency":
-        """Of calls that took so long each, at least one.
+        """Summarise the times of calls, at least one.
 
         Examples:
             >>> Latency.of([3.0, 1.0, 2.0])
@@ -48,7 +48,7 @@ def interleaved_latency(
 def detector_latency(
     detectors: Mapping[str, Callable[[list[Tensor]], object]], images: Sequence[Tensor], *, runs: int
 ) -> dict[str, Latency]:
-    """Latency of detectors on a batch of images, float32 RGB (3, H, W), in turn."""
+    """Time detectors on a batch of images, float32 RGB (3, H, W), in turn."""
     with torch.inference_mode():
         return interleaved_latency(
             {name: partial(detector, list(images)) for name, detector in detectors.items()}, runs=runs
@@ -56,12 +56,12 @@ def detector_latency(
 
 
 def median_seconds(call: Callable[[], object], runs: int = 5) -> float:
-    """The median of a few calls, after one that is not counted."""
+    """Return the median seconds of a few calls, after one that is not counted."""
     return statistics.median([seconds_of(call) for _ in range(runs + 1)][1:])
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Time one call, with what it leaves a GPU to do."""
+    """Return the seconds of one call, with what it leaves a GPU to do."""
     synchronise()
     start = time.perf_counter()
     call()
@@ -70,7 +70,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value, of at least one, below which a share of them lies: one of them, the nearest by rank."""
+    """Return the quantile of at least one value at a share, such as 0.05: the value of the nearest rank."""
     return sorted(values)[round(share * (len(values) - 1))]
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on, in a line."""
+"""Describes in a line what a measurement was made on."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ LIMIT = "ONEDNN_MAX_CPU_ISA"
 
 
 def describe_machine(device: torch.device) -> str:
-    """The GPU's name; or the CPU's, the instruction sets that matter, and how many threads torch uses."""
+    """Return the GPU's name; or the CPU's, its instruction sets that matter, and how many threads torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     fields: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How much memory one call takes beside what is held already."""
+"""Measures how much memory one call takes beside what is held already."""
 
 import ctypes
 import resource
@@ -13,10 +13,11 @@ INTERVAL = 0.001
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes at the peak of one call, above what stood before it.
+    """Return the bytes at the peak of one call, above what was held before it.
 
-    On a GPU what torch has allocated; on a CPU the process's resident memory, looked at every millisecond, which is
-    0 where the system does not tell (no /proc). Runtimes that keep their buffers between calls show little.
+    On a GPU this is what torch has allocated; on a CPU it is the process's resident memory, looked at every
+    millisecond, and 0 where the system does not tell it (no /proc). Runtimes that keep their buffers between calls
+    show little.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -44,7 +45,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _give_back_freed() -> None:
-    """Let the C library return what it keeps of freed memory, or a call could reuse it unseen; glibc alone can."""
+    """Make the C library return the freed memory that it keeps, which a call could reuse unseen; only glibc can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Where a detector in torch spends its time."""
+"""Measures where a detector in torch spends its time."""
 
 import statistics
 import time
@@ -19,10 +19,10 @@ from norton_det.models.parts import regions
 def seconds_by_part(detector: Any, images: Sequence[Tensor], runs: int) -> dict[str, float]:
     """Measure the median seconds of each part of a detector on images, and of the rest: they add up to the whole.
 
-    Parts of an R-CNN: resize (with normalisation), the body's stem and stages, neck, rpn head, proposals (anchors,
-    decoding, NMS), roi align, heads, post-processing (boxes of the heads, NMS, masks) and what is left. Of a detector
-    of one stage: resize, stem and stages, neck, heads (towers and predictors), post-processing (choice of candidates,
-    decoding, NMS) and what is left, the anchors.
+    The parts of an R-CNN are resize (with normalisation), the body's stem and stages, neck, rpn head, proposals
+    (anchors, decoding, NMS), roi align, heads, post-processing (boxes of the heads, NMS, masks) and the rest. Those
+    of a one-stage detector are resize, stem and stages, neck, heads (towers and predictors), post-processing (choice
+    of candidates, decoding, NMS) and the rest, which is the anchors.
     """
     samples: dict[str, list[float]] = defaultdict(list)
     for number in range(runs + 1):
@@ -53,8 +53,8 @@ def _seconds(detector: Any, images: Sequence[Tensor]) -> dict[str, float]:
 
 
 def macs_by_part(detector: Any, height: int, width: int) -> dict[str, int]:
-    """Count the MACs, as they run, of the parts that have any, with as many regions as there may be, on one image of
-    (height, width) pixels as it enters the body."""
+    """Count the MACs, as they run, of the parts that have any, on one image of (height, width) pixels as it enters
+    the body, with as many regions as there may be."""
     counts = {part: found.macs_as_run for part, found in count_detector(detector, height, width).items()}
     backbone = count(detector.backbone, torch.zeros(1, 3, height, width))
     stages = {name: backbone[f"body.layer{name[-1]}"].macs_as_run for name in _stages(detector.backbone.body)}
@@ -67,13 +67,13 @@ def macs_by_part(detector: Any, height: int, width: int) -> dict[str, int]:
 
 
 def _stages(body: Any) -> dict[str, list[Any]]:
-    """The stages of a ResNet, by name."""
+    """Return the stages of a ResNet, by name."""
     children = dict(body.named_children())
     return {f"stage {name[-1]}": [stage] for name, stage in children.items() if name.startswith("layer")}
 
 
 def _two_stages(detector: Any) -> dict[str, list[Any]]:
-    """The modules of an R-CNN behind its neck that are timed, by name."""
+    """Return the modules of an R-CNN behind its neck that are timed, by name."""
     found = regions(detector).values()
     return {
         "rpn head": [detector.rpn.head],
@@ -99,14 +99,14 @@ def _one_stage(detector: Any) -> dict[str, list[Any]]:
 
 
 def _split_one_stage(taken: Mapping[str, float]) -> dict[str, float]:
-    """torchvision's post-processing is no module: it is what the modules leave of the whole."""
+    """Split the times of a one-stage detector; its post-processing is what the modules leave of the whole."""
     modules = ("resize", "body", "neck", "heads", "anchors")
     return {"heads": taken["heads"], "post-processing": taken["whole"] - sum(taken[name] for name in modules)}
 
 
 @contextmanager
 def _timed(taken: dict[str, float], modules: dict[str, list[Any]]) -> Iterator[None]:
-    """Add up the seconds of the modules' calls by name while it lasts."""
+    """Add up the seconds of the modules' calls, by name, inside the `with` block."""
     hooks = []
     for name, members in modules.items():
         for module in members:

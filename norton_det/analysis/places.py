@@ -1,4 +1,4 @@
-"""Where in its pyramid a detector of one stage found something, and what it looked at there."""
+"""Finds where in its pyramid a one-stage detector found something, and what it looked at there."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Place:
     """Names the anchor that gave a detection, and what the classification head sees from there.
 
     Attributes:
-        level: of the pyramid, counted from the finest.
-        index: of the anchor among those of its level, in the order of the head's outputs.
+        level: the pyramid's level, counted from the finest.
+        index: the anchor's index among those of its level, in the order of the head's outputs.
         window: the cells of the level's map that the head sees: (top, left, bottom, right), from `top` to before
             `bottom`.
     """
@@ -36,8 +36,8 @@ class Place:
 def find_place(detector: Any, image: Tensor, box: Tensor, label: int, score: float) -> tuple[Place, Box]:
     """Find the anchor whose decoded box and score a detection has, and the part of the image that its window covers.
 
-    The detector is in evaluation mode; `image` is float RGB (3, H, W), `box` (4,) xyxy in its pixels, as is the part
-    that is given.
+    The detector is in evaluation mode; `image` is float RGB (3, H, W), `box` (4,) is xyxy in its pixels. The returned
+    part of the image is xyxy in pixels too.
     """
     batch, _ = detector.transform([image])
     size: tuple[int, int] = batch.image_sizes[0]
@@ -63,7 +63,7 @@ def find_place(detector: Any, image: Tensor, box: Tensor, label: int, score: flo
 
 
 def _scores(outputs: dict[str, Tensor], label: int) -> Tensor:
-    """The score of a class at every anchor (n,), as torchvision computes it."""
+    """Return the score of a class at every anchor (n,), as torchvision computes it."""
     scores = outputs["cls_logits"][0, :, label].sigmoid()
     if "bbox_ctrness" in outputs:
         scores = torch.sqrt(scores * outputs["bbox_ctrness"][0, :, 0].sigmoid())
@@ -71,7 +71,7 @@ def _scores(outputs: dict[str, Tensor], label: int) -> Tensor:
 
 
 def _split(counts: Sequence[int], index: int) -> tuple[int, int]:
-    """Which of the counted an index falls into, and the index in it."""
+    """Return which of the counts an index falls into, and the index within it."""
     for number, count in enumerate(counts):
         if index < count:
             return number, index
@@ -80,7 +80,7 @@ def _split(counts: Sequence[int], index: int) -> tuple[int, int]:
 
 
 def _reach(detector: Any) -> tuple[int, int]:
-    """How many cells the classification head sees above and beside its own: half the kernel of every convolution."""
+    """Return how many cells the classification head sees above and beside its own: half of every kernel."""
     tower = [detector.get_submodule(name) for name in part_layers(detector, "classification_head")]
     convs = [*tower, detector.head.classification_head.cls_logits]
     vertical, horizontal = (
@@ -90,9 +90,9 @@ def _reach(detector: Any) -> tuple[int, int]:
 
 
 def _span(cell: int, reach: int, pixels: float, length: int) -> tuple[int, int, float, float]:
-    """The cells at most `reach` from one, from the first to before the last, and the pixels that they cover.
+    """Return the cells at most `reach` from one, as first and last + 1, and the span of pixels that they cover.
 
-    A cell is so many `pixels` long; those that begin beyond the picture's `length`, in the padding, are left out.
+    A cell is `pixels` long; cells that begin beyond the picture's `length`, in the padding, are left out.
     """
     first, last = max(0, cell - reach), min(cell + reach + 1, math.ceil(length / pixels))
     return first, last, first * pixels, min(last * pixels, length)

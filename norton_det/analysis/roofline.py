@@ -1,4 +1,4 @@
-"""What a machine can do at best: its rate of multiplication, and of copying."""
+"""Measures what a machine can do at best: its rate of multiplication, and of copying."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,16 +11,16 @@ from norton_det.analysis.latency import median_seconds
 
 @dataclass(frozen=True)
 class Roofline:
-    """Measured limits in float32, on a GPU in TF32 as its convolutions: multiply-accumulates and bytes a second."""
+    """Holds measured limits in float32 (on a GPU in TF32, as its convolutions): MACs and bytes a second."""
 
     macs: float
     bytes: float
 
 
 def measure_roofline(device: torch.device, size: int | None = None, runs: int = 5) -> Roofline:
-    """The rates of a product of square matrices and of a copy of 256 MiB, medians of a few runs.
+    """Measure the rates of a product of square matrices and of a copy of 256 MiB, medians of a few runs.
 
-    `size`: of the matrices; None: 2048, on a GPU 8192.
+    `size`: the matrices' side; None: 2048, on a GPU 8192.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.rand(size, size, device=device) for _ in range(2))

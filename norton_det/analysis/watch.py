@@ -1,4 +1,4 @@
-"""Seeing what layers read while a network runs."""
+"""Shows what layers read while a network runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ Name = TypeVar("Name")
 
 @contextmanager
 def watch_inputs(layers: Mapping[Name, nn.Module], see: Callable[[Name, Tensor], object]) -> Iterator[None]:
-    """While it lasts, tell `see` the name of a layer and its first input, before every call of one of the layers."""
+    """Call `see` with a layer's name and first input before each call of one of the layers, inside the `with`
+    block."""
 
     def teller(name: Name) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def tell(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Feature maps of many images, kept on disk: what stands in memory is one batch."""
+"""Keeps feature maps of many images on disk: only one batch stands in memory."""
 
 import copy
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class ActivationFile:
-    """Maps (C, H, W) of one shape, float32, one an image, in a file; appended in order, read in any.
+    """A file of float32 maps (C, H, W) of one shape, one for each image; they are appended in order and read in any.
 
-    They lie (H, W, C), so that a few rows of a map are one piece of the file, and come back channels_last.
+    A map is stored as (H, W, C), so that a few of its rows are one piece of the file; maps come back channels_last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,19 +23,19 @@ class ActivationFile:
         self._channels: Sequence[int] | None = None
 
     def select(self, channels: Sequence[int]) -> "ActivationFile":
-        """The same file, of whose maps only the given channels are read."""
+        """Return a view of the same file that reads only the given channels."""
         view = copy.copy(self)
         view._channels = channels
         return view
 
     def append(self, maps: Tensor) -> None:
-        """Add maps (N, C, H, W)."""
+        """Append maps (N, C, H, W)."""
         self.shape = (maps.shape[1], maps.shape[2], maps.shape[3])
         self._file.write(np.ascontiguousarray(maps.detach().cpu().permute(0, 2, 3, 1).numpy()).data)
         self.count += len(maps)
 
     def read(self, images: Sequence[int], rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-        """The maps of the given images, (N, C, h, w), a window of each where rows and columns are given."""
+        """Read the maps of the given images, (N, C, h, w); where rows and columns are given, a window of each."""
         channels, height, width = self.shape
         first, last, _ = rows.indices(height)
         line = width * channels

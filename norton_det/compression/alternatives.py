@@ -1,4 +1,4 @@
-"""Decompositions of a whole convolution, which NORTON's decomposition of each filter is compared with.
+"""Decomposes whole convolutions, the alternatives that NORTON's decomposition of each filter is compared with.
 
 A weight (K, C, kh, kw) becomes a short sequence of convolutions, of rank R or of ranks r1, r2:
 
@@ -27,7 +27,7 @@ from torch.nn.utils import skip_init
 Shape = tuple[int, int, int, int]
 """The shape (K, C, kh, kw) of a weight."""
 _TOLERANCE = 1e-4
-"""ALS ends when a sweep lowers ||W - What|| / ||W|| by less than this."""
+"""ALS ends when a sweep lowers ||W - W'|| / ||W|| by less than this."""
 
 
 def layer_cp(conv: nn.Conv2d, rank: int, *, sweeps: int = 50, seed: int = 0) -> nn.Sequential:
@@ -37,7 +37,7 @@ def layer_cp(conv: nn.Conv2d, rank: int, *, sweeps: int = 50, seed: int = 0) -> 
 
     Args:
         conv: an ordinary convolution without bias.
-        rank: number of components R; unlike a matrix's it may exceed every dimension of the weight.
+        rank: number of components R; unlike a matrix's rank it may exceed every dimension of the weight.
         sweeps: the most sweeps of alternating least squares (with line search, from the singular vectors).
         seed: seeds the starting columns beyond those singular vectors.
 
@@ -76,7 +76,7 @@ def layer_tucker2(conv: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential:
         ranks: r1, at most C, and r2, at most K; exact where both are reached.
 
     Raises:
-        ValueError: as `layer_cp`, and ranks above those.
+        ValueError: as for `layer_cp`, and for ranks above C and K.
     """
     inputs, outputs = ranks
     _check(conv, inputs, conv.in_channels)
@@ -93,9 +93,9 @@ def layer_tucker2(conv: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential:
 
 
 def matrix_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
-    """Return (kh, kw) (R, C) and 1x1 (K, R), the best of rank R; exact from min(K, C*kh*kw) on.
+    """Return (kh, kw) (R, C) and 1x1 (K, R), the best approximation of rank R; exact from min(K, C*kh*kw) on.
 
-    Raises ValueError as `layer_cp`, and for a rank above that.
+    Raises ValueError as `layer_cp` does, and for a rank above min(K, C*kh*kw).
     """
     filters, *filter_shape = conv.weight.shape
     _check(conv, rank, min(filters, conv.weight[0].numel()))
@@ -107,9 +107,9 @@ def matrix_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
 
 
 def spatial_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
-    """Return (kh, 1) (R, C) and (1, kw) (K, R), the best of rank R; exact from min(C*kh, K*kw) on.
+    """Return (kh, 1) (R, C) and (1, kw) (K, R), the best approximation of rank R; exact from min(C*kh, K*kw) on.
 
-    Raises ValueError as `layer_cp`, and for a rank above that.
+    Raises ValueError as `layer_cp` does, and for a rank above min(C*kh, K*kw).
     """
     filters, channels, height, width = conv.weight.shape
     _check(conv, rank, min(channels * height, filters * width))
@@ -124,8 +124,8 @@ def spatial_svd(conv: nn.Conv2d, rank: int) -> nn.Sequential:
 def composed_weight(layers: nn.Sequential) -> Tensor:
     """Return the weight (K, C, kh, kw), float64, of the one convolution that computes the same as `layers`.
 
-    Two convolutions in a row are one whose kernels are the full convolution of theirs, summed over the channels
-    between them; only the one that has an extent along an axis may have a stride along it.
+    Two convolutions in a row equal one whose kernels are the full convolution of theirs, summed over the channels
+    between them. Along each axis only the convolution that extends along it may have a stride.
     """
     first, *others = (conv for conv in layers if isinstance(conv, nn.Conv2d))
     weight = first.weight.detach().double().transpose(0, 1)  # (C, M, h, w): a batch of M-channel images
@@ -138,9 +138,10 @@ def composed_weight(layers: nn.Sequential) -> Tensor:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A decomposition on a scale of one number, from 1 to `highest(shape)`, which is a rank or stands for ranks.
+    """A decomposition set by one number from 1 to `highest(shape)`, which is a rank or stands for several.
 
-    `ranks` gives those that the number stands for, `parameters` what it costs, `decompose` the layers.
+    `ranks` gives the ranks that the number stands for, `parameters` their count of parameters, `decompose` the
+    layers.
     """
 
     decompose: Callable[[nn.Conv2d, int], nn.Sequential]
@@ -154,7 +155,7 @@ class Alternative:
 
 
 def tucker_ranks(shape: Shape, rank: int) -> tuple[int, int]:
-    """Return r1 and r2 in the ratio of C and K, the larger one `rank`."""
+    """Return r1 and r2 in the ratio of C to K; the larger one is `rank`."""
     filters, channels, _, _ = shape
     largest = max(filters, channels)
     return max(1, round(rank * channels / largest)), max(1, round(rank * filters / largest))
@@ -190,7 +191,7 @@ ALTERNATIVES = {
         highest=lambda shape: min(shape[1] * shape[2], shape[0] * shape[3]),
     ),
 }
-"""What NORTON's filter-wise CP is compared with, by name."""
+"""The decompositions that NORTON's filter-wise CP is compared with, by name."""
 
 
 def _shape(conv: nn.Conv2d) -> Shape:
@@ -199,7 +200,7 @@ def _shape(conv: nn.Conv2d) -> Shape:
 
 
 def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the factors (m, R) and (R, n) of the best approximation of (m, n), the scale shared evenly."""
+    """Return the factors (m, R) and (R, n) of the best rank-R approximation of (m, n), the scale shared evenly."""
     left, values, right = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
     root = values[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -1,4 +1,4 @@
-"""Networks of any structure and plan with random weights."""
+"""Builds networks of any structure and plan with random weights."""
 
 import copy
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def build_network(structure: Structure, plan: PlanLike | None = None, width: flo
 
 
 def build_around(network: nn.Module, structure: Structure, plan: PlanLike | None = None) -> Any:
-    """Build a detector around the body of a ResNet classifier, whatever was pruned or decomposed in it.
+    """Build a detector around the body of a ResNet classifier, with whatever was pruned or decomposed in it.
 
     What follows the body gets random weights, and is factorised as the parts of the plan say. Raises ValueError for
     a plan that does not fit.
@@ -66,8 +66,8 @@ def build_around(network: nn.Module, structure: Structure, plan: PlanLike | None
 def uncompressed(model: nn.Module) -> Any:
     """Build the dense network that a compressed one was made of, with random weights, in evaluation mode.
 
-    Settings and categories are the compressed one's. Raises ValueError where it does not tell how wide the dense one
-    was, as files from elsewhere.
+    Settings and categories are the compressed network's. Raises ValueError where it does not tell how wide the dense
+    one was, as in files from elsewhere.
     """
     widths = origin_of(model).widths
     network: Any = copy.deepcopy(model).to("meta")
@@ -85,7 +85,7 @@ def uncompressed(model: nn.Module) -> Any:
 
 
 def _put_back(network: nn.Module, dropped: Sequence[str]) -> None:
-    """Put ordinary blocks in the place of those that were left out, in place."""
+    """Put ordinary blocks back where blocks were left out, in place."""
     if not dropped:
         return
     body, structure = read_body(network), structure_of(network)

@@ -1,4 +1,4 @@
-"""One convolution decomposed in every way, at equal numbers of parameters: error, cost and speed."""
+"""Decomposes one convolution in every way at equal numbers of parameters, and measures error, cost and speed."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -28,17 +28,17 @@ METHODS = (DENSE, FILTER_WISE, *ALTERNATIVES)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One decomposition of one convolution.
+    """Holds the measurements of one decomposition of one convolution.
 
     Attributes:
         method: one of METHODS.
         filter_rank: the rank of the filter-wise CP whose number of parameters is matched; 0 for dense.
         ranks: this decomposition's own, (R,) or (r1, r2); () for dense.
         sub_layers: convolutions that run one after the other.
-        nmse: ||W - What||^2 / ||W||^2.
+        nmse: ||W - W'||^2 / ||W||^2 of the weight W and its approximation W'.
         parameters: of all sub-layers.
         macs: multiply-accumulates, of the filter-wise CP by the paper's formula (three sub-layers).
-        macs_as_run: in the form that runs.
+        macs_as_run: multiply-accumulates in the form that runs.
         latency_ms: median of one call.
     """
 
@@ -75,8 +75,8 @@ def compare_decompositions(
     Args:
         conv: a convolution (K, C, kh, kw) without bias.
         filter_ranks: ranks of the filter-wise CP; for each, every alternative takes its nearest rank.
-        image: (N, C, H, W), what MACs and latency are measured on, in its memory format.
-        runs: timed calls of each, in turn.
+        image: (N, C, H, W), on which MACs and latency are measured, in its memory format.
+        runs: timed calls of each decomposition, in turn.
         progress: called after each decomposition.
 
     Returns:
@@ -115,12 +115,12 @@ def resnet_convolutions(
 
     Args:
         layers: names as torchvision has them, such as `layer1.1.conv2`.
-        weights: a classifier's or a detector's, of other layers as incomplete as may be; None: a ResNet-50 with
+        weights: a classifier's or a detector's, which may lack those of other layers; None: a ResNet-50 with
             random ones.
         input_size: pixels a side of the network's square input.
 
     Raises:
-        ValueError: naming the layers that there are, on one that the network or `weights` lacks or holds as factors.
+        ValueError: for a layer that the network or `weights` lacks or holds as factors; it names those there are.
     """
     if weights is None:
         model: nn.Module = build_network(named_structure(None, "resnet50", 1000))

@@ -1,4 +1,4 @@
-"""The method: decompose every planned filter, then prune whole filters by their factors."""
+"""Compresses networks by NORTON: it decomposes every planned filter, then prunes whole filters by their factors."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ Factorised = CPConv2d | LowRankLinear
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer before and after: weight shape (K, C, kh, kw) or (out, in), rank, NMSE of its decomposition."""
+    """Reports one layer before and after: its weight's shape (K, C, kh, kw) or (out, in), its rank, and its NMSE."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,8 +39,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PartReport:
-    """A part of a model restored: its relative error ||y - y_dense|| / ||y_dense|| on held-back images; of the whole
-    detector the sum of `imitation_losses` there."""
+    """Reports a restored part of a model: its relative error ||y - y_dense|| / ||y_dense|| on held-back images; for
+    the whole detector the sum of `imitation_losses` there."""
 
     name: str
     before: float
@@ -49,16 +49,16 @@ class PartReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What compression did: a row a convolution of the body and a factorised layer elsewhere, of dropped blocks at
-    the end; by channel group, the dense model's indices that were kept; and the parts that were restored, in the
-    order of the data."""
+    """Reports what compression did. `layers` has a row for each convolution of the body and each factorised layer
+    elsewhere, those of dropped blocks at the end. `kept` holds the dense model's channel indices that were kept, by
+    channel group; `recovery` the restored parts, in the order of the data."""
 
     layers: tuple[LayerReport, ...]
     kept: dict[str, list[int]]
     recovery: tuple[PartReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
+        """Return plain types, ready for JSON."""
         return asdict(self)
 
 
@@ -68,10 +68,10 @@ def compress(
     criterion: Criterion = "pabs",
     rank: int | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
-    """A compressed copy of a torchvision ResNet, or of a detector with such a body, and the report.
+    """Return a compressed copy of a torchvision ResNet, or of a detector with such a body, and the report.
 
-    Of a detector the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
-    Plan and rank are as in `load_plan`.
+    In a detector, the parts that the plan names are factorised too: 3x3 convolutions by filter, linear layers by SVD.
+    `plan` and `rank` are as in `load_plan`.
 
     Frozen BatchNorm becomes trainable BatchNorm with the same statistics. Raises ValueError for a model that is not
     supported or is compressed already, a plan that does not fit it, an unknown criterion, or filters that cannot be
@@ -111,9 +111,9 @@ def compress(
 
 
 def apply_structure(model: nn.Module, plan: PlanLike) -> nn.Module:
-    """Give a network without numbers, on the meta device, the structure of a plan, in place; returns it.
+    """Give a network on the meta device, without numbers, the structure of a plan, in place, and return it.
 
-    Raises ValueError as `compress`.
+    Raises ValueError as `compress` does.
     """
     dense_body = read_body(model)
     plan = load_plan(plan, dense_body)
@@ -128,7 +128,7 @@ def apply_structure(model: nn.Module, plan: PlanLike) -> nn.Module:
 
 
 def _drop(model: nn.Module, body: Body, plan: CompressionPlan) -> tuple[Body, CompressionPlan]:
-    """Leave the plan's dropped blocks out of a model, in place; its body then, and the plan for that."""
+    """Leave the plan's dropped blocks out of a model, in place; return its new body, and the plan for that."""
     if not plan.dropped:
         return body, plan
     drop_blocks(model, body, plan.dropped)
@@ -150,7 +150,7 @@ def check_dense(model: nn.Module) -> Body:
 
 
 def planned_ranks(model: nn.Module, body: Body, plan: CompressionPlan) -> dict[str, int]:
-    """The rank of every layer that a plan factorises in a model, by the layer's name in it."""
+    """Return the rank of every layer that a plan factorises in a model, by the layer's name in the model."""
     of_parts = {layer: rank for part, rank in plan.parts.items() for layer in part_layers(model, part)}
     return {body.prefix + layer: rank for layer, rank in plan.ranks.items()} | of_parts
 
@@ -168,7 +168,7 @@ def _weight_shape(model: nn.Module, layer: str) -> tuple[int, ...]:
 
 
 def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
-    """What stands in a dense layer's place. Raises ValueError that names it."""
+    """Decompose a dense layer. Raises ValueError that names it."""
     try:
         if isinstance(layer, nn.Linear):
             return LowRankLinear.from_linear(layer, rank)
@@ -179,7 +179,7 @@ def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
 
 
 def factorise_empty(layer: Any, rank: int) -> Factorised:
-    """Return what stands in a layer's place at a rank, on the meta device, without numbers."""
+    """Return the factorised layer that takes a layer's place at a rank, on the meta device, without numbers."""
     if isinstance(layer, nn.Linear):
         with torch.device("meta"):
             return LowRankLinear(

@@ -1,4 +1,4 @@
-"""One part of a network trained to give the outputs of another, on maps of images that lie on disk."""
+"""Trains one part of a network to give the outputs of another, on maps of images that lie on disk."""
 
 import copy
 import math
@@ -17,9 +17,9 @@ from norton_det.compression.activations import ActivationFile
 from norton_det.models.device import device_of
 
 LEARNING_RATE = 0.05
-"""Of a tensor, in shares of the root mean square of its own numbers, which differ by orders between layers."""
+"""The learning rate of a tensor, as a share of the root mean square of its numbers, which differ widely by layer."""
 LEAST_SCALE = 0.01
-"""What takes that one's place where the numbers are smaller, as in a bias of zeros."""
+"""The least root mean square that is used, for tensors of smaller numbers such as a bias of zeros."""
 WARMUP = 0.1
 """The share of the steps in which the learning rate rises; then it falls to nothing."""
 Files = Sequence[ActivationFile]
@@ -27,8 +27,9 @@ Files = Sequence[ActivationFile]
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a part is trained: gradient steps; maps that are read at a time, and maps of a step; how many of the first
-    maps are held back; its draws; and the seconds that the steps may take, whatever their number."""
+    """Sets how a part is trained: `steps` of gradient, `batch` maps read at a time, `step` maps of a step, the first
+    `held` maps held back, the draws of `generator`, and the `seconds` that the steps may take, whatever their
+    number."""
 
     name: str
     steps: int
@@ -42,11 +43,11 @@ class Distillation:
 def distill(
     part: nn.Module, inputs: Files, targets: Files, how: Distillation, refit: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Train a part, in place, towards targets; the relative errors ||y - target|| / ||target|| before and after.
+    """Train a part, in place, towards targets; return the errors ||y - target|| / ||target|| before and after.
 
-    BatchNorm's statistics are taken from the inputs first and then stand still; `refit` solves what can be solved;
-    then Adam trains every parameter. Of the part as it was found, solved, and trained, that with the smallest error
-    on held-back maps is kept.
+    BatchNorm's statistics are taken from the inputs first and then stay fixed; `refit` solves what has a closed form;
+    then Adam trains every parameter. Of the part as it was found, as solved and as trained, the one with the smallest
+    error on held-back maps is kept.
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
     before = best = output_error(part, inputs, targets, held, how.batch)
@@ -68,21 +69,21 @@ def distill(
 
 
 def outputs_of(part: nn.Module, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A part's outputs as a tuple of maps, be it one tensor or several; features (N, C) as (N, C, 1, 1)."""
+    """Return a part's outputs as a tuple of maps, be it one tensor or several; (N, C) becomes (N, C, 1, 1)."""
     outputs = part(*maps)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(output[..., None, None] if output.ndim == 2 else output for output in outputs)
 
 
 def read_batches(files: Files, indices: Sequence[int], size: int, device: torch.device) -> Iterator[list[Tensor]]:
-    """The maps at the given indices, `size` at a time."""
+    """Yield the maps at the given indices, `size` at a time."""
     for start in range(0, len(indices), size):
         yield [file.read(indices[start : start + size]).to(device) for file in files]
 
 
 @torch.no_grad()
 def output_error(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int], size: int) -> float:
-    """The root of the mean over the outputs of  |y - target|^2 / |target|^2,  each summed over the maps."""
+    """Return the root of the mean over the outputs of  |y - target|^2 / |target|^2,  each summed over the maps."""
     device = device_of(part)
     difference, energy = (torch.zeros(len(targets), dtype=torch.float64) for _ in range(2))
     for maps, wanted in zip(
@@ -118,7 +119,7 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
 
 
 def scaled_adam(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Adam:
-    """Adam whose learning rate is, at its peak, so large a share of the root mean square of each tensor's numbers."""
+    """Return Adam with a peak learning rate for each tensor: `rate` times the root mean square of its numbers."""
     scales = [max(LEAST_SCALE, p.detach().square().mean().sqrt().item()) for p in parameters]
     return torch.optim.Adam(
         [{"params": [p], "peak": rate * scale} for p, scale in zip(parameters, scales, strict=True)]
@@ -126,21 +127,21 @@ def scaled_adam(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set the rates of the time when a share of the training is over: they rise, then fall to nothing as a cosine."""
+    """Set the learning rates when a share of the training is over: they rise, then fall to 0 as a cosine."""
     factor = min(share / WARMUP, 0.5 * (1 + math.cos(math.pi * share)))
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak"]
 
 
 def lower_peak(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Multiply the peaks of the learning rates."""
+    """Multiply the peaks of the learning rates by `share`."""
     for group in optimizer.param_groups:
         group["peak"] *= share
 
 
 @contextmanager
 def all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """While it lasts, every parameter has its gradient taken; which they are."""
+    """Take the gradient of every parameter inside the `with` block, which yields the parameters."""
     parameters = list(part.parameters())
     wanted = [parameter.requires_grad for parameter in parameters]
     part.requires_grad_(True)
@@ -154,7 +155,7 @@ def all_trainable(part: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 @torch.no_grad()
 def estimate_statistics(part: nn.Module, inputs: Files, size: int) -> None:
-    """Set the running statistics of every BatchNorm to the mean over the batches of the inputs; eval mode after."""
+    """Set the running statistics of every BatchNorm to the mean over the inputs' batches; eval mode after."""
     norms = batch_norms(part)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -170,8 +171,8 @@ def estimate_statistics(part: nn.Module, inputs: Files, size: int) -> None:
 
 @torch.no_grad()
 def settle_statistics(part: nn.Module, run: Callable[[], object]) -> None:
-    """Set the running statistics to those of what `run` passes through the part, and weight and bias so that it
-    computes what it did.
+    """Set the running statistics to those of what `run` passes through the part, and weight and bias so that the part
+    computes what it did before.
 
     Training that follows normalises by the statistics of its batches, so these should be what the weights expect.
     """
@@ -202,5 +203,5 @@ def settle_statistics(part: nn.Module, run: Callable[[], object]) -> None:
 
 
 def batch_norms(part: nn.Module) -> list[nn.BatchNorm2d]:
-    """The trainable kind."""
+    """Return the trainable BatchNorms of a part."""
     return [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]

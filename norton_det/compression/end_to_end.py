@@ -1,4 +1,4 @@
-"""A compressed detector trained as a whole to say what the dense one says, on images without labels."""
+"""Trains a compressed detector as a whole to say what the dense one says, on images without labels."""
 
 import copy
 import math
@@ -20,37 +20,37 @@ from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
 
 LEARNING_RATE = 0.02
-"""Of a tensor, in shares of its numbers' root mean square."""
+"""The peak learning rate of a tensor, as a share of its numbers' root mean square."""
 GENTLER = 0.25
-"""What the rate is multiplied by where it does harm."""
+"""The factor on the learning rate where it does harm."""
 CLIP = 1.0
 """The largest norm of a step's gradient."""
 BATCH = 4
-"""Images of a step."""
+"""How many images a step has."""
 LOOKS = 5
-"""How often the held-back images are looked at; the best state seen then is kept."""
+"""How often the held-back images are measured on; the best state seen then is kept."""
 MOST_HELD = 16
-"""Held-back images that are looked at, at most."""
+"""At most how many held-back images are measured on."""
 LEAST_CROP, ZOOM, COLOUR = 0.6, 0.2, 0.3
-"""The least share of an image's sides in a crop; of a scale, how far its logarithm may be from 0; of brightness,
-contrast and saturation, how far they may be from 1."""
+"""The least share of an image's sides in a crop; how far the logarithm of a scale may be from 0; how far brightness,
+contrast and saturation may be from 1."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long the training lasts: so many steps, or until so many seconds have passed."""
+    """Sets how long the training lasts: so many steps, or until so many seconds have passed."""
 
     steps: int
     seconds: float | None = None
 
     def share(self, steps: float, seconds: float) -> float:
-        """How much of it is over after so many steps in so many seconds."""
+        """Return which share of the training is over after so many steps in so many seconds."""
         return steps / self.steps if self.seconds is None else seconds / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class Imitation:
-    """What is trained, on what: images by index, of which those of `held` are only looked at."""
+    """Holds what is trained, and on what: images by index; those of `held` are only measured on."""
 
     student: Any
     teacher: Any
@@ -61,15 +61,15 @@ class Imitation:
 
     @property
     def device(self) -> torch.device:
-        """Where both detectors lie."""
+        """Return the device of both detectors."""
         return device_of(self.student)
 
     def losses(self, batch: ImageList) -> dict[str, Tensor]:
-        """`imitation_losses` in the precision that is fastest here."""
+        """Compute `imitation_losses` in the precision that is fastest here."""
         return imitation_losses(self.student, self.teacher, batch, fastest_precision(self.device))
 
     def step_images(self, step: int) -> list[Tensor]:
-        """The images of a step: one shuffle of all after another."""
+        """Return the images of a step; all are drawn in shuffled order, one shuffle after another."""
         places = range(step * BATCH, (step + 1) * BATCH)
         turns = [divmod(place, len(self.trained)) for place in places]
         orders = {
@@ -78,18 +78,18 @@ class Imitation:
         return [self.images[self.trained[orders[turn][place]]].to(self.device) for turn, place in turns]
 
     def generator(self, number: int) -> torch.Generator:
-        """Draws that the seed and a number decide."""
+        """Return a generator whose draws the seed and a number decide."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
     def batches(self, indices: Sequence[int]) -> Iterator[ImageList]:
-        """Whole images as the detector sees them."""
+        """Yield whole images as the detector sees them, batch by batch."""
         for start in range(0, len(indices), BATCH):
             images = [self.images[index].to(self.device) for index in indices[start : start + BATCH]]
             yield self.teacher.transform(images)[0]
 
     @torch.no_grad()
     def held_back_loss(self) -> float:
-        """The sum of the losses on held-back images, mean over them."""
+        """Return the sum of the losses, averaged over the held-back images."""
         total = sum(
             len(batch.image_sizes) * torch.stack(list(self.losses(batch).values())).sum().item()
             for batch in self.batches(self.held[:MOST_HELD])
@@ -100,12 +100,12 @@ class Imitation:
 def train_end_to_end(
     how: Imitation, length: Length, state: Mapping[str, Any], save: Callable[[dict[str, Any]], None]
 ) -> tuple[float, float]:
-    """Train the student, in place, to do what the teacher does; the held-back loss before and after.
+    """Train the student, in place, to do what the teacher does; return the held-back loss before and after.
 
-    Adam trains every parameter, each tensor at a rate in shares of its own size, while BatchNorm's statistics stand
-    still. The state that does best on the held-back images is kept: the first one, where none is better. Where they
-    find it worse than at the start it goes back to the best one, and on at a lower rate. `save` is given what a call
-    with that as `state` (else empty) goes on from.
+    Adam trains every parameter, each tensor at a rate in shares of its own size, while BatchNorm's statistics stay
+    fixed. The state with the least loss on the held-back images is kept, the first one if none is better. Where the
+    loss there is above that at the start, training goes back to the best state and on at a lower rate. `save` is
+    given the state from which a later call, with it as `state`, goes on; `state` is else empty.
     """
     student = how.student
     state = state or _beginning(how, length)
@@ -147,7 +147,7 @@ def train_end_to_end(
 
 
 def _beginning(how: Imitation, length: Length) -> dict[str, Any]:
-    """The state that a training starts from; its optimiser starts afresh."""
+    """Return the state that a training starts from, without an optimiser's state."""
     started = time.monotonic()
     loss, found = how.held_back_loss(), copy.deepcopy(how.student.state_dict())
     seconds = time.monotonic() - started
@@ -158,9 +158,9 @@ def _beginning(how: Imitation, length: Length) -> dict[str, Any]:
 
 
 def augmented(transform: Any, images: Sequence[Tensor], generator: torch.Generator) -> ImageList:
-    """A detector's batch of images, float RGB (3, H, W) in 0 to 1, each cropped, mirrored and coloured at random.
+    """Make a detector's batch of images, float RGB (3, H, W) in 0 to 1, cropped, mirrored and coloured at random.
 
-    All have one scale, near that at which `transform` shows whole images, and crops of one share.
+    All have one scale, near the one at which `transform` shows whole images, and crops of one share of the sides.
     """
 
     def draw(low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Ridge regression between the pixels of feature maps."""
+"""Solves ridge regressions between the pixels of feature maps."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 RIDGE = 1e-2
 """The least ridge, as a share of the mean diagonal entry of the normal equations."""
 ROWS = 8192
-"""Positions that a refit is fitted on, over all images."""
+"""How many positions a refit is fitted on, over all images."""
 
 
 def energy_error(output: Tensor, target: Tensor) -> float:
@@ -55,7 +55,7 @@ def scale_and_bias(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_linear(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply to maps (N, C, H, W) the 1x1 convolution that gives the targets (n, K, H, W) of the first n best."""
+    """Apply to maps (N, C, H, W) the 1x1 convolution that best gives the targets (n, K, H, W) of the first n."""
     positions = random_positions(targets, generator)
     weight, bias = least_squares(sample(inputs[: len(targets)], positions), sample(targets, positions))
     return nn.functional.conv2d(inputs, weight[:, :, None, None], bias)

@@ -1,4 +1,4 @@
-"""Compression plans: which layers are decomposed at which rank, which tied channels lose which share."""
+"""Defines compression plans: which layers are decomposed at which rank, which tied channels lose which share."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PRESETS = {
 """The rank-1 plans for ResNet-50, named by the percentage of parameters that they remove."""
 _PRESET_BLOCKS = (3, 4, 6, 3)
 WHOLE_DETECTOR = {part: 128 if part == LINEAR_PART else 1 for part in PARTS}
-"""What a preset whose name ends in `-all` does to the other parts of a detector."""
+"""The rank of each other part of a detector under a preset whose name ends in `-all`."""
 
 _TERM = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:\*\s*(\d{1,4000})\s*)?")
 _MOST_ENTRIES = 10_000
@@ -30,14 +30,14 @@ _MOST_ENTRIES = 10_000
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """A rank for each layer to decompose (others stay dense) and a pruning rate for each channel group.
+    """Sets a rank for each layer to decompose (others stay dense) and a pruning rate for each channel group.
 
-    `ranks`: CP rank (at least 1) by layer name. `rates`: share of filters to drop, in [0, 1), by group name;
-    a group that is not named loses nothing. `parts`: the rank of the layers of a detector's other parts, by part
-    (CP rank of convolutions, rank of the box head's linear layers); one that a model lacks is passed over.
-    `dropped`: the blocks that are left out whole, their inputs handed on; a stage keeps its first. Names are the
-    dense network's.
-    Raises ValueError for a rank, rate or part that is not valid; `check` says whether a body has the names.
+    `ranks`: CP rank (at least 1) by layer name. `rates`: share of filters to drop, in [0, 1), by group name; a group
+    that is not named loses nothing. `parts`: the rank of the layers of a detector's other parts, by part (CP rank of
+    convolutions, rank of the box head's linear layers); a part that a model lacks is passed over. `dropped`: the
+    blocks that are left out whole, so that their inputs are handed on; a stage keeps its first block. Names are the
+    dense network's. Raises ValueError for a rank, rate or part that is not valid; `check` says whether a body has the
+    names.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -56,8 +56,8 @@ class CompressionPlan:
                 raise ValueError(f"plan: rate of {group} must lie in [0, 1), got {rate!r}")
 
     def check(self, body: Body) -> None:
-        """Raise ValueError for a layer or group that a body does not have, a rate of channels that a grouped
-        convolution fixes, or one that leaves a group without filters."""
+        """Raise ValueError for a layer or group that a body does not have, for a rate on channels that a grouped
+        convolution fixes, or for one that leaves a group without filters."""
         for layer in self.ranks:
             _check_name(layer, body.spatial, "layer to decompose")
         blocks = {block.name: block for block in body.blocks}
@@ -76,11 +76,12 @@ class CompressionPlan:
     def from_notation(
         cls, text: str, body: Body, rank: int = 1, parts: Mapping[str, int] | None = None
     ) -> "CompressionPlan":
-        """The paper's notation for a body: a sum of repeated lists such as `[0.]+[0.1]*2+[0.4]*5+[0.75]*12`.
+        """Read the paper's notation for a body: a sum of repeated lists such as `[0.]+[0.1]*2+[0.4]*5+[0.75]*12`.
 
-        Entry 0 is the stem, the next ones the outputs of all stages but the last, the others the inner width of each
-        block; every convolution of more than a pixel gets `rank`. Where sums tie the stem to the first stage, as in a
-        ResNet-18 or -34, the first two entries must agree. Raises ValueError for any other text or length.
+        The first entry is the stem, the next ones are the outputs of all stages but the last, the others the inner
+        width of each block; every convolution of more than a pixel gets `rank`. Where sums tie the stem to the first
+        stage, as in a ResNet-18 or -34, the first two entries must agree. Raises ValueError for any other text or
+        length.
         """
         entries = parse_notation(text)
         outputs = [STEM, *body.stages[:-1]]
@@ -102,7 +103,7 @@ class CompressionPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], body: Body) -> "CompressionPlan":
-        """From `{"ranks": .., "rates": ..}` or `{"notation": .., "rank": ..}`, either with `"parts"` where wanted.
+        """Read a plan from `{"ranks": .., "rates": ..}` or `{"notation": .., "rank": ..}`; `"parts"` may be beside.
 
         Raises ValueError for anything else.
         """
@@ -123,16 +124,16 @@ class CompressionPlan:
         return cls(ranks, rates, parts, tuple(data.get("dropped", ())))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON; `from_dict` reads it back."""
+        """Return plain types, ready for JSON; `from_dict` reads them back."""
         named = {"ranks": dict(self.ranks), "rates": dict(self.rates), "parts": dict(self.parts)}
         return named | ({"dropped": list(self.dropped)} if self.dropped else {})
 
     def drops(self, layer: str) -> bool:
-        """Whether a layer, or its channels, go with a dropped block."""
+        """Tell whether a layer, or its channels, go with a dropped block."""
         return layer.startswith(tuple(f"{block}." for block in self.dropped))
 
     def renumbered(self, body: Body) -> "CompressionPlan":
-        """The plan for the body without the dropped blocks, whose other blocks have moved up."""
+        """Return the plan for the body without the dropped blocks, where the other blocks have moved up."""
         names = remaining_blocks(body, self.dropped)
         ranks = {renamed(layer, names): rank for layer, rank in self.ranks.items() if not self.drops(layer)}
         rates = {renamed(group, names): rate for group, rate in self.rates.items() if not self.drops(group)}
@@ -140,7 +141,7 @@ class CompressionPlan:
 
 
 def remaining_blocks(body: Body, dropped: Iterable[str]) -> dict[str, str]:
-    """By a block's name its name in the body without the dropped ones, in the order of the data."""
+    """Map each remaining block's name to its name in the body without the dropped ones, in the data's order."""
     gone = set(dropped)
     names: dict[str, str] = {}
     for stage in body.stages:
@@ -150,7 +151,7 @@ def remaining_blocks(body: Body, dropped: Iterable[str]) -> dict[str, str]:
 
 
 def renamed(layer: str, blocks: Mapping[str, str]) -> str:
-    """The name of a layer, or of its channels, with that of its block replaced, where it is in one."""
+    """Return the name of a layer, or of its channels, with its block's name replaced, if it is in a block."""
     block = ".".join(layer.split(".")[:2])
     return blocks.get(block, block) + layer.removeprefix(block)
 
@@ -172,7 +173,7 @@ def describe_body(body: Body) -> str:
 
 
 def kept_channels(width: int, rate: float) -> int:
-    """How many of `width` channels stay at a pruning rate.
+    """Return how many of `width` channels stay at a pruning rate.
 
     Examples:
         >>> kept_channels(64, 0.28)
@@ -182,7 +183,7 @@ def kept_channels(width: int, rate: float) -> int:
 
 
 def parse_notation(text: str) -> list[float]:
-    """The numbers of a sum of repeated lists. Raises ValueError naming what could not be read.
+    """Return the numbers of a sum of repeated lists. Raises ValueError naming what could not be read.
 
     Examples:
         >>> parse_notation("[0.]+[0.1]*2+[0.4, 0.5]")
@@ -213,7 +214,7 @@ def parse_notation(text: str) -> list[float]:
 
 
 def load_plan(plan: PlanLike, body: Body, rank: int | None = None) -> CompressionPlan:
-    """A body's plan from a preset's name, with or without `-all`, a JSON file, the notation, a mapping or a plan.
+    """Load a body's plan from a preset's name (also with `-all`), a JSON file, the notation, a mapping or a plan.
 
     `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name, bad
     content, or a plan that this body cannot have.

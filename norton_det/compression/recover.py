@@ -1,10 +1,10 @@
 """Restores a compressed model from unlabelled images, the dense model as its teacher, in two phases.
 
-First part after part in the order of the data: each is trained to give the dense part's output, its inputs come from
-the parts already restored, its targets from the dense model, so that a part also makes up for what those before it
-lost. Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps, whatever the number of images.
-Then a detector is trained as a whole to say what the dense one says (`end_to_end`): what the parts cannot know is
-which of their errors matter.
+First one part after the other is trained to give the dense part's output, in the order of the data. Its inputs come
+from the parts already restored, its targets from the dense model, so that a part also makes up for what those before
+it lost. Maps lie on disk (`ActivationFile`); memory holds a batch of images and of maps, whatever the number of
+images. Then a detector is trained as a whole to say what the dense one says (`end_to_end`), because the parts cannot
+know which of their errors matter.
 """
 
 import copy
@@ -44,19 +44,19 @@ from norton_det.models.persistence import dropped_blocks
 
 log = logging.getLogger(__name__)
 STEPS = 500
-"""Gradient steps of the whole."""
+"""Gradient steps of the whole detector."""
 PART_SHARE = 5
-"""A part has one step for so many of the whole's."""
+"""A part gets one step for so many of the whole detector's."""
 PARTS_TIME = 0.5
 """The share of the minutes that the steps of all parts may take."""
 WHOLE = "whole detector"
-"""What the report calls it."""
+"""The whole detector's name in the report."""
 CROP = 224
-"""Pixels of the square that is taken of each resized image for body, neck and RPN."""
+"""Pixels a side of the square that is cropped from each resized image for body, neck and RPN."""
 PART_IMAGES = 64
-"""Images that parts are restored on, and that BatchNorm's statistics are taken from, at most."""
+"""At most how many images parts are restored on, and BatchNorm's statistics are taken from."""
 HELD_BACK = 8
-"""One image in so many is measured on, not trained on."""
+"""One image in so many is only measured on, not trained on."""
 
 
 def compress_and_recover(
@@ -72,7 +72,7 @@ def compress_and_recover(
     device: torch.device | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
-    """`compress`, then `recover` on the images, where there are any, on `device` (None: where the model is).
+    """Run `compress`, then `recover` on the images, if there are any, on `device` (None: where the model is).
 
     The report tells of both; the result lies where the model does. Raises ValueError as they do.
     """
@@ -104,23 +104,23 @@ def recover(
     seed: int = 0,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, tuple[PartReport, ...]]:
-    """A restored copy of a compressed ResNet or detector, and the errors before and after.
+    """Return a restored copy of a compressed ResNet or detector, and the errors before and after.
 
-    Parts: the stem, the blocks, and of a detector the neck, the RPN's convolutions or the towers, and the heads on
-    regions; then the whole detector. Nothing is left worse than it was found, on every eighth image, which is held
-    back.
+    The parts are the stem, the blocks, and for a detector the neck, the RPN's convolutions or the towers, and the
+    heads on regions; then comes the whole detector. Nothing is left worse than it was found, as measured on every
+    eighth image, which is held back.
 
     Args:
         compressed: what `compress` made of `dense`, on the device to work on.
         dense: the teacher; not changed.
-        images: float RGB (3, H, W) in 0 to 1, read one at a time, again and again: a list, or what loads them.
+        images: float RGB (3, H, W) in 0 to 1, read one at a time, many times: a list, or a sequence that loads them.
         kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
             reports them. Where it is None the body and neck are one part, whose targets are the pyramid's levels,
             and a classifier is refused.
         steps: gradient steps of the whole detector, of 4 images each; each part takes a fifth as many. With 0 only
             BatchNorm's statistics are estimated anew.
-        minutes: how long all may take, in the place of the whole detector's `steps`: the steps of the parts take at
-            most half of it, the whole what is left.
+        minutes: how long all may take, in place of the whole detector's `steps`: the steps of the parts take at most
+            half of it, the whole detector what is left.
         seed: decides crops and batches.
         checkpoint: a file that keeps what is finished, so that the same call goes on after it was stopped.
 
@@ -151,7 +151,7 @@ def recover(
         if steps and not isinstance(student, ResNet):
             seconds = None if minutes is None else 60 * minutes - (time.monotonic() - started)
             if seconds is not None and seconds <= 0:
-                log.warning("the parts took the %g minutes: the whole detector stays as they made it", minutes)
+                log.warning("the parts took the %g minutes: the whole detector is not trained further", minutes)
             how = Imitation(student, teacher, _as_seen(teacher, images, Path(folder)), held, trained, seed)
             losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
             run.reports.append(PartReport(WHOLE, *losses))
@@ -161,12 +161,12 @@ def recover(
 
 
 def _spread(indices: Sequence[int], count: int) -> Sequence[int]:
-    """At most so many of the indices, from all over them."""
+    """Return at most so many of the indices, spread evenly over them."""
     return indices[:: math.ceil(len(indices) / count)]
 
 
 def _as_seen(detector: Any, images: Sequence[Tensor], folder: Path) -> SmallImages:
-    """Images no larger than the largest scale of a step shows them."""
+    """Return the images shrunk to the largest scale at which a training step shows them."""
     transform, most = detector.transform, math.exp(ZOOM)
     return SmallImages(images, most * transform.min_size[-1], most * transform.max_size, folder)
 
@@ -184,7 +184,7 @@ def _restore_parts(
     held: int,
     kept: Mapping[str, Sequence[int]] | None,
 ) -> None:
-    """Restore part after part on images in an order whose first `held` are only measured on."""
+    """Restore part after part on images in the given order; the first `held` of them are only measured on."""
     student, teacher = run.student, run.teacher
     pixels = run.new_file()
     for index in tqdm(order, desc="read images"):
@@ -206,13 +206,13 @@ def _restore_parts(
 
 
 def _count_parts(student: Any) -> int:
-    """How many parts are restored, the stem and the neck included."""
+    """Count the parts to restore, the stem and the neck included."""
     detector = 0 if isinstance(student, ResNet) else 1 + len([*_towers(student, student)]) + len(regions(student))
     return 1 + len(read_body(student).blocks) + detector
 
 
 def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """What looks at every level behind the neck, before its predictors: the RPN's convolutions, or the two towers."""
+    """Yield what looks at every level behind the neck, before its predictors: the RPN's convolutions, or towers."""
     if hasattr(student, "rpn"):
         yield "rpn", student.rpn.head.conv, teacher.rpn.head.conv
         return
@@ -224,7 +224,7 @@ def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Mod
 def _key(
     compressed: nn.Module, dense: nn.Module, images: Sequence[Tensor], kept: Mapping[str, Sequence[int]] | None
 ) -> str:
-    """A digest of all that decides what a recovery gives: both networks' tensors, the channels, and the images."""
+    """Return a digest of all that decides a recovery: both networks' tensors, the channels, and the images."""
     channels = sorted((group, list(indices)) for group, indices in (kept or {}).items())
     digest = hashlib.sha256(to_json(channels).encode())
 
@@ -244,7 +244,7 @@ def _key(
 
 
 def _restore_body(run: RecoveryRun, maps: Maps, kept: Mapping[str, Sequence[int]]) -> Maps:
-    """Restore stem and blocks; the outputs of the stages that the neck reads, of a classifier those of the last."""
+    """Restore stem and blocks; return the outputs of the stages that the neck reads, a classifier's last stage's."""
     body = read_body(run.student)
     student, teacher = (model.get_submodule(body.prefix.removesuffix(".")) for model in (run.student, run.teacher))
     parts = [Part("stem", _stem(student), _stem(teacher), kept[body.group_of("conv1").name])]
@@ -285,7 +285,7 @@ def _stem(body: nn.Module) -> nn.Module:
 
 
 class _Pyramid(nn.Module):
-    """A feature pyramid from the stages' maps to its levels but the pooled one, which follows from them."""
+    """Computes a feature pyramid's levels from the stages' maps, without the pooled one, which follows from them."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class _Pyramid(nn.Module):
 
 
 class _Backbone(nn.Module):
-    """Body and neck, likewise."""
+    """Computes the levels of the pyramid, without the pooled one, from images."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ class _OnEachLevel(nn.Module):
 
 
 def _normalised(model: Any, image: Tensor) -> Tensor:
-    """An image as the model sees it, resized and normalised, (3, H, W)."""
+    """Return an image as the model sees it, resized and normalised, (3, H, W)."""
     if not isinstance(model, ResNet):
         tensors: Tensor = model.transform([image])[0].tensors
         return tensors[0]
@@ -331,7 +331,7 @@ def _normalised(model: Any, image: Tensor) -> Tensor:
 
 
 def _crop(image: Tensor, seed: int) -> Tensor:
-    """A square of CROP pixels of an image, zeros where it is smaller, (1, 3, CROP, CROP)."""
+    """Crop a square of CROP pixels a side from an image, with zeros where it is smaller, (1, 3, CROP, CROP)."""
     image = F.pad(image, (0, max(0, CROP - image.shape[2]), 0, max(0, CROP - image.shape[1])))
     generator = torch.Generator().manual_seed(seed)
     top, left = (int(torch.randint(side - CROP + 1, (), generator=generator)) for side in image.shape[1:])

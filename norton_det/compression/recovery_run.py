@@ -1,4 +1,4 @@
-"""A recovery under way: its parts, the maps that lie between them, and the file that keeps the finished ones."""
+"""Runs a recovery: it has parts, the maps between them, and a file that keeps the finished parts."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,18 @@ from norton_det.models.weights import load_state
 
 log = logging.getLogger(__name__)
 REGIONS = 16
-"""Proposals of each image that the heads are restored on."""
+"""How many proposals of each image the heads are restored on."""
 BATCH, REGION_BATCH = 8, 64
-"""Images, and regions, that are read at a time."""
+"""How many images, and how many regions, are read at a time."""
 STEP, REGION_STEP = 2, 16
-"""Those of a gradient step: many small steps restore more than few large ones in the same time."""
+"""How many images, and how many regions, a gradient step has: many small steps restore more than few large ones."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the model in both; its outputs are compared at the dense channels `kept` (None: all).
+    """A part of the model in both networks; its outputs are compared at the dense channels `kept` (None: all).
 
-    `refit` solves what is linear in it from what it reads in both, before it is trained.
+    Before the part is trained, `refit` solves what is linear in it from what it reads in both networks.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Maps:
-    """What lies between two parts, in the compressed model and in the dense one; the first `held` are held back."""
+    """Holds the maps between two parts, in the compressed and in the dense model; the first `held` are held back."""
 
     student: list[ActivationFile]
     teacher: list[ActivationFile]
     held: int
 
     def delete(self) -> None:
-        """Delete the files of both."""
+        """Delete the files of both models."""
         for file in {id(file): file for file in (*self.student, *self.teacher)}.values():
             file.delete()
 
 
 class RecoveryRun:
-    """A recovery under way: where its maps lie, which parts are finished, and where that is kept."""
+    """A recovery under way: it knows where its maps lie, which parts are finished, and where these are kept."""
 
     def __init__(
         self,
@@ -80,7 +80,8 @@ class RecoveryRun:
         self._files = 0
         self._finished: dict[str, PartReport] = {}
         self.whole: dict[str, Any] = {}
-        """What the training of the whole goes on from, once it was begun: then all parts are finished."""
+        """The state that the training of the whole detector goes on from, once it has begun: then all parts are
+        finished."""
         if checkpoint is not None and checkpoint.exists():
             self._go_on(checkpoint)
 
@@ -99,17 +100,17 @@ class RecoveryRun:
             log.warning("%s; recovery starts afresh", error)
 
     def new_file(self) -> ActivationFile:
-        """Return an empty file for maps, which goes with the run's folder."""
+        """Return an empty file for maps, which is deleted with the run's folder."""
         self._files += 1
         return ActivationFile(self._folder / f"{self._files}.maps")
 
     def pass_on(self, part: Part, maps: Maps) -> Maps:
-        """Restore a part on what enters it; what leaves it."""
+        """Restore a part on its inputs; return its outputs."""
         wanted = self.restore(part, maps)
         return Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
 
     def restore(self, part: Part, maps: Maps) -> list[ActivationFile]:
-        """Restore a part, unless that was done before it was stopped; what leaves the dense one."""
+        """Restore a part, unless an earlier, stopped run finished it; return the dense part's outputs."""
         wanted = self._apply(part.teacher, maps.teacher, part.batch)
         report = self._finished.get(part.name)
         if report is None:
@@ -127,7 +128,7 @@ class RecoveryRun:
         return wanted
 
     def _read_both(self, maps: Maps, batch: int) -> Batches:
-        """What a part reads, but for what is held back."""
+        """Read what a part reads in both models, without the maps that are held back."""
         fitted = range(maps.held, maps.student[0].count)
         both = (read_batches(files, fitted, batch, self.device) for files in (maps.student, maps.teacher))
         return zip(*both, strict=True)
@@ -144,7 +145,7 @@ class RecoveryRun:
 
     @torch.no_grad()
     def pool(self, images: Sequence[Tensor], order: Sequence[int], held: int) -> dict[str, Maps]:
-        """What each head sees: regions of both pyramids at the dense model's best proposals."""
+        """Return what each head sees: regions of both pyramids at the dense model's best proposals."""
         poolers = {kind: region.pooler for kind, region in regions(self.teacher).items()}
         if not poolers:
             return {}
@@ -161,7 +162,7 @@ class RecoveryRun:
         return {kind: Maps([student], [teacher], held_regions) for kind, (student, teacher) in files.items()}
 
     def save_whole(self, state: dict[str, Any]) -> None:
-        """Keep how far the training of the whole has come."""
+        """Keep how far the training of the whole detector has come."""
         self.whole = state
         self._write()
 

@@ -1,4 +1,4 @@
-"""Closed-form refits of a compressed part: what is linear in it is solved for, before anything is trained.
+"""Refits a compressed part in closed form: what is linear in it is solved for, before anything is trained.
 
 A part's last convolutions, whose outputs are added up, get the weights with which their sum is nearest to the dense
 network's at the channels that were kept. They make up for channels that pruning took and for what the layers before
@@ -16,7 +16,7 @@ from norton_det.compression.residual import Residual
 from norton_det.layers.cp_conv import CPConv2d
 
 Batches = Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]
-"""What a part reads in the compressed network and in the dense one, maps (N, C, H, W), batch by batch."""
+"""The inputs of a part in the compressed network and in the dense one, maps (N, C, H, W), batch by batch."""
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def refit_block(
 ) -> None:
     """Refit the last convolution of a residual block, in place, and its shortcut's where it has one.
 
-    `teacher` is the dense block, or several that it stands for; `kept` are the dense channels that it gives. A CP
-    convolution keeps its factors, and gets a constant alone.
+    `teacher` is the dense block, or the several that the block stands for; `kept` are the dense channels that it
+    gives. A CP convolution keeps its factors and gets only a constant.
     """
     last, shortcut = student.pairs[-1], student.shortcut
     read, missing = [], []
@@ -59,9 +59,9 @@ def refit_laterals(student: Any, teacher: Any, batches: Batches, generator: torc
 def refit_convolution(conv: Any, norm: Any, maps: Tensor, positions: Tensor, targets: Tensor) -> None:
     """Change a convolution of stride 1, in place, to give the targets (n, K) at flat positions of maps (N, C, H, W).
 
-    A dense one gets the least-squares change of its centre tap, which of a 1x1 is all of it: the ridge draws towards
-    the weight that it has. A CP one gets a scale of each filter. The constant goes into the mean of the BatchNorm
-    behind.
+    A dense convolution gets the least-squares change of its centre tap, which is all of a 1x1 one; the ridge draws
+    towards the weight that it has. A CP convolution gets a scale for each filter. The constant goes into the mean of
+    the BatchNorm behind.
     """
     rows = sample(conv(maps), positions)
     if isinstance(conv, CPConv2d):
@@ -74,8 +74,8 @@ def refit_convolution(conv: Any, norm: Any, maps: Tensor, positions: Tensor, tar
 
 
 def _add(read: dict[Any, Tensor], missing: Tensor) -> None:
-    """Change convolutions, each with the BatchNorm behind it where there is one, so that their sum gains what is
-    missing, rows (n, K), where their centre taps read rows (n, C)."""
+    """Change convolutions, each with the BatchNorm behind it where there is one, so that their sum gains the missing
+    rows (n, K). Their centre taps read rows (n, C)."""
     dense = {pair: rows for pair, rows in read.items() if isinstance(pair[0], nn.Conv2d)}
     bias = missing.mean(dim=0)
     if dense:
@@ -90,13 +90,13 @@ def _add(read: dict[Any, Tensor], missing: Tensor) -> None:
 
 
 def _change_centre(conv: Any, change: Tensor) -> None:
-    """Add a 1x1 convolution's weight (K, C) to a convolution: to the centre of its kernel."""
+    """Add a 1x1 convolution's weight (K, C) to the centre of a convolution's kernel."""
     row, column = (side // 2 for side in conv.kernel_size)
     conv.weight[:, :, row, column].add_(change)
 
 
 def _absorb(conv: nn.Conv2d, norm: Any) -> None:
-    """Move the scale of a BatchNorm into the convolution before it: what both compute stays as it is."""
+    """Move the scale of a BatchNorm into the convolution before it; what both compute together stays the same."""
     deviation = (norm.running_var + norm.eps).sqrt()
     scale = norm.weight / deviation
     conv.weight.mul_(scale[:, None, None, None])

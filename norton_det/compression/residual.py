@@ -1,4 +1,4 @@
-"""A residual block taken apart into what it adds up."""
+"""Takes a residual block apart into what it adds up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which filters to keep: one score a filter, higher = keep."""
+"""Scores filters to choose which to keep: one score for each, higher means keep."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ DISTANCES: dict[str, Callable[[CPFactors], Tensor]] = {
 
 
 def group_scores(members: list[tuple[nn.Module, nn.Module]], criterion: Criterion = "pabs") -> Tensor:
-    """Scores (K,) of K channels that the (convolution, BatchNorm) pairs `members` produce, alone or as a sum.
+    """Score the K channels that the (convolution, BatchNorm) pairs `members` produce, alone or as a sum: (K,).
 
     A CP convolution that alone produces its channels is ranked by similarity in factor space (paper, section III-B):
     the score of a filter is the step at which greedy selection drops it. All others, and sums, are ranked by
@@ -37,7 +37,7 @@ def group_scores(members: list[tuple[nn.Module, nn.Module]], criterion: Criterio
 
 
 def rectified_deviation(norms: list[nn.Module]) -> Tensor:
-    """The standard deviation (K,) that their parameters foretell for each channel of relu(sum of the norms' outputs).
+    """Return each channel's standard deviation (K,) in relu(sum of the norms' outputs), told from their parameters.
 
     BatchNorm gives channel k the mean beta_k and the standard deviation |gamma_k|. Taken as independent and normal,
     the sum x has mean m = sum of beta and variance s^2 = sum of gamma^2, and with t = m / s, the standard normal's
@@ -63,7 +63,7 @@ def _parameter(norm: nn.Module, name: str) -> Tensor:
 
 
 def kept_filters(scores: Tensor, count: int) -> Tensor:
-    """Indices (count,), ascending, of the highest scores (K,); among equals the lower index stays.
+    """Return the indices (count,), ascending, of the highest scores (K,); among equals the lower index stays.
 
     Examples:
         >>> kept_filters(torch.tensor([3, 1, 2, 1]), 3)

@@ -1,4 +1,4 @@
-"""Images that are looked at again and again: made no larger than a detector needs them, once, and kept on disk."""
+"""Shrinks images that are looked at many times to the size that a detector needs, once, and keeps them on disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,11 @@ from torchvision.transforms.v2 import functional as image_ops
 
 
 class SmallImages:
-    """The images (3, H, W) in 0 to 1 of a sequence, float, in 8 bits a channel; a large one is read from it once.
+    """Holds a sequence's images (3, H, W), float in 0 to 1, of 8 bits a channel; a large one is read there once.
 
-    Sides longer than a shorter and a longer one, in pixels, are shrunk until one of both fits, as a detector's
-    transform does; small images keep their size. Copies lie in a folder, memory holds what is asked for.
+    An image is shrunk until its shorter side and its longer side are at most `shorter` and `longer` pixels long, as a
+    detector's transform does; small images keep their size. Copies lie in a folder; memory holds only what is asked
+    for.
     """
 
     def __init__(self, images: Sequence[Tensor], shorter: float, longer: float, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Agreement: the AP of a detector against what a reference finds, taken as the truth where nobody has labels.
+"""Computes agreement: a detector's AP against a reference's findings, taken as the truth where nobody has labels.
 
-The reference's findings from a score on are the objects; the detector's findings of every score are ranked against
-them, as COCO's protocol has it. A detector agrees with itself to 100: what it finds below the score is ranked behind
-all that is true. Categories are matched by name.
+The reference's findings of at least a given score are the objects; the detector's findings of every score are ranked
+against them, as in COCO's protocol. A detector agrees with itself to 100, because what it finds below the score is
+ranked behind all that is true. Categories are matched by name.
 """
 
 import logging
@@ -27,18 +27,18 @@ from norton_det.keypoints import COCO_KEYPOINTS
 
 log = logging.getLogger(__name__)
 SCORE = 0.5
-"""From which on a finding of the reference is taken as true, unless another is asked for."""
+"""The least score of a reference's finding that is taken as true, unless another one is asked for."""
 RESAMPLES = 400
-"""Of the images, for the interval."""
+"""How many times the images are drawn anew for the interval."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a detector finds on images that are numbered from 0.
+    """Holds what a detector finds on images that are numbered from 0.
 
     Attributes:
         results: COCO results; `image_id` is the number, `category_id` the label.
-        images: how many there are.
+        images: the number of images.
         categories: the names by label, and the keypoints.
         task: what is found beside boxes.
     """
@@ -51,13 +51,13 @@ class Findings:
 
 @dataclass(frozen=True)
 class TaskAgreement:
-    """Agreement in boxes, masks or keypoints, in points, 0 to 100.
+    """Holds the agreement in boxes, masks or keypoints, in points, 0 to 100.
 
     Attributes:
-        metrics: AP, AP50, AP75 and, by the objects' size, APs, APm, APl (of keypoints no APs); NaN without objects.
-        interval: in which 95 % of AP would lie, were the images drawn anew.
+        metrics: AP, AP50, AP75 and, by the objects' size, APs, APm, APl (no APs for keypoints); NaN without objects.
+        interval: the range in which AP would lie in 95 % of cases if the images were drawn anew.
         by_category: AP of each category that the reference finds.
-        by_image: F1 of what both find from the score on, matched at an IoU (OKS) of 0.5; 100 where neither does.
+        by_image: F1 of what both find of at least the score, matched at an IoU (OKS) of 0.5; 100 if neither finds it.
     """
 
     metrics: dict[str, float]
@@ -68,12 +68,12 @@ class TaskAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a detector agrees with a reference.
+    """Tells how far a detector agrees with a reference.
 
     Attributes:
-        score: from which on the reference's findings were taken as true.
-        found_by_image: how many those were on each image.
-        found_by_category: how many of each category.
+        score: the least score of the reference's findings that were taken as true.
+        found_by_image: how many of them there are on each image.
+        found_by_category: how many of them there are in each category.
         tasks: the agreement in boxes and, where both find them, masks or keypoints.
     """
 
@@ -84,12 +84,12 @@ class Agreement:
 
     @property
     def found(self) -> int:
-        """How many findings were taken as true."""
+        """Return how many findings were taken as true."""
         return sum(self.found_by_image)
 
 
 def collect(outputs: Iterable[Mapping[str, Any]], categories: Categories) -> Findings:
-    """Collect a detector's outputs, torchvision's dictionaries, an image each; masks become RLE one after the other.
+    """Collect a detector's outputs, torchvision's dictionaries, one for each image; masks become RLE one by one.
 
     Raises ValueError for a label that `categories` lacks, and another number of keypoints than they have.
     """
@@ -108,7 +108,7 @@ def agreement_of(
 ) -> Agreement:
     """Compute how far a detector agrees with a reference on the same images, on which neither was fitted.
 
-    Only categories that both know count; others are told in a warning. The interval is that of `resamples` draws of
+    Only categories that both know count; others are named in a warning. The interval comes from `resamples` draws of
     the images, by `seed`.
 
     Raises ValueError for no common category, other keypoints, and a reference that finds nothing from `score` on.
@@ -151,14 +151,14 @@ def agreement_of(
 
 
 def _interval(ap: float, resampled: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of AP on images drawn anew, moved to lie around AP: of rare categories, an image that is drawn
-    twice makes more of its own AP."""
+    """Return the middle 95 % of AP on images drawn anew, moved to lie around AP. (In rare categories, an image that
+    is drawn twice raises its own AP.)"""
     low, high = np.clip(ap + np.nanpercentile(resampled, [2.5, 97.5]) - np.nanmean(resampled), 0, 100).tolist()
     return low, high
 
 
 def _common_labels(reference: Categories, detector: Categories) -> Mapping[int, int]:
-    """The detector's labels -> the reference's, of the categories that both know."""
+    """Return the detector's labels -> the reference's, of the categories that both know."""
     matching = match(reference, detector)
     told = matching.told("the detector", "the reference")
     if not matching.labels:
@@ -169,7 +169,7 @@ def _common_labels(reference: Categories, detector: Categories) -> Mapping[int, 
 
 
 def _common_sigmas(reference: Categories, detector: Categories) -> NDArray[np.float64]:
-    """OKS's, of the keypoints that both find."""
+    """Return OKS's sigmas of the keypoints that both find."""
     known, other = (each.keypoints or COCO_KEYPOINTS for each in (reference, detector))
     if known.names != other.names:
         names, wanted = (", ".join(each.names) for each in (other, known))
@@ -178,7 +178,7 @@ def _common_sigmas(reference: Categories, detector: Categories) -> NDArray[np.fl
 
 
 def _as_truth(objects: list[Record], task: Task, images: int, names: Mapping[int, str]) -> Any:
-    """The reference's findings as a dataset of pycocotools, in which every keypoint is visible."""
+    """Make the reference's findings a dataset of pycocotools, in which every keypoint is visible."""
     sound = [(r, area) for r in objects if (area := _area(r, task))]
     annotations = [
         {**r, "id": number, "area": area, "iscrowd": 0, "num_keypoints": len(r.get("keypoints", [])) // 3}
@@ -190,5 +190,5 @@ def _as_truth(objects: list[Record], task: Task, images: int, names: Mapping[int
 
 
 def _area(result: Record, task: Task) -> float:
-    """Pixels of a finding, of its mask or else of its box; what has none meets nothing, not even itself."""
+    """Return the pixels of a finding's mask, or else of its box; one without area meets nothing, not even itself."""
     return float(rle.area(result["segmentation"]) if task == "segm" else result["bbox"][2] * result["bbox"][3])

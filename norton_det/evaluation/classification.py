@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier, in counts, which add up exactly over batches and processes."""
+"""Computes a classifier's top-1 and top-5 accuracy, in counts that add up exactly over batches and processes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Hits:
-    """Of how many images the right class was the first, and one of the first five."""
+    """Counts images, those whose right class came first, and those where it was one of the first five."""
 
     images: int = 0
     top1: int = 0
@@ -20,14 +20,14 @@ class Hits:
         return Hits(self.images + other.images, self.top1 + other.top1, self.top5 + other.top5)
 
     def percentages(self) -> dict[str, float]:
-        """`top1` and `top5` in percent. Raises ValueError where there was no image."""
+        """Return `top1` and `top5` in percent. Raises ValueError where there was no image."""
         if not self.images:
             raise ValueError("no images were classified, so there is no accuracy")
         return {"top1": 100 * self.top1 / self.images, "top5": 100 * self.top5 / self.images}
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> Hits:
-    """The hits among logits (N, C) for labels (N,).
+    """Count the hits among logits (N, C) for labels (N,).
 
     Of equal logits the lower class comes first, so a network that says the same for all classes stays at chance.
     """
@@ -40,7 +40,7 @@ def count_hits(logits: Tensor, labels: Tensor) -> Hits:
 def evaluate_classifier(
     model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device, show_progress: bool = True
 ) -> Hits:
-    """The hits over a loader of images (N, 3, H, W) and labels (N,), the network in evaluation mode."""
+    """Count the hits over a loader of images (N, 3, H, W) and labels (N,), the network in evaluation mode."""
     model.eval()
     hits = Hits()
     for images, labels in tqdm(loader, desc="evaluate", disable=not show_progress):

@@ -1,4 +1,4 @@
-"""Predictions -> COCO results -> AP, as pycocotools computes it."""
+"""Turns predictions into COCO results, and those into AP as pycocotools computes it."""
 
 import logging
 from collections import Counter
@@ -21,9 +21,9 @@ __all__ = ["CocoEvaluator", "PrecisionRecall", "evaluate_results", "load_results
 
 log = logging.getLogger(__name__)
 UNIFORM_SIGMA = 0.05
-"""Of OKS, for keypoints that are not COCO's."""
+"""The sigma of OKS for keypoints that are not COCO's."""
 MOST_DETECTIONS: dict[Task, int] = {"bbox": 100, "segm": 100, "keypoints": 20}
-"""That COCO's protocol counts in an image, of each category."""
+"""How many detections of each category COCO's protocol counts in an image."""
 
 
 class CocoEvaluator:
@@ -36,12 +36,12 @@ class CocoEvaluator:
         annotations: the dataset's JSON.
         categories: the labels of the outputs.
         task: what is evaluated beside boxes.
-        sigmas: of OKS, one a keypoint; None: as `oks_sigmas` has them.
-        detections: that count in an image, of each category, where that is more than 100; see `most_detections`.
+        sigmas: those of OKS, one a keypoint; None: as `oks_sigmas` has them.
+        detections: how many of each category count in an image, if more than 100; see `most_detections`.
 
     Raises:
-        ValueError: annotations with other keypoints than `categories`, another number of sigmas; on evaluation,
-            annotations that are not in COCO's format or hold what cannot be taken, see `reading`.
+        ValueError: for annotations with other keypoints than `categories`, and for another number of sigmas; on
+            evaluation, for annotations that are not in COCO's format or hold what cannot be taken, see `reading`.
     """
 
     def __init__(
@@ -60,23 +60,23 @@ class CocoEvaluator:
         self.results: list[dict[str, Any]] = []
 
     def reset(self) -> None:
-        """Forgets all outputs."""
+        """Forget all outputs."""
         self.results = []
 
     def process(self, image_ids: Sequence[int], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Adds the outputs of some images, in a torchvision detector's format.
+        """Add the outputs of some images, in a torchvision detector's format.
 
         Each holds boxes (N, 4) xyxy, scores (N,) and labels (N,); for segm masks (N, 1, H, W), which
         are thresholded at 0.5, or `rle`, a list of N RLEs; for keypoints keypoints (N, K, 3).
 
         Raises:
-            ValueError: a label that `categories` lacks, or another number of keypoints than they have.
+            ValueError: for a label that `categories` lacks, or another number of keypoints than they have.
         """
         for image_id, output in zip(image_ids, outputs, strict=True):
             self.results.extend(to_results(int(image_id), output, self.categories, self.task))
 
     def evaluate(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
-        """The metrics in points, 0 to 100: {"bbox": {"AP", ..}}, and "segm" or "keypoints" for those tasks.
+        """Compute the metrics in points, 0 to 100: {"bbox": {"AP", ..}}, and "segm" or "keypoints" for those tasks.
 
         A metric that is undefined, such as APs without small objects, is NaN (`write_json`: null).
         `image_ids` are the images that count, by default all.
@@ -84,13 +84,13 @@ class CocoEvaluator:
         return self.evaluate_by_category(image_ids)[0]
 
     def per_category(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
-        """The AP of each category in points, by kind as in `evaluate`, then by name; NaN without objects."""
+        """Compute the AP of each category in points, by kind as in `evaluate`, then by name; NaN without objects."""
         return self.evaluate_by_category(image_ids)[1]
 
     def evaluate_by_category(
         self, image_ids: Sequence[int] | None = None
     ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-        """What `evaluate` and `per_category` say, of one comparison with the truth."""
+        """Return what `evaluate` and `per_category` return, from one comparison with the truth."""
         comparisons = self._compare(image_ids)
         return (
             {kind: summarize(comparison) for kind, comparison in comparisons.items()},
@@ -107,8 +107,8 @@ class CocoEvaluator:
 
 
 def most_detections(task: Task, detections: int | None = None) -> int:
-    """How many detections AP counts in an image, of each category: COCO's 100, for keypoints 20; the given number
-    where that is above 100."""
+    """Return how many detections of each category AP counts in an image: COCO's 100, for keypoints 20; or the given
+    number if it is above 100."""
     return detections if detections and detections > max(MOST_DETECTIONS.values()) else MOST_DETECTIONS[task]
 
 
@@ -123,10 +123,10 @@ def tell_of_crowded_images(content: Content, file: Path, most: int) -> None:
 
 
 def oks_sigmas(keypoints: Keypoints, given: Sequence[float] | None = None) -> NDArray[np.float64]:
-    """How far from its place each keypoint may be found, as OKS takes it, (K,): the given ones; else for COCO's 17
-    keypoints pycocotools', and for others 0.05, which is logged.
+    """Return OKS's sigmas (K,), which tell how far from its place each keypoint may be found: the given ones; else
+    pycocotools' for COCO's 17 keypoints, and 0.05 for others, which is logged.
 
-    Raises ValueError where those that are given are not one a keypoint, or not above zero.
+    Raises ValueError where the given ones are not one a keypoint, or not above zero.
     """
     if given is not None:
         if len(given) != keypoints.count or min(given) <= 0:
@@ -147,10 +147,11 @@ def evaluate_results(
     sigmas: Sequence[float] | None = None,
     detections: int | None = None,
 ) -> dict[str, float]:
-    """COCO's metrics of results in points, 0 to 100; undefined ones are NaN. The rest as for `CocoEvaluator`.
+    """Compute COCO's metrics of results in points, 0 to 100; undefined ones are NaN. Arguments as for
+    `CocoEvaluator`.
 
-    They are pycocotools' to the last digit, which means: where results have a `bbox` beside a mask or
-    keypoints, its area decides what is small, medium and large. Raises ValueError as `CocoEvaluator` does.
+    They are pycocotools' to the last digit. So where results have a `bbox` beside a mask or keypoints, its area
+    decides what is small, medium and large. Raises ValueError as `CocoEvaluator` does.
     """
     chosen = _sigmas(annotations, task, sigmas)
     truth = _ground_truth(annotations, task, chosen, detections)
@@ -159,10 +160,10 @@ def evaluate_results(
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision, 0 to 1, at the recalls 0, 0.01 .. 1: arrays (101,).
+    """Holds precision, 0 to 1, at the recalls 0, 0.01 .. 1: arrays (101,).
 
-    `mean` is over the categories, by the threshold of IoU (of OKS for keypoints), 0.5 and 0.75; `by_category` is at
-    0.5. Categories without objects are left out.
+    `mean` averages over the categories, by the threshold of IoU (of OKS for keypoints), 0.5 and 0.75; `by_category`
+    is at 0.5. Categories without objects are left out.
     """
 
     mean: dict[float, NDArray[np.float64]]
@@ -172,7 +173,7 @@ class PrecisionRecall:
 def precision_recall(
     annotations: Path, results: list[dict[str, Any]], task: Task, sigmas: Sequence[float] | None = None
 ) -> PrecisionRecall:
-    """The curves of which AP is the area, of the task alone. `sigmas` as for `CocoEvaluator`.
+    """Compute the curves whose area is AP, for the task alone. `sigmas` as for `CocoEvaluator`.
 
     Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
@@ -204,7 +205,7 @@ def _sigmas(
 def _ground_truth(
     annotations: Path, task: Task, sigmas: NDArray[np.float64] | None, detections: int | None = None
 ) -> Any:
-    """pycocotools' COCO, with what it needs and other datasets than COCO may lack.
+    """Make pycocotools' COCO of annotations, with what it needs and datasets other than COCO may lack.
 
     The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
     """

@@ -1,4 +1,4 @@
-"""pycocotools' comparison of results with the truth, and the AP that it comes to."""
+"""Runs pycocotools' comparison of results with the truth, and computes the AP that comes of it."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from norton_det.data.reading import Task
 
 
 def as_coco(content: dict[str, Any]) -> Any:
-    """A dataset's content as pycocotools' COCO."""
+    """Return a dataset's content as pycocotools' COCO."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = content
@@ -32,12 +32,11 @@ def compare(
     most: int,
     image_ids: Sequence[int] | None = None,
 ) -> Any:
-    """A COCOeval that has been run, of at most so many detections an image and category; the results stay as they
-    are."""
+    """Run a COCOeval with at most `most` detections an image and category; the results stay as they are."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
             found = truth.loadRes([dict(result) for result in results])
-        else:  # which loadRes refuses
+        else:  # loadRes refuses an empty list
             found = as_coco({**truth.dataset, "annotations": []})
         comparison = COCOeval(truth, found, kind)
         if kind == "keypoints":
@@ -51,8 +50,8 @@ def compare(
 
 
 def summarize(comparison: Any) -> dict[str, float]:
-    """What pycocotools' `summarize` prints, which knows no other numbers of detections than COCO's."""
-    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; of keypoints no small ones
+    """Return what pycocotools' `summarize` prints, for any numbers of detections; its own knows only COCO's."""
+    sizes = comparison.params.areaRngLbl[1:]  # small, medium, large; no small ones for keypoints
     most = comparison.params.maxDets
     mean = partial(_mean, comparison)
     metrics = {"AP": mean("precision"), "AP50": mean("precision", iou=0.5), "AP75": mean("precision", iou=0.75)}
@@ -65,21 +64,21 @@ def summarize(comparison: Any) -> dict[str, float]:
 
 
 def _mean(comparison: Any, of: str, size: str = "all", iou: float | None = None, most: int = -1) -> float:
-    """The mean in points over thresholds, categories and, of precision, recalls; NaN where there is none."""
+    """Return the mean in points over thresholds, categories and, for precision, recalls; NaN where there is none."""
     values = comparison.eval[of][..., comparison.params.areaRngLbl.index(size), most]
     if iou is not None:
         values = values[np.isclose(comparison.params.iouThrs, iou)]
-    valid = values[values > -1]  # which stands for undefined
+    valid = values[values > -1]  # -1 stands for undefined
     return float(100 * np.mean(valid)) if valid.size else math.nan
 
 
 def average_precisions(comparison: Any) -> dict[str, float]:
-    """The AP of each category in points, by name; NaN without objects."""
+    """Return the AP of each category in points, by name; NaN without objects."""
     return {name: float(100 * values.mean()) for name, values in precisions(comparison).items()}
 
 
 def precisions(comparison: Any) -> dict[str, NDArray[np.float64]]:
-    """By category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
+    """Return by category's name the precision (T, R) at IoU thresholds and recalls; NaN without objects."""
     # from (T, R, K, areas, numbers of detections) to (T, R, K): all areas, the largest number
     precision = comparison.eval["precision"][:, :, :, 0, -1]
     names = [category["name"] for category in comparison.cocoGt.loadCats(comparison.params.catIds)]

@@ -1,4 +1,4 @@
-"""Running a detector over images: over a loader, results into an evaluator; over those that nobody labelled."""
+"""Runs a detector over images: a loader's, with results for an evaluator, or images without labels."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,8 +22,8 @@ Paste = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 
 class PastedMasks(Sequence[Tensor]):
-    """An image's masks, (N, 1, H, W) float32, from the small ones of a head, each made when it is asked for: those of
-    a photo with many objects together fill the memory."""
+    """Pastes an image's masks, (N, 1, H, W) float32, from a head's small ones, each when it is asked for: all masks
+    of a photo with many objects would fill the memory."""
 
     def __init__(self, paste: Paste, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
         self.paste, self.masks, self.boxes, self.size = paste, masks, boxes, size
@@ -37,7 +37,7 @@ class PastedMasks(Sequence[Tensor]):
 
 
 def _detect(detector: Detector, images: Sequence[Tensor], device: torch.device) -> list[dict[str, Any]]:
-    """The outputs, in which masks are `PastedMasks`."""
+    """Return the detector's outputs, in which masks are `PastedMasks`."""
     with (
         replaced(transform, "paste_masks_in_image", partial(PastedMasks, paste_masks_in_image)),
         replaced(variants, "paste_masks", partial(PastedMasks, paste_masks)),
@@ -53,7 +53,7 @@ def run_inference(
     device: torch.device,
     show_progress: bool = True,
 ) -> list[int]:
-    """Feed every image of `loader` to the detector and its detections to the evaluator; returns the image ids."""
+    """Feed all images of `loader` to the detector, its detections to the evaluator; return the image ids."""
     evaluator.reset()
     seen: list[int] = []
     for images, targets in tqdm(loader, desc="evaluate", disable=not show_progress):
@@ -68,6 +68,6 @@ def run_inference(
 def find(
     detector: Detector, images: Sequence[Tensor], categories: Categories, device: torch.device, name: str = "detect"
 ) -> Findings:
-    """Collect what a detector in evaluation mode finds on images (3, H, W), one at a time; `name` is the bar's."""
+    """Collect what a detector in evaluation mode finds on images (3, H, W), one by one; `name` labels the bar."""
     bar = tqdm(images, desc=name)
     return collect((output for image in bar for output in _detect(detector, [image], device)), categories)

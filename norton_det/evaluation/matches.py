@@ -1,4 +1,4 @@
-"""Which detections of a comparison were right, image by image: AP of images drawn anew, and F1 of each image."""
+"""Reads which detections of a comparison were right, for AP of images drawn anew and F1 of each image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Matches:
-    """One category's D detections on I images, as pycocotools matched them with the truth at T thresholds of IoU.
+    """Holds a category's D detections on I images, as pycocotools matched them with the truth at T thresholds of IoU.
 
     Attributes:
         scores: (D,).
-        places: of each image the indices of its detections.
+        places: the indices of each image's detections.
         hits: (T, D), whether a detection met an object.
-        objects: (I,), how many there are in each image.
+        objects: (I,), how many objects there are in each image.
     """
 
     scores: NDArray[np.float64]
@@ -44,7 +44,7 @@ class Matches:
 def read_matches(comparison: Any) -> list[Matches]:
     """Return the matches of each category, over objects of all sizes, of a COCOeval that has been run.
 
-    Its truth has no crowds and no other objects that do not count.
+    Its truth must have no crowds and no other objects that do not count.
     """
     params = comparison.params
     count = len(params.imgIds)
@@ -53,7 +53,7 @@ def read_matches(comparison: Any) -> list[Matches]:
 
 
 def _read(images: Sequence[dict[str, Any] | None], thresholds: int) -> Matches:
-    """The matches of one category; None stands for an image with neither objects nor detections."""
+    """Read the matches of one category; None stands for an image with neither objects nor detections."""
     nothing: dict[str, Any] = {"dtScores": [], "dtMatches": np.zeros((thresholds, 0)), "gtIds": []}
     told = [image or nothing for image in images]
     ends = np.cumsum([len(image["dtScores"]) for image in told])
@@ -74,7 +74,7 @@ def ap_of(matches: Sequence[Matches], images: NDArray[np.int64], recalls: NDArra
 def resampled_aps(
     matches: Sequence[Matches], recalls: NDArray[np.float64], resamples: int, seed: int
 ) -> Iterator[float]:
-    """Yield the AP of as many images as there are, drawn with replacement, so many times."""
+    """Yield `resamples` times the AP of images drawn with replacement, as many as there are."""
     rng = np.random.default_rng(seed)
     count = len(matches[0].objects)
     for _ in range(resamples):

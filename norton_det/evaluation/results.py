@@ -1,4 +1,4 @@
-"""Detections as COCO results: made from a detector's outputs, read from a file."""
+"""Makes COCO results of a detector's outputs, and reads them from files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ _TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
 
 def to_results(image_id: int, output: Mapping[str, Any], categories: Categories, task: Task) -> list[dict[str, Any]]:
-    """One COCO result, a dictionary of plain values, for each detection of an image.
+    """Make one COCO result, a dictionary of plain values, for each detection of an image.
 
-    `output` is described at `CocoEvaluator.process`. The background, which detectors of one stage score like any
-    class, and labels that no category uses make no result. Raises ValueError for a label that `categories` lacks, and
-    for another number of keypoints than they have.
+    `output` is described at `CocoEvaluator.process`. The background, which one-stage detectors score like any class,
+    and labels that no category uses make no result. Raises ValueError for a label that `categories` lacks, and for
+    another number of keypoints than they have.
     """
     boxes = output["boxes"].detach().float().cpu()
     used = set(categories.labels.values())
@@ -58,10 +58,10 @@ def task_of(output: Mapping[str, Any]) -> Task:
 
 
 def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> dict[str, Tensor]:
-    """The COCO results of one image as a detector's output, which `to_results` makes results of.
+    """Make the COCO results of one image a detector's output, of which `to_results` makes the results again.
 
-    boxes (N, 4) xyxy, scores (N,), labels (N,); masks (N, 1, H, W) or keypoints (N, K, 3) where the results have
-    them. Raises ValueError for a category that `categories` lacks.
+    It has boxes (N, 4) xyxy, scores (N,), labels (N,), and masks (N, 1, H, W) or keypoints (N, K, 3) where the
+    results have them. Raises ValueError for a category that `categories` lacks.
     """
     labels = categories.labels
     if unknown := {result["category_id"] for result in results} - labels.keys():
@@ -82,16 +82,16 @@ def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> d
 
 
 def _to_rle(mask: Tensor) -> dict[str, Any]:
-    """RLE with text counts of where a (1, H, W) mask exceeds 0.5."""
+    """Encode where a (1, H, W) mask exceeds 0.5 as an RLE with text counts."""
     encoded = rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
 def load_results(path: Path, annotations: Path, task: Task) -> list[dict[str, Any]]:
-    """Reads a COCO results file.
+    """Read a COCO results file.
 
     Raises:
-        ValueError: it is no list of results for this task and these annotations; the message names it.
+        ValueError: naming the file where it is no list of results for this task and these annotations.
     """
     try:
         results = json.loads(path.read_bytes())
@@ -133,7 +133,7 @@ def _problem(result: Any, sizes: dict[int, list[int]], task: Task, keypoints: in
 def named_results(output: Mapping[str, Any], categories: Categories) -> list[dict[str, Any]]:
     """Turn a detector's output for an image into COCO results without the image, with the category's name.
 
-    Detections have masks or keypoints where the output has.
+    Results have masks or keypoints where the output has them.
     """
     found = to_results(0, output, categories, task_of(output))
     for result in found:

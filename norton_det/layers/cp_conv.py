@@ -1,4 +1,4 @@
-"""A convolution held as CP factors.
+"""Holds a convolution as CP factors.
 
 The layer of NORTON (Pham, Zniyed, Nguyen, IEEE TNNLS 2024): K filters of C channels and a kernel (kh, kw),
 each a sum of R outer products (`norton_det.ops.cp`). The paper runs it as three convolutions; two are enough,
@@ -22,13 +22,13 @@ FORMS: tuple[Form, ...] = ("depthwise", "dense")
 
 
 class CPConv2d(nn.Module):
-    """A 2-D convolution whose filters are CP factors of rank R; takes and gives what `nn.Conv2d` does.
+    """A 2-D convolution whose filters are CP factors of rank R; its input and output are those of `nn.Conv2d`.
 
     Parameters: channel (R, K, C), vertical (R, K, kh), horizontal (R, K, kw), bias (K,) or None. Components
     come first, so that (R*K, C, 1, 1) is a view and channel r*K + k is component r of filter k, as in the
     published checkpoints.
 
-    The form says how it runs, never what it computes, and may be changed at any time:
+    The form says how the layer runs, never what it computes, and may be changed at any time:
 
     - "depthwise": 1x1 to R*K channels, one (kh, kw) depthwise convolution, sum over the R components;
     - "dense": one convolution with the reconstructed (K, C, kh, kw) weight.
@@ -36,13 +36,13 @@ class CPConv2d(nn.Module):
     Args:
         in_channels: C.
         out_channels: K.
-        kernel_size: (kh, kw), or one number for both; this and what is not named here as in `nn.Conv2d`.
+        kernel_size: (kh, kw), or one number for both; this and the arguments not listed here are `nn.Conv2d`'s.
         rank: number of components R.
         padding: in pixels.
         form: see above.
 
     Raises:
-        ValueError: on a rank below 1, an unknown form or a padding that is not in pixels.
+        ValueError: for a rank below 1, an unknown form or a padding that is not in pixels.
 
     Examples:
         >>> layer = CPConv2d.from_conv(nn.Conv2d(64, 64, 3, padding=1, bias=False), rank=1)
@@ -158,12 +158,12 @@ class CPConv2d(nn.Module):
 
     @property
     def factors(self) -> CPFactors:
-        """The factors as views of the parameters: (K, C, R), (K, kh, R), (K, kw, R)."""
+        """Return the factors as views of the parameters: (K, C, R), (K, kh, R), (K, kw, R)."""
         return CPFactors(*(p.permute(1, 2, 0) for p in (self.channel, self.vertical, self.horizontal)))
 
     @property
     def weight(self) -> Tensor:
-        """The reconstructed filters (K, C, kh, kw), as `nn.Conv2d` holds them; differentiable."""
+        """Return the reconstructed filters (K, C, kh, kw), as `nn.Conv2d` holds them; differentiable."""
         return reconstruct(self.factors)
 
     def to_conv(self) -> nn.Conv2d:
@@ -193,7 +193,7 @@ class CPConv2d(nn.Module):
         self.out_channels = len(indices)
 
     def select_inputs(self, indices: Tensor) -> None:
-        """Read only the input channels at `indices` (long), in place: a slice of C, likewise."""
+        """Read only the input channels at `indices` (long), in place: a slice of C. `requires_grad` is kept."""
         _replace(self, "channel", self.channel[:, :, indices])
         self.in_channels = len(indices)
 
@@ -207,7 +207,7 @@ class CPConv2d(nn.Module):
         return _sum_components(F.conv2d(x, *self._kernels(), *geometry, groups=channels), self.rank)
 
     def _kernels(self) -> tuple[Tensor, Tensor | None]:
-        """The depthwise kernels (R*K, 1, kh, kw) and bias (R*K,)."""
+        """Return the depthwise kernels (R*K, 1, kh, kw) and bias (R*K,)."""
         kernels = self.vertical[..., :, None] * self.horizontal[..., None, :]  # (R, K, kh, kw)
         # The bias belongs to the sum, so the first component carries it. (K,) to (R*K,)
         padding = (self.rank - 1) * self.out_channels
@@ -218,10 +218,10 @@ class CPConv2d(nn.Module):
         return DepthwiseCPConv2d(self)
 
     def separable_macs(self, input_shape: torch.Size, output_shape: torch.Size) -> int:
-        """Multiply-accumulates of the paper's three convolutions for (N, C, H, W) to (N, K, H', W').
+        """Return the multiply-accumulates of the paper's three convolutions for (N, C, H, W) to (N, K, H', W').
 
-        The 1x1 works at (H, W), the (kh, 1) depthwise one, which carries the vertical stride, leaves (H', W),
-        the (1, kw) one (H', W').
+        The 1x1 convolution works at (H, W). The (kh, 1) depthwise one, which carries the vertical stride, gives
+        (H', W), the (1, kw) one (H', W').
         """
         count, _, height, width = input_shape
         new_height, new_width = output_shape[2:]
@@ -241,13 +241,13 @@ class CPConv2d(nn.Module):
 
 
 def _replace(layer: nn.Module, name: str, value: Tensor) -> None:
-    """Put a new parameter in the place of one that is trained, or frozen, likewise."""
+    """Replace a parameter of a layer by a new one; it stays trainable or frozen as the old one was."""
     requires_grad = layer.get_parameter(name).requires_grad
     setattr(layer, name, nn.Parameter(value.detach().contiguous(), requires_grad))
 
 
 def _pair(name: str, value: object) -> tuple[int, int]:
-    """Return what nn.Conv2d takes as an int or a pair as a pair."""
+    """Return a pair of what `nn.Conv2d` takes as an int or a pair."""
     if isinstance(value, int):
         return (value, value)
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, int) for part in value):
@@ -256,7 +256,7 @@ def _pair(name: str, value: object) -> tuple[int, int]:
 
 
 class DepthwiseCPConv2d(nn.Module):
-    """A CP convolution in its depthwise form for inference: as `CPConv2d`, its kernels multiplied out once."""
+    """A `CPConv2d` in its depthwise form for inference, whose kernels are multiplied out once."""
 
     def __init__(self, layer: CPConv2d) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class DepthwiseCPConv2d(nn.Module):
             self.spatial.bias = nn.Parameter(bias.detach().clone())
 
     def depthwise(self, x: Tensor) -> Tensor:
-        """What follows the 1x1 convolution: (N, R*K, H, W) to (N, K, H', W')."""
+        """Compute what follows the 1x1 convolution: (N, R*K, H, W) to (N, K, H', W')."""
         return _sum_components(self.spatial(x), self.rank)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ class DepthwiseCPConv2d(nn.Module):
 
 
 def _sum_components(x: Tensor, rank: int) -> Tensor:
-    """From (N, R*K, H, W), component by component, to (N, K, H, W)."""
+    """Sum the components of (N, R*K, H, W), which follow one another, to (N, K, H, W)."""
     # Chunks rather than slices: the gradient is then one concatenation.
     first, *others = x.chunk(rank, dim=1)
     if not others:

@@ -1,4 +1,4 @@
-"""A linear layer held as the product of two thin matrices."""
+"""Holds a linear layer as the product of two thin matrices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class LowRankLinear(nn.Module):
-    """y = up(down(x)), of rank r: takes and gives what `nn.Linear` does, with r (in + out) weights.
+    """A linear layer y = up(down(x)) of rank r; it takes and gives what `nn.Linear` does, with r (in + out) weights.
 
     Parameters: down.weight (r, in), up.weight (out, r), up.bias (out,).
 
     Raises:
-        ValueError: on a rank below 1.
+        ValueError: for a rank below 1.
 
     Examples:
         >>> layer = LowRankLinear.from_linear(nn.Linear(1024, 256), rank=8)
@@ -31,9 +31,9 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int) -> Self:
-        """The best approximation of rank r, by truncated SVD (Eckart, Young 1936); the bias is copied.
+        """Build the best approximation of rank r, by truncated SVD (Eckart, Young 1936); the bias is copied.
 
-        A rank beyond the layer's own is cut down to that, which loses nothing. Each factor carries the square
+        A rank above min(in, out) is lowered to that, which loses nothing. Each factor carries the square
         roots of the singular values. Raises ValueError for a layer without bias or with weights that are not finite.
         """
         weight = linear.weight.detach().double()  # (out, in)
@@ -53,15 +53,15 @@ class LowRankLinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """r."""
+        """Return r."""
         return self.down.out_features
 
     @property
     def weight(self) -> Tensor:
-        """The product (out, in), as `nn.Linear` holds it; differentiable."""
+        """Return the product (out, in), as `nn.Linear` holds it; differentiable."""
         return self.up.weight @ self.down.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (.., in) to (.., out)."""
+        """Map (.., in) to (.., out)."""
         y: Tensor = self.up(self.down(x))
         return y

@@ -1,7 +1,7 @@
-"""Pickles of NumPy arrays, read without running anything of them.
+"""Reads pickles of NumPy arrays without running anything of them.
 
-What a pickle may call is put in place of NumPy here: a description of an array and one of its type, which take the
-numbers from the bytes themselves.
+Whatever a pickle may call is replaced by classes of this module, one for an array and one for its type, which take
+the numbers from the bytes themselves.
 """
 
 import io
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 _KINDS = "fiub"
-"""Of NumPy's types: floating point, integers, and booleans; never objects."""
+"""The letters of NumPy's types that are read: floating point, integers, and booleans; never objects."""
 _OPCODES = re.compile(
     "PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_)?(BIN)?(STRING|UNICODE)8?|"
     "(SHORT_)?BINBYTES8?|(EMPTY_)?(DICT|LIST|TUPLE)[123]?|SETITEMS?|APPENDS?|((LONG_)?BIN)?(GET|PUT)|MEMOIZE|"
     "(STACK_)?GLOBAL|REDUCE|BUILD"
 )
-"""What a pickle of arrays is made of."""
+"""The opcodes that a pickle of arrays consists of."""
 
 
 def load_arrays(path: str | Path) -> Any:
-    """What a pickle says: NumPy arrays of numbers within lists, tuples, dictionaries, text and numbers.
+    """Load what a pickle says: NumPy arrays of numbers within lists, tuples, dictionaries, text and numbers.
 
     Raises ValueError naming the file where it is damaged or holds anything else.
     """
@@ -35,7 +35,7 @@ def load_arrays(path: str | Path) -> Any:
             if not _OPCODES.fullmatch(opcode.name):
                 raise ValueError(f"{opcode.name} is no part of a pickle of arrays")
             if "PUT" in opcode.name and int(argument or 0) > len(content):
-                raise ValueError("it remembers more than it holds")
+                raise ValueError("its memo has more places than it has bytes")
         return _as_arrays(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except Exception as error:  # damage may raise anything
         told, *_ = str(error).strip().splitlines() or [type(error).__name__]
@@ -43,7 +43,7 @@ def load_arrays(path: str | Path) -> Any:
 
 
 class _Type:
-    """A NumPy type by its name, such as `f4`, and the order of its bytes."""
+    """Describes a NumPy type by its name, such as `f4`, and its byte order."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or len(name) > 3 or name[:1] not in _KINDS or not name[1:].isdigit():
@@ -59,7 +59,7 @@ class _Type:
 
 
 class _Array:
-    """An array by its shape, type, order of axes and bytes, checked against each other."""
+    """Builds an array from its shape, type, order of axes and bytes, which are checked against each other."""
 
     def __init__(self, *_: Any) -> None:
         self.values: np.ndarray[Any, Any] = np.zeros(0)
@@ -74,7 +74,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How bytes stand in pickles that old Pythons can read."""
+    """Encode text as bytes: pickles that old Pythons can read hold bytes so."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding!r}, expected latin1")
     return text.encode("latin1")

@@ -1,5 +1,5 @@
-"""The names of what a detector finds: `.categories` by label, `.category_ids` the dataset's ids in the same order,
-and the `.keypoints` of one that finds them."""
+"""Names what a detector finds: `.categories` holds the names by label, `.category_ids` the dataset's ids in the same
+order, and `.keypoints` the keypoints of a detector that finds them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ BACKGROUND = "__background__"
 
 
 def numbered_categories(num_classes: int) -> tuple[list[str], list[int]]:
-    """Names and ids where nothing is said: numbers. `num_classes` counts the background, which comes first.
+    """Return numbered names and ids for unnamed classes. `num_classes` counts the background, which comes first.
 
     Examples:
         >>> numbered_categories(3)
@@ -28,12 +28,12 @@ def numbered_categories(num_classes: int) -> tuple[list[str], list[int]]:
 
 
 def are_named(names: Sequence[str]) -> bool:
-    """Whether somebody named a detector's classes."""
+    """Tell whether somebody named a detector's classes."""
     return list(names) != numbered_categories(len(names))[0]
 
 
 def published_categories(path: str | Path) -> dict[str, list[str]]:
-    """The names of the classes of a detector's file that torchvision publishes, known by its SHA-256; else none."""
+    """Return the class names of a detector's file published by torchvision, known by its SHA-256; {} for others."""
     if not Path(path).is_file():
         return {}
     digest = sha256(path)
@@ -45,7 +45,7 @@ def published_categories(path: str | Path) -> dict[str, list[str]]:
 
 
 def read_categories(path: str | Path) -> dict[str, Any]:
-    """What a JSON file says of the categories that a detector finds: a list of their names, or data in COCO's format,
+    """Read the categories that a detector finds from a JSON file: a list of their names, or data in COCO's format,
     whose categories are taken in the order of their ids.
 
     Raises ValueError naming the file where it is neither.
@@ -68,16 +68,16 @@ def read_categories(path: str | Path) -> dict[str, Any]:
 
 
 def categories_of(detector: nn.Module) -> tuple[list[str], list[int]]:
-    """A detector's names and ids by label; torchvision's own has none, and gets `numbered_categories`."""
+    """Return a detector's names and ids by label; torchvision's own has none, and gets `numbered_categories`."""
     model: Any = detector
     told = {name: getattr(model, name, None) for name in ("categories", "category_ids")}
     return told_categories(told, detector)
 
 
 def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[str], list[int]]:
-    """The names and ids that a file tells, where they are as many as the classes; names alone are numbered from 0.
+    """Return the names and ids that a file tells, if they are as many as the classes; names alone get ids from 0.
 
-    Where there are none, `numbered_categories`.
+    Otherwise returns `numbered_categories`.
     """
     num_classes = class_count(detector)
     names, ids = told.get("categories"), told.get("category_ids") or list(range(num_classes))
@@ -93,9 +93,9 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
 
 
 def keypoints_of(detector: nn.Module) -> Keypoints | None:
-    """A Keypoint R-CNN's keypoints: its own, COCO's where it has none and finds 17, else numbered ones.
+    """Return a Keypoint R-CNN's keypoints: its own; else COCO's, if it finds 17; else numbered ones.
 
-    None for a detector that finds none.
+    Returns None for a detector that finds no keypoints.
     """
     if "keypoint" not in regions(detector):
         return None
@@ -110,7 +110,7 @@ def keypoints_of(detector: nn.Module) -> Keypoints | None:
 
 
 def told_keypoints(told: object, detector: nn.Module) -> Keypoints | None:
-    """The keypoints that a file tells, where they are as many as the detector finds; else as `keypoints_of`."""
+    """Return the keypoints that a file tells, if their number is the detector's; else those of `keypoints_of`."""
     with suppress(TypeError, ValueError, KeyError):
         names, flip, skeleton = (tuple(told[part]) for part in ("names", "flip", "skeleton"))  # type: ignore[index]
         found = Keypoints(names, flip, tuple(tuple(bone) for bone in skeleton))
@@ -120,7 +120,7 @@ def told_keypoints(told: object, detector: nn.Module) -> Keypoints | None:
 
 
 def class_layer(detector: nn.Module) -> Any:
-    """The layer that tells the classes apart, and that has its number of them as `out_features` or `num_classes`."""
+    """Return the layer that tells the classes apart; it has their number as `out_features` or `num_classes`."""
     model: Any = detector
     if hasattr(model, "roi_heads"):
         return model.roi_heads.box_predictor.cls_score
@@ -128,11 +128,11 @@ def class_layer(detector: nn.Module) -> Any:
 
 
 def class_count(detector: nn.Module) -> int:
-    """How many classes a detector tells apart, the background counted."""
+    """Return how many classes a detector tells apart, the background counted."""
     layer = class_layer(detector)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.num_classes)
 
 
 def keypoint_count(detector: nn.Module) -> int:
-    """How many keypoints a Keypoint R-CNN finds of each object."""
+    """Return how many keypoints a Keypoint R-CNN finds of each object."""
     return int(regions(detector)["keypoint"].predictor.kps_score_lowres.out_channels)

@@ -1,4 +1,4 @@
-"""Channels that must be chosen together, read off a trace of the network.
+"""Reads off a trace of the network which channels must be chosen together.
 
 The vocabulary here is shared with compression plans: a *layer* is the name of a convolution, a *group* the name of a
 set of channels that must keep the same width because a sum adds them or a grouped convolution pairs them. Names are
@@ -26,14 +26,14 @@ _SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that are chosen once, jointly: every producer and reader follows.
+    """A group of channels that are chosen jointly: every producer and reader follows the one choice.
 
     Attributes:
-        name: of the group: `stem`, a stage (`layer1`) for what its blocks add up, else the one convolution.
+        name: `stem`, a stage (`layer1`) for the channels that its blocks' sums tie, else the one convolution.
         producers: pairs (convolution, BatchNorm) whose outputs are these channels, by their names in the model.
         readers: the layers that read them, by their names in the model.
-        width: how many channels they are.
-        fixed: whether a grouped convolution pairs them with its filters, so that none can be dropped.
+        width: the number of channels.
+        fixed: whether a grouped convolution pairs the channels with its filters, so that none can be dropped.
     """
 
     name: str
@@ -45,14 +45,14 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block: BasicBlock or Bottleneck.
+    """Describes a residual block: BasicBlock or Bottleneck.
 
     Attributes:
         name: `layer1.0`.
         stage: `layer1`.
         convs: its convolutions in the order of the data, without the shortcut's; the last one feeds the sum.
-        spatial: those of them that a plan may decompose: of more than one pixel, and not grouped.
-        inner: the groups between them, of one width in the paper's plans.
+        spatial: the convolutions that a plan may decompose: with a kernel of more than one pixel, and not grouped.
+        inner: the groups between the convolutions, which share one width in the paper's plans.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Block:
 
     @property
     def is_first(self) -> bool:
-        """Whether it begins its stage, and so alone may change channels and size."""
+        """Tell whether the block begins its stage: it alone may change channels and size."""
         return self.name == f"{self.stage}.0"
 
 
 @dataclass(frozen=True)
 class Body:
-    """What a plan can speak of in a ResNet, alone or as a detector's body.
+    """Describes what a plan can speak of in a ResNet, alone or as a detector's body.
 
     Attributes:
-        prefix: where the ResNet stands in the model: "" or "backbone.body.".
+        prefix: the ResNet's place in the model: "" or "backbone.body.".
         blocks: in the order of the data.
         groups: by name.
     """
@@ -83,30 +83,30 @@ class Body:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the stages, `layer1` to `layer4` in a whole ResNet."""
+        """Return the names of the stages, `layer1` to `layer4` in a whole ResNet."""
         return tuple(dict.fromkeys(block.stage for block in self.blocks))
 
     @property
     def spatial(self) -> tuple[str, ...]:
-        """The convolutions that a plan may decompose, in the order of the data."""
+        """Return the convolutions that a plan may decompose, in the order of the data."""
         return tuple(layer for block in self.blocks for layer in block.spatial)
 
     @property
     def depth(self) -> int:
-        """The number in a ResNet's name: its convolutions without the shortcuts', and the linear layer."""
+        """Return the number in a ResNet's name: its convolutions without the shortcuts', and the linear layer."""
         return 2 + sum(len(block.convs) for block in self.blocks)
 
     @property
     def blocks_of_stages(self) -> tuple[int, ...]:
-        """How many blocks each stage has."""
+        """Return how many blocks each stage has."""
         return tuple(sum(block.stage == stage for block in self.blocks) for stage in self.stages)
 
     def last_block(self, stage: str) -> Block:
-        """The block whose output is the stage's."""
+        """Return the block whose output is the stage's."""
         return [block for block in self.blocks if block.stage == stage][-1]
 
     def group_of(self, conv: str) -> ChannelGroup:
-        """The group that a convolution, named relative to the ResNet, produces."""
+        """Return the group that a convolution, named relative to the ResNet, produces."""
         name = self.prefix + conv
         return next(g for g in self.groups.values() if name in (producer for producer, _ in g.producers))
 
@@ -142,7 +142,7 @@ def _read_blocks(modules: Mapping[str, nn.Module], prefix: str) -> Iterable[Bloc
 
 @dataclass
 class _Space:
-    """The channels of a map while the trace is followed: those that sums join become one space."""
+    """Holds the channels of a map while the trace is followed; spaces that a sum joins become one."""
 
     producers: list[tuple[str, str]] = field(default_factory=list)
     readers: list[str] = field(default_factory=list)

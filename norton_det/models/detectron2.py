@@ -1,4 +1,4 @@
-"""Detectron2's detectors as torchvision's: their tensors under torchvision's names, rows in torchvision's order."""
+"""Turns Detectron2's detectors into torchvision's: tensors get torchvision's names, rows torchvision's order."""
 
 import logging
 import re
@@ -33,7 +33,7 @@ _STRANGERS = {
     r"backbone\.res5\.": "a detector of the kind DC5",
     r"backbone\.(stem|res\d)\.": "a detector without a feature pyramid, or a bare backbone",
 }
-"""By a pattern in a tensor's name what is not supported."""
+"""What is not supported, by a pattern in a tensor's name."""
 _LAYERS: tuple[tuple[str, str, Callable[[int], Any]], ...] = (
     (r"backbone\.bottom_up\.stem\.conv1", f"{DETECTOR_BODY}conv1", int),
     (r"backbone\.bottom_up\.res(\d)\.(\d+)\.conv(\d)", DETECTOR_BODY + "layer{}.{}.conv{}", lambda n: n - 1),
@@ -55,8 +55,8 @@ _LAYERS: tuple[tuple[str, str, Callable[[int], Any]], ...] = (
     (r"head\.cls_score", "head.classification_head.cls_logits", int),
     (r"head\.bbox_pred", "head.regression_head.bbox_reg", int),
 )
-"""Patterns of Detectron2's layers, torchvision's names for them, and what becomes of the first number in a name; the
-others, which depend on the file, are added where it is read."""
+"""Patterns of Detectron2's layers, torchvision's names for them, and what becomes of the first number in a name.
+Patterns that depend on the file are added where it is read."""
 _LEFT_ASIDE = re.compile(r".*anchor_generator\.cell_anchors\.\d+|pixel_mean|pixel_std")
 _ZOO: dict[Family, str] = {
     "faster_rcnn": "Base-RCNN-FPN.yaml",
@@ -64,22 +64,23 @@ _ZOO: dict[Family, str] = {
     "keypoint_rcnn": "Base-Keypoint-RCNN-FPN.yaml",
     "retinanet": "Base-RetinaNet.yaml",
 }
-"""By which of its configurations the model zoo made a detector."""
+"""The configuration by which the model zoo made a detector, by its family."""
 _NEVER = -1000.0
 """The logit of a class that no box gets: its sigmoid is 0."""
 
 
 def is_detectron2(state: Mapping[str, Any]) -> bool:
-    """Whether tensors have names that Detectron2 gives."""
+    """Tell whether tensors have names that Detectron2 gives."""
     return any(_OURS.match(name) for name in state)
 
 
 def convert(
     state: Mapping[str, Tensor], config: Path | None, source: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Turn Detectron2's tensors into torchvision's, and its configuration into what a file of ours tells beside.
+    """Turn Detectron2's tensors into torchvision's, and its configuration into what our files tell beside the
+    tensors.
 
-    Without a configuration that of the model zoo is taken, which is logged. Raises ValueError that says what is not
+    Without a configuration the model zoo's is taken, which is logged. Raises ValueError that says what is not
     supported.
     """
     _refuse_strangers(state)
@@ -110,7 +111,7 @@ def _family(state: Mapping[str, Tensor]) -> Family:
 
 
 def _refusal(what: str) -> ValueError:
-    return ValueError(f"of Detectron2's, {what}; supported are {SUPPORTED}")
+    return ValueError(f"this detector of Detectron2's is not supported: {what}; supported are {SUPPORTED}")
 
 
 def _refuse_strangers(state: Mapping[str, Tensor]) -> None:
@@ -119,7 +120,7 @@ def _refuse_strangers(state: Mapping[str, Tensor]) -> None:
             raise _refusal(f"the weights are those of {what}")
     for name in state:
         if name.endswith("norm.weight") and name.removesuffix("weight") + "running_mean" not in state:
-            raise _refusal(f"a norm that is GroupNorm, {name}")
+            raise _refusal(f"it has a norm that is GroupNorm, {name}")
 
 
 def _refuse_other_bodies(state: Mapping[str, Tensor]) -> None:
@@ -134,7 +135,7 @@ def _is_grouped(state: Mapping[str, Tensor]) -> bool:
 
 
 def _renamed(state: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
-    """Tensors under torchvision's names; the pyramid's finest level is Detectron2's level `first`."""
+    """Rename tensors to torchvision's names; the pyramid's finest level is Detectron2's level `first`."""
     convs = sum(bool(re.fullmatch(r"roi_heads\.box_head\.conv\d\.weight", name)) for name in state)
     rules = (
         *_LAYERS,
@@ -150,14 +151,14 @@ def _renamed(state: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
         found = ((re.fullmatch(pattern, layer), new, number) for pattern, new, number in rules)
         match, new, number = next((rule for rule in found if rule[0]), (None, "", int))
         if match is None:
-            raise _refusal(f"a layer {layer}")
+            raise _refusal(f"it has a layer {layer}")
         digits = [number(int(match[1] or 0)), *match.groups()[1:]] if match.groups() else []
         renamed[f"{_norm_of(new.format(*digits)) if norm else new.format(*digits)}.{kind}"] = tensor
     return renamed
 
 
 def _norm_of(conv: str) -> str:
-    """The name of the norm behind a convolution of torchvision's body, or of one of its pairs of both."""
+    """Return the name of the norm behind a convolution, which stands in torchvision's body or in a pair of both."""
     return (
         re.sub(r"conv(\d)$", r"bn\1", conv)
         if conv.startswith(f"{DETECTOR_BODY}") and "conv" in conv
@@ -166,7 +167,7 @@ def _norm_of(conv: str) -> str:
 
 
 def _classes(state: Mapping[str, Tensor], values: Detectron2Config) -> int:
-    """How many the converted detector tells apart, the background counted."""
+    """Return how many classes the converted detector tells apart, the background counted."""
     if "roi_heads.box_predictor.cls_score.bias" in state:
         return len(state["roi_heads.box_predictor.cls_score.bias"])
     sizes, ratios = anchor_counts(values)
@@ -195,7 +196,8 @@ def _reorder(state: dict[str, Tensor], values: Detectron2Config, family: Family)
 
 
 def _by_ratio(rows: Tensor, sizes: int, ratios: int) -> Tensor:
-    """Rows of anchors, size by size and in each ratio by ratio, the other way round: (anchors, rows of each, ...)."""
+    """Reorder rows of anchors, given size by size and within a size ratio by ratio, to ratio by ratio and within a
+    ratio size by size: (anchors, rows of each, ...)."""
     if len(rows) % (sizes * ratios):
         raise ValueError(f"{len(rows)} rows of a predictor for {sizes} sizes and {ratios} aspect ratios of anchors")
     split = rows.view(sizes, ratios, -1, *rows.shape[1:])
@@ -203,7 +205,7 @@ def _by_ratio(rows: Tensor, sizes: int, ratios: int) -> Tensor:
 
 
 def _put_background_first(state: dict[str, Tensor], kind: str) -> None:
-    """In the heads of an R-CNN, in place; what is for all classes in one becomes the same for each."""
+    """Put the background first in the heads of an R-CNN, in place; rows shared by all classes are copied for each."""
     scores = state[f"roi_heads.box_predictor.cls_score.{kind}"]
     state[f"roi_heads.box_predictor.cls_score.{kind}"] = scores.roll(1, dims=0)
     for name, rows in ((f"roi_heads.box_predictor.bbox_pred.{kind}", 4),
@@ -216,7 +218,8 @@ def _put_background_first(state: dict[str, Tensor], kind: str) -> None:
 
 
 def _geometry(state: Mapping[str, Tensor], values: Detectron2Config) -> dict[str, list[list[int]]]:
-    """What a file tells of convolutions where a stage's stride stands in its first 1x1 one, not in the 3x3 one."""
+    """Return what a file tells of convolutions where a stage's stride stands in its first 1x1 one, not in the 3x3
+    one."""
     if not values["MODEL.RESNETS.STRIDE_IN_1X1"]:
         return {}
     one, two, none = [1, 1], [2, 2], [0, 0]

@@ -1,4 +1,4 @@
-"""Detectron2's configuration files: the values that they say, or that its own base files and defaults do."""
+"""Reads Detectron2's configuration files: the values that they, their base files or Detectron2's defaults say."""
 
 import ast
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Levels = tuple[Numbers, ...] | Numbers
 
 RPN, RCNN, RETINA, ANCHORS = "MODEL.RPN", "MODEL.ROI_HEADS", "MODEL.RETINANET", "MODEL.ANCHOR_GENERATOR"
 BOX, MASK, POINTS = HEADS = "MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD"
-"""Sections."""
+"""The names of the sections."""
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "DATASETS.TRAIN": (Names, ()),
     "INPUT.FORMAT": (Literal["BGR", "RGB"], "BGR"),
@@ -72,11 +72,11 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
     f"{RETINA}.BBOX_REG_LOSS_TYPE": (str, "smooth_l1"),
     f"{RETINA}.SMOOTH_L1_LOSS_BETA": (float, 0.1),
 }
-"""The keys that are read, their types and what Detectron2 takes where a configuration does not say them."""
+"""The keys that are read, with their types and Detectron2's defaults."""
 
 _OCTAVES = tuple(tuple(first * 2 ** (third / 3) for third in range(3)) for first in (32, 64, 128, 256, 512))
 _TEXT_OF_OCTAVES = "[[x,x*2**(1.0/3),x*2**(2.0/3)]forxin[32,64,128,256,512]]"
-"""How the zoo's RetinaNet says them, without spaces: the only Python in a configuration that is understood."""
+"""The zoo's RetinaNet's text for the octaves, without spaces: the only Python in a configuration that is read."""
 _BASE_RCNN = {
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
     "MODEL.FPN.IN_FEATURES": ("res2", "res3", "res4", "res5"),
@@ -109,13 +109,13 @@ BASES: dict[str, dict[str, Any]] = {
         "INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800),
     },
 }
-"""What Detectron2's public base configurations say of these keys, by the file's name."""
+"""The values of these keys in Detectron2's public base configurations, by the file's name."""
 _MOST_BASES = 8
 
 
 @dataclass(frozen=True)
 class Detectron2Config:
-    """A configuration's values by key; `source` is told in errors."""
+    """Holds a configuration's values by key; `source` is named in errors."""
 
     source: str
     values: Mapping[str, Any]
@@ -132,14 +132,15 @@ class Detectron2Config:
 
 
 def zoo_config(base: str) -> Detectron2Config:
-    """What the detectors of Detectron2's model zoo have that are made by one of BASES."""
+    """Return the configuration that the model zoo's detectors made by one of BASES have."""
     return Detectron2Config(f"Detectron2's {base}", BASES[base])
 
 
 def read_config(path: Path) -> Detectron2Config:
-    """Read a YAML file of Detectron2's, over its `_BASE_`: a file where it says, or one of Detectron2's public ones.
+    """Read a YAML file of Detectron2's over its `_BASE_`: a file at the place that it names, or one of Detectron2's
+    public ones.
 
-    Nothing of it is run. Raises ValueError naming the file that cannot be read or is not there.
+    No code in it is run. Raises ValueError naming the file that cannot be read or is not there.
     """
     chain: list[Mapping[str, Any]] = []
     while len(chain) < _MOST_BASES:

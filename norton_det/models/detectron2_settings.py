@@ -1,4 +1,4 @@
-"""What Detectron2's configurations say of a detector, as settings of torchvision's (`models/settings.py`)."""
+"""Turns Detectron2's configurations into the settings of torchvision's detectors (`models/settings.py`)."""
 
 from typing import Any, Literal
 
@@ -36,9 +36,9 @@ _SUPPORTED_RCNN: dict[str, tuple[Any, ...]] = {
     f"{POINTS}.NAME": ("KRCNNConvDeconvUpsampleHead",),
     **{f"{head}.POOLER_TYPE": ("ROIAlign", "ROIAlignV2") for head in HEADS},
 }
-"""Values that change what is computed, and those of them that are supported."""
+"""The supported values of the keys that change what is computed."""
 _LEAST_SIDE = 1e-30
-"""Above 0: proposals without an area are left out."""
+"""The least side of a proposal; it is above 0 so that proposals without an area are left out."""
 COCO = {
     name: id
     for id, name in enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
@@ -48,7 +48,7 @@ COCO = {
 
 
 def first_level(config: Detectron2Config) -> int:
-    """The number of the pyramid's finest level, 2 for p2."""
+    """Return the number of the pyramid's finest level, 2 for p2."""
     return _number(config["MODEL.FPN.IN_FEATURES"][0])
 
 
@@ -66,13 +66,13 @@ def check_supported(config: Detectron2Config, family: Family) -> None:
 
 
 def anchor_counts(config: Detectron2Config) -> tuple[int, int]:
-    """How many sizes and how many aspect ratios of anchors each level has."""
+    """Return how many sizes and how many aspect ratios of anchors each level has."""
     sizes, ratios = (_by_level(config, name, 1)[0] for name in ("SIZES", "ASPECT_RATIOS"))
     return len(sizes), len(ratios)
 
 
 def settings_of(config: Detectron2Config, family: Family) -> dict[str, Any]:
-    """What a file of ours tells beside the tensors, without the geometry of convolutions."""
+    """Return what our files tell beside the tensors, without the geometry of convolutions."""
     flip = slice(None, None, -1 if config["INPUT.FORMAT"] == "BGR" else 1)
     sizes = [size for size in config["INPUT.MIN_SIZE_TRAIN"] if size != config["INPUT.MIN_SIZE_TEST"]]
     of_all = {
@@ -87,7 +87,7 @@ def settings_of(config: Detectron2Config, family: Family) -> dict[str, Any]:
 
 
 def categories_of(config: Detectron2Config, family: Family, classes: int) -> dict[str, Any]:
-    """COCO's names and ids where the detector was trained on COCO and has its classes; else nothing."""
+    """Return COCO's names and ids if the detector was trained on COCO and has its classes; else nothing."""
     of_coco = any("coco_20" in name for name in config["DATASETS.TRAIN"])
     expected = ["person"] if family == "keypoint_rcnn" else list(COCO)
     if not of_coco or classes != len(expected) + 1:
@@ -162,14 +162,14 @@ def _anchors(config: Detectron2Config, levels: Names) -> dict[str, Any]:
 
 
 def _by_level(config: Detectron2Config, name: str, levels: int) -> list[list[float]]:
-    """One list for all levels, or one for each."""
+    """Return one list for each level, from one for each or one for all."""
     told = config[f"{ANCHORS}.{name}"]
     lists = [list(of_level) for of_level in told] if isinstance(told[0], tuple) else [list(told)]
     return lists * levels if len(lists) == 1 else lists
 
 
 def _number(level: str) -> int:
-    """Of a level or a stage such as p2 or res2. Raises ValueError for another name."""
+    """Return the number of a level or a stage such as p2 or res2. Raises ValueError for another name."""
     digits = level.removeprefix("res").removeprefix("p")
     if not digits.isdigit():
         raise ValueError(f"a level called {level!r}, expected one such as p2 or res2")

@@ -1,9 +1,9 @@
-"""The device on which a network lies."""
+"""Tells on which device a network lies."""
 
 import torch
 from torch import nn
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Return where a network's parameters lie."""
+    """Return the device of a network's parameters."""
     return next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""Layers of a template given the widths, ranks, norms and geometry of a file, which no configuration describes."""
+"""Gives the layers of a template the widths, ranks, norms and geometry of a file that no configuration describes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from norton_det.models.recognise import State, has_layer, inputs_of, outputs_of
 def fit(model: nn.Module, state: State, strict: bool = True) -> None:
     """Give each layer of a template, in place, the widths, rank, bias and norm that the tensors have.
 
-    Without `strict` a layer that has no weight there stays as it is; a classifier's last one then reads what the body
-    gives. Raises ValueError naming a tensor that is missing or of another kernel.
+    Without `strict` a layer without a weight in `state` stays as it is; a classifier's last layer then reads what the
+    body gives. Raises ValueError naming a tensor that is missing or has another kernel size.
     """
     for name, layer in list(model.named_modules()):
         if not strict and not any(f"{name}.{tensor}" in state for tensor in ("weight", "channel", "down.weight")):
@@ -36,9 +36,9 @@ def fit(model: nn.Module, state: State, strict: bool = True) -> None:
 
 
 def set_geometry(model: nn.Module, geometry: Mapping[str, Sequence[Sequence[int]]]) -> None:
-    """Give convolutions the stride, padding and dilation, pairs of pixels, that are told by name.
+    """Give convolutions, by name, their stride, padding and dilation, each a pair of pixels.
 
-    Raises ValueError for what is none.
+    Raises ValueError for a name that is no convolution's, and for values that are no such pairs.
     """
     convs = _convolutions(model)
     if not isinstance(geometry, Mapping):
@@ -56,7 +56,8 @@ def set_geometry(model: nn.Module, geometry: Mapping[str, Sequence[Sequence[int]
 
 
 def read_geometry(model: nn.Module, ordinary: nn.Module) -> dict[str, list[list[int]]]:
-    """Return the geometry of the convolutions that have another one in `ordinary`, as `set_geometry` takes it."""
+    """Return the geometry of the convolutions that have another one in `ordinary`, in the form that `set_geometry`
+    takes."""
     theirs = _convolutions(ordinary)
     return {
         name: [list(pair) for pair in _geometry(conv)]
@@ -103,7 +104,8 @@ def _fitted_layer(name: str, layer: Any, state: State) -> nn.Module:
 
 
 def _groups(name: str, inputs_of_group: int, state: State) -> int:
-    """Of a Bottleneck's 3x3 convolution, which alone may be grouped: the convolution before tells its inputs."""
+    """Return the groups of a convolution: only a Bottleneck's 3x3 one may be grouped, and the convolution before it
+    tells how many inputs it has."""
     block, _, last = name.rpartition(".")
     if last != "conv2" or not has_layer(state, f"{block}.conv3"):
         return 1
@@ -124,7 +126,7 @@ def _fitted_norm(name: str, norm: Any, state: State) -> nn.Module:
 
 
 def set_norm_eps(model: nn.Module, prefix: str, eps: float) -> None:
-    """Give every BatchNorm below a prefix, trainable or frozen, an eps, in place."""
+    """Set the eps of every BatchNorm below a prefix, trainable or frozen, in place."""
     for name, module in model.named_modules():
         if isinstance(module, NORMS) and name.startswith(prefix):
             module.eps = eps

@@ -1,4 +1,4 @@
-"""The names that tensors have in files from elsewhere, turned into torchvision's of today and ours for CP layers."""
+"""Turns the tensor names of files from elsewhere into torchvision's of today, and into ours for CP layers."""
 
 import logging
 import re
@@ -9,9 +9,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
-"""What a dictionary of weights is called in a file that holds more, the first one first."""
+"""The names of a dictionary of weights in a file that holds more than one; the first that is there is taken."""
 _ANCHORS = ("backbone.body.conv1.weight", "conv1.weight")
-"""A detector's first tensor, and a classifier's: what stands before it in a file is the prefix of a wrapper."""
+"""The first tensor of a detector and of a classifier: what stands before its name in a file is a wrapper's prefix."""
 _OLD_NAMES = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),
     (r"(rpn\.head\.conv)\.(weight|bias)", r"\1.0.0.\2"),
@@ -20,13 +20,13 @@ _PUBLISHED = (
     (r"(.*)\.feature\.pointwise\.weight", r"\1.channel"),
     (r"(.*)\.feature\.(vertical|horizontal)\.weight", r"\1.\2"),
 )
-"""Of the published NORTON checkpoints."""
+"""Names in the published NORTON checkpoints, and ours."""
 
 
 def find_weights(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a file's content into tensors by name, from under whatever wraps them, and what it says beside.
+    """Split a file's content into its tensors by name, without their wrappers, and what it says beside them.
 
-    Returns no tensors where there are none.
+    Returns an empty dictionary of tensors where there are none.
     """
     held = [key for key in _CONTAINERS if isinstance(content.get(key), Mapping)]
     tensors: Mapping[Any, Any] = content[held[0]] if held else content
@@ -39,12 +39,14 @@ def find_weights(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _unwrapped(name: str) -> str:
-    """Take off what torch's own wrappers put before a name; published NORTON checkpoints have it before some."""
+    """Take off the prefixes that torch's own wrappers put before a name; published NORTON checkpoints have one in
+    places."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefix of another wrapper, such as `model.`, which is what stands before the first layer."""
+    """Take off the prefix of another wrapper, such as `model.`: whatever stands before the name of the first
+    layer."""
     for anchor in _ANCHORS:
         prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
         prefixes = [p for p in prefixes if not re.search(r"layer\d+\.\d+\.$", p)]
@@ -82,7 +84,7 @@ def todays_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_cp_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published factors are convolution weights, from (R*K, C, 1, 1) to (R, K, C) and so on."""
+    """Reshape published factors, which are convolution weights, from (R*K, C, 1, 1) to (R, K, C) and so on."""
     for name, value in list(state.items()):
         if value.ndim == 4 and name.rsplit(".", 1)[-1] in ("channel", "vertical", "horizontal"):
             filters = len(state[name.rsplit(".", 1)[0].replace("conv", "bn") + ".weight"])
@@ -101,7 +103,8 @@ _TODAYS_SETTINGS = {
 
 
 def todays_description(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of ours says of its network; of one from before `network` stood in it, in the words of today."""
+    """Return what our files say of their network; an older file, without `network`, is translated to today's
+    words."""
     told = metadata.get("network", metadata.get("detector", {}))
     if not isinstance(told, Mapping):
         raise ValueError(f"network: expected what is told of a network by name, got {told!r}")

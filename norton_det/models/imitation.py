@@ -1,8 +1,8 @@
-"""How far a detector is from the one that it was made of, on a batch of images without labels.
+"""Measures how far a detector is from the one that it was made of, on a batch of images without labels.
 
-Whatever the detector hands on is compared, where the teacher has found something: the levels of the pyramid, what the
-dense head says of every place, and of an R-CNN what its heads say of the teacher's regions. A term is 0 where both
-agree, and each is weighed by one number, the same for all kinds of detectors.
+Everything that the detector hands on is compared, where the teacher has found something: the levels of the pyramid,
+what the dense head says of every place, and for an R-CNN what its heads say of the teacher's regions. A term is 0
+where both agree, and each has one weight, the same for all kinds of detectors.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from norton_det.models.parts import regions
 from norton_det.models.precision import networks_in
 
 PROPOSALS = 64
-"""The teacher's best of each image, which both box heads look at."""
+"""How many of the teacher's best proposals of each image both box heads look at."""
 DETECTIONS = 16
-"""Its best findings among them, which the mask and keypoint heads look at."""
+"""How many of the teacher's best detections among them the mask and keypoint heads look at."""
 WEIGHTS = {
     "pyramid": 1.0,
     "places": 0.25,
@@ -37,9 +37,9 @@ Pyramid = Mapping[str, Tensor]
 def imitation_losses(
     student: Any, teacher: Any, batch: ImageList, precision: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """The weighed terms by name, scalars to be summed; networks run in `precision`, all else in float32.
+    """Return the weighted terms by name, scalars to be summed; networks run in `precision`, all else in float32.
 
-    Both are detectors of one kind in evaluation mode, the batch is what their transform makes of images.
+    Both are detectors of one kind in evaluation mode; the batch is what their transform makes of images.
     """
     with networks_in(teacher, precision), networks_in(student, precision):
         with torch.no_grad():
@@ -54,7 +54,8 @@ def imitation_losses(
 
 
 def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
-    """How far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all zero.
+    """Return how far a pyramid is from its teacher's, a scalar: 0 where they are equal, 1 where the student is all
+    zero.
 
         mean over the levels of  mean((student - teacher)^2) / mean(teacher^2)
 
@@ -65,8 +66,8 @@ def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
 
 
 def _look(detector: Any, batch: ImageList, pyramid: Pyramid, propose: bool = True) -> tuple[Any, list[Tensor]]:
-    """What the dense head says of all places: logits (M, K), deltas (M, 4) and, of FCOS, centre logits (M, 1); of an
-    R-CNN the best proposals of each image too."""
+    """Return what the dense head says of all places: logits (M, K), deltas (M, 4) and, for FCOS, centre logits (M,
+    1); for an R-CNN return the best proposals of each image too."""
     levels = list(pyramid.values())
     if not hasattr(detector, "rpn"):
         said = detector.head(levels)
@@ -84,7 +85,8 @@ def _look(detector: Any, batch: ImageList, pyramid: Pyramid, propose: bool = Tru
 
 
 def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
-    """Of what the dense head says; places count for as much as the teacher sees something there."""
+    """Return the losses of what the dense head says; a place counts for as much as the teacher sees something
+    there."""
     seen = wanted[0].sigmoid()
     mass = seen.sum().clamp_min(1)
     best = seen.amax(1, keepdim=True)
@@ -100,7 +102,7 @@ def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor
 def _region_losses(
     student: Any, teacher: Any, found: Pyramid, wanted: Pyramid, proposals: list[Tensor], sizes: list[tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """Of what the heads say of the same regions, each of its own pyramid."""
+    """Return the losses of what the heads say of the same regions, which each detector pools from its own pyramid."""
 
     def said(detector: Any, pyramid: Pyramid, kind: str, boxes: list[Tensor]) -> Any:
         region = regions(detector)[kind]
@@ -132,13 +134,13 @@ def _region_losses(
 
 
 def _binary_divergence(logits: Tensor, wanted: Tensor) -> Tensor:
-    """KL of the chances that two logits stand for, element by element."""
+    """Return the KL divergence of the probabilities that two logits stand for, element by element."""
     chance = wanted.sigmoid()
     cross, own = (F.binary_cross_entropy_with_logits(x, chance, reduction="none") for x in (logits, wanted))
     return cross - own
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    """The mean of values, weighed by what broadcasts to them."""
+    """Return the mean of values, weighted by what broadcasts to them."""
     weights = weights.expand_as(values)
     return (values * weights).sum() / weights.sum().clamp_min(1)

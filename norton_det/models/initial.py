@@ -1,4 +1,4 @@
-"""Random weights as torchvision draws them, for a network that has none yet."""
+"""Draws random weights as torchvision does, for a network that has none yet."""
 
 import math
 
@@ -15,11 +15,11 @@ _PRIOR = 0.01
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> nn.Module:
-    """Move a network from the meta device to the CPU, with random weights; returns it.
+    """Move a network from the meta device to the CPU with random weights, and return it.
 
-    Convolutions of the body and of the heads on regions start by He et al. 2015 (fan-out), the pyramid's by their
-    fan-in, those of the RPN and of towers with the deviation 0.01, all as torchvision has them; CP factors with the
-    variance of He's.
+    Convolutions of the body and of the heads on regions are drawn as in He et al. 2015 (fan-out), the pyramid's by
+    their fan-in, those of the RPN and of towers with the standard deviation 0.01, all as in torchvision; CP factors
+    with the variance of He et al.
     """
     model.to_empty(device="cpu")
     for name, layer in model.named_modules():
@@ -48,7 +48,7 @@ def draw(name: str, layer: nn.Conv2d | nn.ConvTranspose2d, is_classifier: bool =
 
 
 def allocate(model: nn.Module) -> nn.Module:
-    """Move a network from the meta device to the CPU, to be filled by a file; returns it."""
+    """Move a network from the meta device to the CPU, to be filled by a file, and return it."""
     model.to_empty(device="cpu")
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""The layout of memory in which convolutions are fastest, without a fault that oneDNN has in it."""
+"""Lays weights out as convolutions run fastest, around a fault of oneDNN."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ ONEDNN_BLOCK = 16
 
 
 def to_channels_last(network: nn.Module) -> None:
-    """Lay a network's weights out channels_last, in place, but for those whose training that would break.
+    """Lay a network's weights out channels_last, in place, but for convolutions whose training that would break.
 
-    Of a strided 1x1 convolution of fewer than ONEDNN_BLOCK input channels oneDNN computes the weight's gradient
-    outside the memory that it has: wrong numbers, or an abort. Those convolutions stay in torch's own layout and
-    bring their inputs into it.
+    For a strided 1x1 convolution with fewer than ONEDNN_BLOCK input channels, oneDNN computes the weight's gradient
+    outside the memory that it was given: the numbers are wrong, or the process aborts. Those convolutions stay in
+    torch's own layout and bring their inputs into it.
 
     Source: https://github.com/uxlfoundation/oneDNN/issues/6035
     """

@@ -1,4 +1,4 @@
-"""Networks in evaluation mode for a while."""
+"""Puts networks into evaluation mode for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @contextmanager
 def evaluating(network: Network) -> Iterator[Network]:
-    """Put a network into evaluation mode while it lasts; afterwards each of its modules has its own mode again."""
+    """Put a network into evaluation mode inside the `with` block; afterwards each of its modules has its own mode
+    again."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

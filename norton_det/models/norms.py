@@ -1,4 +1,4 @@
-"""BatchNorm, trainable or frozen: the same function in another module."""
+"""Swaps BatchNorm's two modules, trainable and frozen, which compute the same in evaluation."""
 
 import logging
 
@@ -9,10 +9,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 log = logging.getLogger(__name__)
 ENOUGH_IMAGES = 8
 ORDINARY_EPS = 1e-5
-"""torch's for BatchNorm, and torchvision's for frozen ones but with COCO's R-CNNs and RetinaNet."""
+"""The eps of torch's BatchNorm, and of torchvision's frozen ones except in the COCO files of R-CNNs and RetinaNet."""
 LEAST_EPS = 1e-12
-"""What a trainable BatchNorm gets for the eps of 0 that frozen ones have in torchvision's COCO detectors, and that
-torch refuses. In float32 that is still 0 beside a variance above 1e-5."""
+"""The eps of a trainable BatchNorm in the place of 0, which frozen ones have in torchvision's COCO detectors and
+torch refuses. In float32 it is still nothing beside a variance above 1e-5."""
 
 
 def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None:
@@ -35,8 +35,8 @@ def warn_of_small_batches(model: nn.Module, images: int, processes: int) -> None
 
 
 def unfreeze_batch_norms(model: nn.Module) -> None:
-    """Turn every FrozenBatchNorm2d into a BatchNorm2d that computes the same in evaluation, in place; of LEAST_EPS at
-    least."""
+    """Turn every FrozenBatchNorm2d into a BatchNorm2d that computes the same in evaluation, in place; its eps is at
+    least LEAST_EPS."""
     for name, module in list(model.named_modules()):
         if isinstance(module, FrozenBatchNorm2d):
             _replace(model, name, module, nn.BatchNorm2d(len(module.weight), max(module.eps, LEAST_EPS)))

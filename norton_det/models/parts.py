@@ -1,4 +1,5 @@
-"""The parts of a detector behind its body: which layers can be factorised, and what pools and reads regions."""
+"""Describes the parts of a detector behind its body: which layers can be factorised, and what pools and reads
+regions."""
 
 from typing import Any, NamedTuple
 
@@ -17,14 +18,14 @@ PARTS = {
     "classification_head": ("head.classification_head.conv",),
     "regression_head": ("head.regression_head.conv",),
 }
-"""Where the layers of each part stand that a plan may factorise: the 3x3 convolutions there, of `box_head` its linear
-layers. A detector has those of its heads; v2's box head has convolutions, `box_convs`, before its linear layer."""
+"""Where the layers of each part stand that a plan may factorise: 3x3 convolutions, in `box_head` linear layers. A
+detector has the parts of its own heads; v2's box head has convolutions, `box_convs`, before its linear layer."""
 LINEAR_PART = "box_head"
 REGION_KINDS = ("box", "mask", "keypoint")
 
 
 class Region(NamedTuple):
-    """What an R-CNN does with regions of one kind: pool them, look at them, and predict."""
+    """Holds what an R-CNN does with regions of one kind: pool them, look at them, and predict."""
 
     pooler: Any
     head: Any
@@ -32,7 +33,7 @@ class Region(NamedTuple):
 
 
 def part_layers(model: nn.Module, part: str) -> list[str]:
-    """The names of a part's layers that a model has, dense or factorised: none where it lacks the part."""
+    """Return the names of a part's layers in a model, dense or factorised; an empty list where it lacks the part."""
     kinds = (nn.Linear, LowRankLinear) if part == LINEAR_PART else (nn.Conv2d, CPConv2d)
     names: list[str] = []
     for name, module in model.named_modules():
@@ -43,12 +44,12 @@ def part_layers(model: nn.Module, part: str) -> list[str]:
 
 
 def _is_within(name: str, names: list[str]) -> bool:
-    """The two linear layers of a LowRankLinear are not layers of the part."""
+    """Tell whether a layer is one of the two in a LowRankLinear, which are no layers of the part themselves."""
     return any(name.startswith(f"{other}.") for other in names)
 
 
 def regions(detector: nn.Module) -> dict[str, Region]:
-    """Pooler, head and predictor by kind of region, of REGION_KINDS; empty for a detector of one stage."""
+    """Return pooler, head and predictor by kind of region (REGION_KINDS); empty for a one-stage detector."""
     heads: Any = getattr(detector, "roi_heads", None)
     if heads is None:
         return {}
@@ -60,14 +61,15 @@ def regions(detector: nn.Module) -> dict[str, Region]:
 
 
 def dense_head(detector: nn.Module) -> nn.Module:
-    """The head that looks at every place of the pyramid: the RPN's, or the only one of a detector of one stage."""
+    """Return the head that looks at every place of the pyramid: the RPN's, or the only head of a one-stage
+    detector."""
     model: Any = detector
     head: nn.Module = model.rpn.head if hasattr(model, "rpn") else model.head
     return head
 
 
 def networks(detector: nn.Module) -> list[nn.Module]:
-    """The parts of a detector that hold its convolutions and linear layers."""
+    """Return the modules of a detector that hold its convolutions and linear layers."""
     model: Any = detector
     of_regions = [module for region in regions(detector).values() for module in (region.head, region.predictor)]
     return [model.backbone, dense_head(detector), *of_regions]

@@ -1,4 +1,4 @@
-"""Networks to files and back: what a file must say beside its tensors, and the network that both make."""
+"""Writes networks to files and loads them again, from their tensors and from what a file says beside these."""
 
 import copy
 import logging
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a compressed network comes from, plain types.
+    """Tells where a compressed network comes from, in plain types.
 
     Attributes:
-        plan: by which it was compressed, as `CompressionPlan.to_dict` gives it; None: it is dense.
-        kept: by channel group, the dense network's channels that it has.
+        plan: the plan by which it was compressed, as `CompressionPlan.to_dict` gives it; None: it is dense.
+        kept: the dense network's channels that it has, by channel group.
         dense_weights: the file of the dense network.
-        widths: by channel group, how many channels the dense network has.
+        widths: how many channels the dense network has, by channel group.
     """
 
     plan: Mapping[str, Any] | None = None
@@ -51,19 +51,19 @@ class Origin:
 
 
 def dropped_blocks(model: nn.Module) -> tuple[str, ...]:
-    """The dense network's blocks that a network was compressed without, by their names there."""
+    """Return the dense network's blocks that a network was compressed without, by their names there."""
     told = (origin_of(model).plan or {}).get("dropped", ())
     return tuple(map(str, told)) if isinstance(told, list | tuple) else ()
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """Where a network comes from: its attribute `origin`; a dense one where it has none."""
+    """Return where a network comes from: its attribute `origin`; a dense network's origin where it has none."""
     origin: Origin = getattr(model, "origin", Origin())
     return origin
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What rebuilds a network beside its tensors' shapes, and what it knows of itself, plain types.
+    """Describe what rebuilds a network beside its tensors' shapes, and what it knows of itself, in plain types.
 
     Raises ValueError naming the first module that a file could not hold: one that torchvision does not build, or
     another activation, pooling or norm than it does.
@@ -110,14 +110,14 @@ def model_from_weights(weights: Weights, *, norm_eps: float | None = None, stric
 
 
 def detector_from_weights(weights: Weights, *, norm_eps: float | None = None) -> Any:
-    """Load a detector, as `model_from_weights`. Raises ValueError for a classifier's file."""
+    """Load a detector as `model_from_weights` does. Raises ValueError for a classifier's file."""
     if not weights.is_detector:
         raise ValueError(f"{weights.source}: holds a ResNet classifier, no detector")
     return model_from_weights(weights, norm_eps=norm_eps)
 
 
 def resnet_from_weights(weights: Weights, strict: bool = True) -> ResNet:
-    """Load a classifier, as `model_from_weights`. Raises ValueError for a detector's file."""
+    """Load a classifier as `model_from_weights` does. Raises ValueError for a detector's file."""
     if weights.is_detector:
         raise ValueError(f"{weights.source}: holds a detector, no ResNet classifier")
     model = model_from_weights(weights, strict=strict)
@@ -128,7 +128,7 @@ def resnet_from_weights(weights: Weights, strict: bool = True) -> ResNet:
 def save_weights(path: Path, model: nn.Module, **beside: Any) -> None:
     """Write a self-describing weights file atomically; `beside` holds further plain types, such as a configuration.
 
-    Raises ValueError as `describe`, and OSError as `save_tensors`.
+    Raises ValueError as `describe` does, and OSError as `save_tensors` does.
     """
     save_tensors(path, {"model": model.state_dict(), **describe(model), **beside})
 
@@ -141,7 +141,7 @@ def with_origin(model: nn.Module, origin: Origin) -> nn.Module:
 
 
 def _told_origin(metadata: Mapping[str, Any]) -> Origin:
-    """What a file says of its origin, as far as that can be."""
+    """Read a file's origin; what is not of the expected type is left out."""
     plan, kept, dense, widths = (metadata.get(name) for name in ("plan", "kept", "dense_weights", "widths"))
     return Origin(
         plan if isinstance(plan, Mapping) else None,
@@ -157,7 +157,7 @@ def _norm_eps(model: nn.Module, structure: Structure) -> float:
 
 
 def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Raise ValueError naming the first module of a network that the rebuilt one has not, or another one."""
+    """Raise ValueError naming the first module of a network that the rebuilt one lacks or has as another."""
     theirs = {name: _signature(module) for name, module in rebuilt.named_modules() if name}
     for name, module in model.named_modules():
         if name and theirs.get(name) != _signature(module):
@@ -166,7 +166,7 @@ def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
 
 
 def _signature(module: nn.Module) -> str:
-    """A module in a line, by what it computes with any weights, but for what the settings say."""
+    """Describe a module in one line by what it computes with any weights, without what the settings say."""
     kind = type(module).__name__
     norm: Any = module
     if isinstance(module, NORMS):

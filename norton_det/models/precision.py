@@ -1,4 +1,4 @@
-"""Lower precision where it is safe: in a detector's networks, and nowhere else."""
+"""Lowers the precision where it is safe: in a detector's networks, and nowhere else."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,18 +14,17 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def fastest_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32."""
+    """Return bfloat16 where the device computes in it, else float32."""
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
 @contextmanager
 def networks_in(detector: nn.Module, precision: torch.dtype) -> Iterator[None]:
-    """While it lasts, the detector's networks run under autocast and hand on float32.
+    """Run the detector's networks under autocast inside the `with` block; they hand on float32.
 
     The networks are the body with its pyramid and the heads: all convolutions and linear layers. The rest stays in
-    float32: anchors, box coding, NMS, losses, mask pasting.
-    With torch.float32 nothing changes.
+    float32: anchors, box coding, NMS, losses, mask pasting. With torch.float32 nothing changes.
     """
     changed = networks(detector) if precision != torch.float32 else []
     for network in changed:
@@ -38,9 +37,9 @@ def networks_in(detector: nn.Module, precision: torch.dtype) -> Iterator[None]:
 
 
 def lower_networks(detector: nn.Module, precision: torch.dtype) -> None:
-    """Cast the same networks for good, in place, for inference; they still take and hand on float32.
+    """Cast the detector's networks for good, in place, for inference; they still take and hand on float32.
 
-    Autocast would cast their weights anew in every call. With torch.float32 nothing changes.
+    Under autocast their weights would be cast anew in every call. With torch.float32 nothing changes.
     """
     for network in networks(detector) if precision != torch.float32 else []:
         network.to(precision)
@@ -48,7 +47,7 @@ def lower_networks(detector: nn.Module, precision: torch.dtype) -> None:
 
 
 def wrap_forward(module: nn.Module, wrapper: Callable[..., Any], *arguments: Any) -> None:
-    """Have a module's calls go through `wrapper(forward, *arguments)`, until `del module.forward`."""
+    """Make a module's calls go through `wrapper(forward, *arguments)`, until `del module.forward`."""
     setattr(module, "forward", wrapper(module.forward, *arguments))  # noqa: B010, over the class's method
 
 
@@ -74,7 +73,7 @@ def _device_type(inputs: Tensor | list[Tensor]) -> str:
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A function's results in the place of tensors, also in lists, tuples and mappings."""
+    """Replace tensors by a function's results, also in lists, tuples and mappings."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):

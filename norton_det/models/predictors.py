@@ -1,4 +1,4 @@
-"""What of a detector changes with the categories that it is to find, and what of it is trained."""
+"""Changes what depends on the categories that a detector is to find, and what of it is trained."""
 
 from typing import Any
 

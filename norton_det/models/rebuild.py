@@ -1,4 +1,4 @@
-"""The network that tensors make, together with what is told of it: its modules, their widths and its settings."""
+"""Rebuilds a network from its tensors and from what is told of it: its modules, their widths and its settings."""
 
 import copy
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ from norton_det.models.settings import write_settings
 from norton_det.models.structure import Structure, template
 
 OF_STRUCTURE = ("geometry", "norm_eps", "returned_layers", "extra_levels", "tower_groups")
-"""What a file tells of a network that is no setting of a detector."""
+"""The keys that a file tells of a network's structure, which are no settings of a detector."""
 
 
 def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: bool = True) -> nn.Module:
-    """Build the network of tensors and of what is told of it, on the meta device.
+    """Build the network that tensors and what is told of them describe, on the meta device.
 
-    Without `strict` layers that have no tensors stay ordinary. Raises ValueError where they make no network.
+    Without `strict`, layers that have no tensors stay as torchvision builds them. Raises ValueError where tensors and
+    told values make no network.
     """
     structure = read_structure(state, told)
     model = template(structure)
@@ -39,7 +40,7 @@ def rebuild(state: Mapping[str, torch.Tensor], told: Mapping[str, Any], strict: 
 
 @torch.no_grad()
 def _check_shapes(model: Any, structure: Structure) -> None:
-    """Run the networks on the meta device, where only shapes are computed; ValueError where they do not fit."""
+    """Run the networks on the meta device, which computes shapes only. Raises ValueError where they do not fit."""
     image = torch.empty(1, 3, 256, 256, device="meta")  # GroupNorm takes no map of one pixel
     try:
         if structure.kind is None:
@@ -60,7 +61,7 @@ def _check_shapes(model: Any, structure: Structure) -> None:
 
 
 def _without_norms(model: nn.Module) -> nn.Module:
-    """Return a copy whose BatchNorm only looks at the number of channels: it computes long on the meta device."""
+    """Return a copy whose BatchNorms only check the number of channels: on the meta device they take long."""
     light = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -82,7 +83,7 @@ class _ChannelCheck(nn.Module):
 
 
 def check_anchors(detector: Any) -> None:
-    """Raise ValueError where a detector's anchors are more or fewer boxes at a place than its head predicts."""
+    """Raise ValueError where a detector's anchors have more or fewer boxes at a place than its head predicts."""
     head: Any = dense_head(detector)
     boxes = head.bbox_pred if isinstance(head, RPNHead) else head.regression_head.bbox_reg
     predicted, found = boxes.out_channels // 4, set(_anchors(detector).num_anchors_per_location())

@@ -1,4 +1,4 @@
-"""Reading the structure of a network from the names of its tensors: whose they are, and which modules they need."""
+"""Reads the structure of a network from the names of its tensors: whose they are, and which modules they need."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +15,10 @@ State = Mapping[str, Tensor]
 
 
 def read_structure(state: State, told: Mapping[str, Any]) -> Structure:
-    """Read the structure from the names of tensors, and from what is told where those leave it open.
+    """Read the structure from the names of tensors, and from `told` where those leave it open.
 
-    `told` may have `returned_layers`, `extra_levels` and `fpn` sizes as `describe_structure` gives them. Raises
-    ValueError that says what the tensors are, where they are none of SUPPORTED.
+    `told` may have `returned_layers`, `extra_levels` and `tower_groups`, as `untold` gives them. Raises ValueError
+    that says what the tensors are, where they are none of SUPPORTED.
     """
     kind = _read_kind(state)
     prefix = DETECTOR_BODY if kind else ""
@@ -62,7 +62,7 @@ def read_structure(state: State, told: Mapping[str, Any]) -> Structure:
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """Read the structure of a network in memory. Raises ValueError that says what it is, if it is not supported."""
+    """Read the structure of a network in memory. Raises ValueError that says what it is where it is not supported."""
     if type(model) not in CLASSES:
         raise ValueError(f"a {type(model).__name__} is not supported; supported are {SUPPORTED}")
     if not isinstance(model, ResNet) and not hasattr(model.backbone, "fpn"):
@@ -71,7 +71,7 @@ def structure_of(model: nn.Module) -> Structure:
 
 
 def untold(structure: Structure) -> dict[str, Any]:
-    """Return what `read_structure` must be told beside a detector's tensors, plain types."""
+    """Return what `read_structure` must be told beside a detector's tensors, in plain types."""
     return {
         "returned_layers": list(structure.returned),
         "extra_levels": structure.extra,
@@ -89,7 +89,7 @@ def _told_by(detector: nn.Module) -> dict[str, Any]:
     elif type(extra) in levels:
         told = levels[type(extra)]
     else:
-        raise ValueError(f"levels beyond the pyramid by a {type(extra).__name__} are not supported")
+        raise ValueError(f"the levels that a {type(extra).__name__} adds to the pyramid are not supported")
     returned = model.backbone.body.return_layers
     if not all(stage.startswith("layer") for stage in returned):
         raise ValueError(f"{_guess(detector.state_dict())}; supported are {SUPPORTED}")
@@ -137,7 +137,7 @@ _STRANGERS = {
     "rpn.head": "a detector without a box predictor",
     "backbone.body": "a detector of an unknown kind",
 }
-"""By a fragment of a tensor's name what it is likely to belong to."""
+"""What a tensor likely belongs to, by a fragment of its name."""
 
 
 def _guess(state: State) -> str:
@@ -158,7 +158,7 @@ def _read_body(state: State, prefix: str) -> BodyKind:
 
 
 def _read_returned(state: State, body: BodyKind, laterals: int) -> tuple[int, ...]:
-    """The stages whose outputs are as wide as what the laterals read; where that leaves a choice, the last ones."""
+    """Return the stages whose outputs are as wide as what the laterals read; where several fit, the last ones."""
     last = 3 if body.block == "bottleneck" else 2
     stages = range(1, len(body.blocks) + 1)
     widths = {stage: outputs_of(state, f"{DETECTOR_BODY}layer{stage}.0.conv{last}") for stage in stages}
@@ -181,12 +181,12 @@ def _read_extra(state: State, kind: Kind) -> Extra | None:
 
 
 def has_layer(state: State, layer: str) -> bool:
-    """Return whether there are tensors of a layer, dense or factorised."""
+    """Tell whether there are tensors of a layer, dense or factorised."""
     return any(f"{layer}.{name}" in state for name in ("weight", "bias", "channel", "up.weight"))
 
 
 def _count(state: State, names: str, step: int = 1) -> int:
-    """How many layers in a row there are of a name with a number in it."""
+    """Count the layers whose names have the numbers 0, 1, 2 and so on, times `step`, without a gap."""
     count = 0
     while has_layer(state, names.format(count * step)):
         count += 1
@@ -194,17 +194,17 @@ def _count(state: State, names: str, step: int = 1) -> int:
 
 
 def outputs_of(state: State, layer: str) -> int:
-    """Return how many channels or features a layer gives. Raises ValueError where it is not there."""
+    """Return how many channels or features a layer gives. Raises ValueError for a layer that is not there."""
     return _dimension(state, layer, {"weight": 0, "channel": 1, "up.weight": 0, "bias": 0})
 
 
 def inputs_of(state: State, layer: str) -> int:
-    """Return how many it reads, of a grouped convolution in each group, likewise."""
+    """Return how many channels or features a layer reads (grouped: in each group). Raises ValueError likewise."""
     return _dimension(state, layer, {"weight": 1, "channel": 2, "down.weight": 1})
 
 
 def _inputs_of_transposed(state: State, layer: str) -> int:
-    """A transposed convolution's weight has its outputs second."""
+    """Return how many channels a transposed convolution gives, its weight's second dimension; 17 without it."""
     return state[f"{layer}.weight"].shape[1] if f"{layer}.weight" in state else 17
 
 

@@ -1,7 +1,7 @@
-"""What the shapes of tensors do not tell about a detector: one table of torchvision's constructor arguments.
+"""Lists what the shapes of tensors do not tell about a detector: one table of torchvision's constructor arguments.
 
-Each argument stands with the place in a built detector where its value lies, and its type. Reading and writing go
-through the same place, so what is saved is what is loaded.
+Each argument has its place in a built detector, where its value lies, and its type. Reading and writing go through
+the same place, so what is saved is what is loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,10 @@ _STRICT = ConfigDict(extra="forbid")
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Anchors:
-    """The anchors of each level of the pyramid: sizes in pixels, and heights in shares of widths.
+    """Sets the anchors of each level of the pyramid: sizes in pixels, and aspect ratios, heights in shares of widths.
 
-    With `strides`, pixels of the image a level, they are not rounded, and the first centre lies at `offset` strides.
+    With `strides`, pixels of the image a level, anchors are not rounded, and the first centre lies at `offset`
+    strides.
     """
 
     sizes: Annotated[tuple[Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], ...],
@@ -40,7 +41,7 @@ class Anchors:
             raise ValueError(f"{len(self.sizes)} levels of sizes, {len(self.strides)} of strides")
 
     def module(self) -> AnchorGenerator:
-        """The generator of these anchors: torchvision's where nothing tells their strides."""
+        """Build the generator of these anchors: torchvision's where `strides` is None."""
         if self.strides is None:
             return AnchorGenerator(self.sizes, self.aspect_ratios)
         return ExactAnchors(self.sizes, self.aspect_ratios, self.strides, self.offset)
@@ -49,8 +50,8 @@ class Anchors:
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Pooling:
-    """How regions are pooled: which levels, into (height, width) bins of so many samples a side, 0 for as many as
-    fit; `aligned`: half a pixel nearer to the corner than torchvision does."""
+    """Sets how regions are pooled: from which levels, and into (height, width) bins of `sampling_ratio` samples a
+    side, where 0 means as many as fit. `aligned` samples lie half a pixel nearer to the corner than torchvision's."""
 
     featmap_names: tuple[str, ...]
     output_size: tuple[int, int]
@@ -60,7 +61,7 @@ class Pooling:
     aligned: bool = False
 
     def module(self) -> MultiScaleRoIAlign:
-        """The pooler of this kind: torchvision's where it is not aligned."""
+        """Build the pooler of this kind: torchvision's where it is not aligned."""
         names, size, ratio, *_ = asdict(self).values()
         canonical: dict[str, Any] = {"canonical_scale": self.canonical_scale, "canonical_level": self.canonical_level}
         if self.aligned:
@@ -118,14 +119,14 @@ TABLE: dict[str, tuple[str, Any]] = {
     "box_loss": ("head.regression_head._loss_type", str),
     "clips_late": ("clips_late", bool),
 }
-"""By the name of torchvision's argument, where its value stands in a detector, and its type. A detector has those
-whose place it has. Some are no arguments: a `proposal_matcher` of RetinaNet's brings `allow_low_quality_matches`,
-torchvision's builder of v2 sets `box_loss`, `rpn_min_size` is fixed there, and `images` and `clips_late` are for what
-`models/variants.py` computes otherwise."""
+"""The place of each argument's value in a detector and its type, by the name of torchvision's argument. A detector
+has the settings whose place it has. Some are no arguments: a `proposal_matcher` of RetinaNet's brings
+`allow_low_quality_matches`, torchvision's builder of v2 sets `box_loss`, `rpn_min_size` is fixed there, and `images`
+and `clips_late` are for what `models/variants.py` computes otherwise."""
 
 
 def read_settings(detector: nn.Module) -> dict[str, Any]:
-    """The settings of a detector by the name of the argument, as plain types."""
+    """Return the settings of a detector by the name of the argument, as plain types."""
     return {name: _plain(value) for name, value in _values(detector)}
 
 
@@ -153,7 +154,7 @@ def write_settings(detector: nn.Module, settings: Mapping[str, Any]) -> None:
 
 
 def _transform(images: Images, old: Any) -> GeneralizedRCNNTransform:
-    """The transform of a kind, with the settings of another one."""
+    """Build the transform of a kind with the settings of another one."""
     sizes, colours = (old.min_size, old.max_size), (old.image_mean, old.image_std)
     new = TRANSFORMS[images](*sizes, *colours, old.size_divisible, old.fixed_size, _skip_resize=old._skip_resize)
     return new.train(old.training)

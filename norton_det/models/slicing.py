@@ -1,4 +1,4 @@
-"""Slicing groups of tied channels: every producer, BatchNorm and consumer follows one choice."""
+"""Slices groups of tied channels: every producer, BatchNorm and consumer follows one choice."""
 
 from collections.abc import Container, Iterable
 
@@ -24,9 +24,9 @@ def slice_channels(
 
 
 def scale_body(model: nn.Module, width: float) -> nn.Module:
-    """Keep the first channels of every group of a network without numbers, in place: `width` of them, at least one.
+    """Keep the first channels, a share `width` but at least one, of every group of a network on the meta device.
 
-    Returns the network. Raises ValueError where grouped convolutions fix the channels.
+    Works in place and returns the network. Raises ValueError where grouped convolutions fix the channels.
     """
     body = read_body(model) if width != 1 else None
     for group in body.groups.values() if body else ():
@@ -38,7 +38,7 @@ def scale_body(model: nn.Module, width: float) -> nn.Module:
 
 
 def drop_blocks(model: nn.Module, body: Body, dropped: Container[str]) -> None:
-    """Leave blocks of a model's body out, in place: the others of their stage move up."""
+    """Leave blocks out of a model's body, in place: the others of their stage move up."""
     for stage in body.stages:
         blocks = [block.name for block in body.blocks if block.stage == stage]
         kept = [model.get_submodule(body.prefix + name) for name in blocks if name not in dropped]

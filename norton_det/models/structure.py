@@ -1,6 +1,6 @@
-"""The structure of a network: which of torchvision's modules stand in it, whatever their widths.
+"""Describes the structure of a network: which of torchvision's modules stand in it, whatever their widths.
 
-A template is torchvision's own network of a structure on the meta device, without numbers.
+A template is torchvision's own network of a structure, on the meta device and without numbers.
 """
 
 import copy
@@ -30,7 +30,7 @@ from norton_det.models.variants import LateClippingRetinaNet
 Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"]
 Extra = Literal["pool", "p6p7", "c5p6p7"]
 CLASSES = (ResNet, GeneralizedRCNN, FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet, LateClippingRetinaNet, FCOS)
-"""torchvision's classes of networks that are supported; what a subclass computes nobody knows."""
+"""The supported classes of torchvision's networks; what a subclass of them computes is not known."""
 SUPPORTED = (
     "Faster, Mask and Keypoint R-CNN, RetinaNet and FCOS with a feature pyramid on a ResNet, and ResNet classifiers,"
     " as torchvision or Detectron2 builds them"
@@ -41,7 +41,7 @@ _LEVELS: dict[Extra | None, int] = {None: 0, "pool": 1, "p6p7": 2, "c5p6p7": 2}
 
 @dataclass(frozen=True)
 class BodyKind:
-    """A ResNet: its blocks, how many a stage; groups of the 3x3 convolutions and their width."""
+    """Describes a ResNet: its blocks, how many in each stage; groups of the 3x3 convolutions and their width."""
 
     block: Literal["basic", "bottleneck"]
     blocks: tuple[int, ...]
@@ -66,25 +66,25 @@ BODIES = {
 
 @dataclass(frozen=True)
 class Structure:
-    """Which of torchvision's modules stand in a network.
+    """Tells which of torchvision's modules stand in a network.
 
     Attributes:
-        kind: of the detector; None: a classifier.
+        kind: the detector's; None: a classifier.
         body: the ResNet.
-        classes: of a detector with the background.
+        classes: how many; a detector's with the background.
         returned: the stages that the pyramid reads, 1 to 4.
-        extra: what makes the levels beyond: `pool` halves the last, `p6p7` are convolutions on P5, `c5p6p7` on C5.
-        channels: of the pyramid.
-        neck_norm: BatchNorm behind the pyramid's convolutions.
+        extra: what makes the further levels: `pool` halves the last, `p6p7` are convolutions on P5, `c5p6p7` on C5.
+        channels: the pyramid's.
+        neck_norm: whether BatchNorm stands behind the pyramid's convolutions.
         anchors: boxes at a place.
         rpn_convs: 3x3 convolutions of the RPN's head.
         box: features of the box head.
         box_convs: its convolutions with BatchNorm, none in v1.
         mask, mask_convs, mask_norm: the mask head's width, convolutions and BatchNorm.
         keypoint, keypoint_convs, keypoints: the keypoint head's width and convolutions, and how many points it finds.
-        tower_norm: GroupNorm in RetinaNet's towers, which makes it v2.
-        tower_groups: of the GroupNorm in towers.
-        tower_convs: convolutions of FCOS's towers.
+        tower_norm: whether RetinaNet's towers have GroupNorm, which makes it v2.
+        tower_groups: the groups of GroupNorm in towers.
+        tower_convs: the convolutions in each of FCOS's towers.
     """
 
     kind: Kind | None
@@ -139,7 +139,7 @@ def named_structure(detector: str | None, body: str, classes: int, **sizes: int)
 
 
 def _groups(channels: int) -> int:
-    """The groups of GroupNorm in towers: torchvision's 32 of 8 channels each, in narrower towers fewer of as many."""
+    """Return the groups of GroupNorm in towers: 32 as in torchvision, or fewer for at least 8 channels each."""
     groups = 32
     while groups > 1 and (channels % groups or channels < 8 * groups):
         groups //= 2
@@ -166,7 +166,7 @@ def _built(structure: Structure) -> nn.Module:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """While it lasts tensors are not filled with random numbers, which takes time on the meta device too."""
+    """Leaves tensors without random numbers inside a `with` block: drawing takes time on the meta device too."""
 
     _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
@@ -175,9 +175,9 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def default_anchors(structure: Structure, levels: int) -> AnchorGenerator:
-    """torchvision's anchors for a kind of detector on so many levels, each twice as large as the one before.
+    """Return torchvision's anchors for a kind of detector on so many levels, each twice as large as the one before.
 
-    RetinaNet's are three sizes an octave, FCOS's the strides, R-CNN's one size a level.
+    RetinaNet has three sizes an octave, FCOS the strides as sizes, and R-CNNs one size a level.
     """
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
@@ -210,7 +210,7 @@ def _with_pyramid(body: ResNet, structure: Structure) -> BackboneWithFPN:
     returned = {f"layer{stage}": str(level) for level, stage in enumerate(structure.returned)}
     norm = nn.BatchNorm2d if structure.neck_norm else None
     backbone = BackboneWithFPN(body, returned, widths, channels, extra, norm)
-    if extra is None:  # for which BackboneWithFPN takes a pooled level
+    if extra is None:  # where BackboneWithFPN would add a pooled level
         backbone.fpn.extra_blocks = None
     elif structure.extra != "pool":  # which torchvision decides by comparing widths
         backbone.fpn.extra_blocks.use_P5 = structure.extra == "p6p7"
@@ -218,7 +218,7 @@ def _with_pyramid(body: ResNet, structure: Structure) -> BackboneWithFPN:
 
 
 def _rcnn_arguments(s: Structure, anchors: AnchorGenerator) -> dict[str, Any]:
-    """What the R-CNNs share: the RPN's head, the box head and its predictor."""
+    """Return the arguments that all R-CNNs share: the RPN's head, the box head and its predictor."""
     if s.box_convs:
         shape = (s.channels, 7, 7)
         head: nn.Module = FastRCNNConvFCHead(shape, [s.channels] * s.box_convs, [s.box], norm_layer=nn.BatchNorm2d)
@@ -264,7 +264,7 @@ def _retinanet(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator
 
 def _fcos(s: Structure, backbone: BackboneWithFPN, anchors: AnchorGenerator) -> FCOS:
     norm = partial(nn.GroupNorm, s.tower_groups)
-    head = FCOSHead(32, s.anchors, s.classes)  # which has 32 groups whatever its width: both halves are built anew
+    head = FCOSHead(32, s.anchors, s.classes)  # has 32 groups at any width: both halves are built anew
     sizes = (s.channels, s.anchors)
     head.classification_head = FCOSClassificationHead(*sizes, s.classes, s.tower_convs, norm_layer=norm)
     head.regression_head = FCOSRegressionHead(*sizes, s.tower_convs, norm_layer=norm)

@@ -1,6 +1,6 @@
-"""Modules that stand in a detector for torchvision's where another library, Detectron2, computes otherwise.
+"""Replaces torchvision's modules in a detector where another library, Detectron2, computes otherwise.
 
-Which of them a detector has is told by its settings (`models/settings.py`).
+A detector's settings (`models/settings.py`) tell which of them it has.
 """
 
 import math
@@ -21,10 +21,10 @@ Images = Literal["torchvision", "detectron2"]
 
 
 class ExactAnchors(AnchorGenerator):  # type: ignore[misc]
-    """torchvision's anchors, in its order, but not rounded to pixels, and on levels of told strides.
+    """Generates torchvision's anchors, in its order, but not rounded to pixels, and on levels with given strides.
 
-    torchvision takes for a stride how often a level goes into the padded image, which is too little where a level was
-    rounded up. The first anchors' centre lies at `offset` strides from the image's corner.
+    torchvision takes as a level's stride how often the level goes into the padded image, which is too little where
+    the level was rounded up. The first anchors' centre lies at `offset` strides from the image's corner.
     """
 
     cell_anchors: list[Tensor]
@@ -41,14 +41,14 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]
         self.cell_anchors = [cell + offset * s for cell, s in zip(self.cell_anchors, strides, strict=True)]
 
     def generate_anchors(self, scales: Sequence[float], aspect_ratios: Sequence[float], *_: Any, **__: Any) -> Tensor:
-        """The anchors around the origin (n, 4)."""
+        """Return the anchors around the origin (n, 4)."""
         halves = [
             (size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2) for ratio in aspect_ratios for size in scales
         ]
         return torch.tensor([[-x, -y, x, y] for x, y in halves], device="cpu")
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors (n, 4) of each image, level after level."""
+        """Return the anchors (n, 4) of each image, level after level."""
         self.set_cell_anchors(feature_maps[0].dtype, feature_maps[0].device)
         sizes = [level.shape[-2:] for level in feature_maps]
         anchors = torch.cat(self.grid_anchors(sizes, [[stride, stride] for stride in self.strides]))
@@ -56,7 +56,7 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]
 
 
 class Level(NamedTuple):
-    """A map (B, C, H, W) that is pooled, how long its sides are in those of the image, and its regions' indices."""
+    """Holds a map (B, C, H, W) to pool from, its scale (its sides over the image's) and its regions' indices."""
 
     map: Tensor
     scale: float
@@ -64,8 +64,8 @@ class Level(NamedTuple):
 
 
 class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """torchvision's pooler, which can also be `aligned`: samples lie half a pixel nearer to the corner, and regions
-    may be smaller than a pixel of the map."""
+    """Pools as torchvision's pooler, and can also be `aligned`: samples lie half a pixel nearer to the corner, and
+    regions may be smaller than a pixel of the map."""
 
     scales: Any
     map_levels: Any
@@ -77,21 +77,21 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     def assigned(
         self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[float], Tensor]:
-        """The maps, their scales, and the number of the one on which torchvision pools each region; a pooler's first
-        call decides its scales."""
+        """Return the maps, their scales, and for each region the number of the map that torchvision pools it from; a
+        pooler's first call decides its scales."""
         maps = _filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = _setup_scales(maps, sizes, self.canonical_scale, self.canonical_level)
         return maps, self.scales, self.map_levels(boxes)
 
     def levels(self, x: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Level]:
-        """The levels with the regions that torchvision pools there."""
+        """Return the levels, each with the regions that torchvision pools there."""
         maps, scales, level_of = self.assigned(x, boxes, sizes)
         members = [torch.where(level_of == level)[0] for level in range(len(maps))]
         return [Level(*level) for level in zip(maps, scales, members, strict=True)]
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Pooled features (N, C, h, w) of the boxes (N, 4) of all images in their order."""
+        """Return pooled features (N, C, h, w) of the boxes (N, 4) of all images in their order."""
         image = torch.cat([torch.full_like(found[:, :1], number) for number, found in enumerate(boxes)])
         regions = torch.cat([image, torch.cat(boxes)], dim=1)
         levels = self.levels(x, boxes, image_shapes)
@@ -101,7 +101,7 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         return pooled
 
     def pool(self, level: Level, regions: Any) -> Tensor:
-        """Pooled features of regions of a level, which torchvision's `roi_align` takes as boxes."""
+        """Return pooled features of a level's regions, given as torchvision's `roi_align` takes boxes."""
         found: Tensor = roi_align(
             level.map, regions, self.output_size, level.scale, self.sampling_ratio, self.aligned
         )
@@ -109,7 +109,7 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
 
 
 class LateClippingRetinaNet(RetinaNet):  # type: ignore[misc]
-    """torchvision's RetinaNet, which where `clips_late` clips boxes to the image after NMS, not before it."""
+    """Detects as torchvision's RetinaNet; with `clips_late` it clips boxes to the image after NMS, not before it."""
 
     clips_late = False
 
@@ -119,7 +119,7 @@ class LateClippingRetinaNet(RetinaNet):  # type: ignore[misc]
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image, from what the head says of each level's anchors."""
+        """Return the detections of each image, from what the head says of each level's anchors."""
         if not self.clips_late:
             found: list[dict[str, Tensor]] = super().postprocess_detections(head_outputs, anchors, image_shapes)
             return found
@@ -137,7 +137,7 @@ class LateClippingRetinaNet(RetinaNet):  # type: ignore[misc]
         return {"boxes": found[seen], "scores": scores[seen], "labels": labels[seen]}
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of a level, not clipped: boxes, scores and labels."""
+        """Return the best candidates of a level, not clipped: boxes, scores and labels."""
         scores = logits.sigmoid().flatten()
         indices = torch.where(scores > self.score_thresh)[0]
         scores, best = scores[indices].topk(_utils._topk_min(indices, self.topk_candidates, 0))
@@ -147,20 +147,20 @@ class LateClippingRetinaNet(RetinaNet):  # type: ignore[misc]
 
 
 class Detectron2Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's transform, but images become what Detectron2's own resizing makes of photos of 8 bits, and masks
-    are pasted where their boxes lie to a fraction of a pixel."""
+    """Transforms as torchvision does, but resizes images as Detectron2 resizes photos of 8 bits, and pastes masks
+    where their boxes lie to a fraction of a pixel."""
 
     def normalize(self, image: Tensor) -> Tensor:
-        """The image as it is: it is normalised when its size is final, before it is padded."""
+        """Return the image as it is: it is normalised later, when its size is final, before it is padded."""
         return image
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """The images normalised, as a batch padded with zeros, (B, 3, H, W)."""
+        """Return the images normalised, as a batch padded with zeros, (B, 3, H, W)."""
         batch: Tensor = super().batch_images([super(type(self), self).normalize(i) for i in images], size_divisible)
         return batch
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
-        """The image (3, H, W) in 0 to 1 in the size at which the network looks at it, with its target."""
+        """Resize an image (3, H, W) in 0 to 1, with its target, to the size at which the network looks at it."""
         if self.training and self._skip_resize:
             return image, target
         old: tuple[int, int] = (image.shape[1], image.shape[2])
@@ -180,7 +180,7 @@ class Detectron2Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Detections in the pixels of the images as they came; masks (N, 1, H, W) are probabilities."""
+        """Return detections in the pixels of the original images; masks (N, 1, H, W) are probabilities."""
         if self.training:
             return result
         masks = [found.pop("masks", None) for found in result]
@@ -198,8 +198,8 @@ TRANSFORMS: dict[Images, type[GeneralizedRCNNTransform]] = {
 
 
 def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
-    """The size (height, width) that an image gets whose shorter side is to be `shortest` long, and none longer than
-    `longest`; halves are rounded up.
+    """Return the size (height, width) of an image whose shorter side becomes `shortest` long, or less, so that no
+    side is longer than `longest`; halves are rounded up.
 
     Examples:
         >>> shortest_edge_size((427, 640), 800, 1333)
@@ -215,15 +215,15 @@ def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tu
 
 
 def resize_photo(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A photo (3, H, W), in 0 to 1, resized as Pillow does one of 8 bits, to a value of 255 here and there: bilinear
-    over all pixels that a new one covers."""
+    """Resize a photo (3, H, W) in 0 to 1 as Pillow resizes one of 8 bits: bilinear over all pixels that a new one
+    covers. Some values differ by one of 255."""
     pixels = (image * 255).round().clamp(0, 255).to("cpu", torch.uint8)
     resized = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
     return resized.to(image) / 255
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (N, 1, M, M) as large as the image (height, width), each bilinear in its box (N, 4) and 0 elsewhere."""
+    """Paste masks (N, 1, M, M) into images of `size` (height, width), bilinear in their boxes (N, 4), else 0."""
     pasted = masks.new_zeros(len(masks), 1, *size)
     for mask, whole, box in zip(masks, pasted, boxes, strict=True):
         x, y = (_inside(box[side], box[side + 2], size[1 - side]) for side in (0, 1))
@@ -234,6 +234,6 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _inside(start: Tensor, end: Tensor, length: int) -> Tensor:
-    """The pixels of a side that lie in an interval, with one more at both of its ends."""
+    """Return the pixels of a side that lie in an interval, with one more at each end."""
     first, last = max(0, math.floor(start) - 1), min(length, math.ceil(end) + 1)
     return torch.arange(first, max(first, last), device=start.device)

@@ -1,4 +1,4 @@
-"""Weights as files hold them, read without running anything of them, or downloaded."""
+"""Reads weights from files without running anything of them, or downloads them."""
 
 import argparse
 import logging
@@ -29,14 +29,14 @@ from norton_det.names import some
 
 log = logging.getLogger(__name__)
 MOST_TOLD = 4
-"""Names of tensors in one message."""
+"""How many names of tensors one message lists."""
 _EPS_OF_COCO = 0.0
-"""Of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
+"""The eps of frozen BatchNorm in torchvision's published R-CNNs and RetinaNet, which their files do not say."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name under torchvision's module names (CP layers under ours), and what the file says beside."""
+    """Holds tensors by name (torchvision's module names, ours for CP layers), and what the file says beside."""
 
     source: str
     state: dict[str, Tensor]
@@ -44,24 +44,24 @@ class Weights:
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """What the file says of its network beside the tensors, in the words of today."""
+        """Return what the file says of its network beside the tensors, in the words of today."""
         with naming(self.source):
             return todays_description(self.metadata)
 
     @cached_property
     def structure(self) -> Structure:
-        """Which modules the tensors belong to. Raises ValueError naming the file where they are none of ours."""
+        """Return the modules that the tensors belong to. Raises ValueError naming the file of any other network."""
         with naming(self.source):
             return read_structure(self.state, self.told)
 
     @property
     def is_detector(self) -> bool:
-        """Whether these are a detector's weights, not a classifier's."""
+        """Tell whether these are a detector's weights, not a classifier's."""
         return self.structure.kind is not None
 
     def norm_eps(self, given: float | None) -> float:
-        """The eps of the body's BatchNorm: what the file says, else what is given, else what torchvision's files of
-        this kind mean, which is logged where it is a guess."""
+        """Return the eps of the body's BatchNorm: what the file says, else `given`, else what torchvision's files of
+        this kind mean; that guess is logged."""
         is_frozen = self.is_detector and f"{DETECTOR_BODY}bn1.num_batches_tracked" not in self.state
         if is_frozen and "norm_eps" not in self.told and given is None:
             return self._published_eps()
@@ -79,7 +79,7 @@ class Weights:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether layers are factorised, or the file says by which plan it was compressed."""
+        """Tell whether layers are factorised, or the file says by which plan it was compressed."""
         factorised = any(name.endswith((".channel", ".down.weight")) for name in self.state)
         return factorised or self.metadata.get("plan") is not None
 
@@ -89,10 +89,10 @@ def read_weights(
 ) -> Weights:
     """Read a weights file without ever running code from it.
 
-    Besides tensors and plain types only `argparse.Namespace` is let through, which the published checkpoints hold,
+    Besides tensors and plain types it lets through only `argparse.Namespace`, which the published checkpoints hold,
     and in a `.pkl` NumPy's arrays. `d2_config` is the YAML file of a detector of Detectron2's, `categories` a JSON
     file that names what a detector finds, as `read_categories` takes it. Raises ValueError naming the file where it
-    is missing, damaged, holds anything else, or a network that is not supported.
+    is missing or damaged, or holds anything else or a network that is not supported.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights file {str(path)!r}")
@@ -109,7 +109,7 @@ def read_weights(
         if is_detectron2(state):
             state, metadata = convert(state, Path(d2_config) if d2_config else None, str(path))
         elif d2_config:
-            raise ValueError(f"no detector of Detectron2's, of which {d2_config} could tell")
+            raise ValueError(f"no detector of Detectron2's, which {d2_config} is for")
         if categories:
             metadata = {**metadata, **read_categories(categories)}
         weights = Weights(str(path), todays_names(state), metadata)
@@ -132,7 +132,7 @@ def _read_content(path: str | Path) -> Any:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether it is dense, real, not empty, and as large as it says: a few bytes may claim any number of values."""
+    """Tell whether it is dense, real, not empty, and of its claimed size: a few bytes may claim any size."""
     if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
         return False
     return tensor.numel() > 0 and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
@@ -140,7 +140,7 @@ def _is_ordinary(tensor: Tensor) -> bool:
 
 @contextmanager
 def naming(source: str | Path) -> Iterator[None]:
-    """Name the file in whatever is raised by tensors that make no network, as one ValueError."""
+    """Turn errors that tensors raise inside the `with` block into one ValueError that names the file."""
     try:
         yield
     except KeyError as error:
@@ -153,7 +153,7 @@ def naming(source: str | Path) -> Iterator[None]:
 def read_dense_weights(
     path: str | Path, d2_config: str | Path | None = None, categories: str | Path | None = None
 ) -> Weights:
-    """Read what is still to be compressed, as `read_weights`. Raises ValueError for weights that are."""
+    """Read weights that are still to be compressed, as `read_weights` does. Raises ValueError for compressed ones."""
     weights = read_weights(path, d2_config, categories)
     if weights.is_compressed:
         raise ValueError(f"{path} is compressed already: give the dense network that it was made of")
@@ -161,13 +161,13 @@ def read_dense_weights(
 
 
 def weights_name(path: str | Path) -> str:
-    """What the weights of a file are called: a run's model_final.pth by its folder, another file by its own name."""
+    """Return what the weights of a file are called: a run's model_final.pth by its folder, others by file name."""
     path = Path(path).resolve()
     return path.parent.name if path.stem == "model_final" else path.stem
 
 
 def imagenet_weights(body: str = "resnet50") -> Weights:
-    """torchvision's ImageNet ResNet of a name, downloaded once into torch's own cache.
+    """Load torchvision's ImageNet ResNet of a name, downloaded once into torch's own cache.
 
     Raises ValueError that names the address and the way on where there is no network.
     """
@@ -177,7 +177,7 @@ def imagenet_weights(body: str = "resnet50") -> Weights:
 
 
 def coco_weights() -> Weights:
-    """torchvision's COCO Faster R-CNN, downloaded and refused as `imagenet_weights`."""
+    """Load torchvision's COCO Faster R-CNN, downloaded once; raises ValueError as `imagenet_weights` does."""
     way_on = "put the file there, or train a small detector on drawn data: make quickstart"
     return _downloaded(FasterRCNN_ResNet50_FPN_Weights.COCO_V1, "COCO weights", way_on)
 
@@ -194,7 +194,7 @@ def _downloaded(weights: Any, name: str, way_on: str) -> Weights:
 
 
 def has_digest(path: str | Path, digest: str) -> bool:
-    """Whether a file's SHA-256 begins with `digest`, as torchvision's names of files end."""
+    """Tell whether a file's SHA-256 begins with `digest`, which ends the names of torchvision's files."""
     return sha256(path).startswith(digest)
 
 
@@ -204,7 +204,7 @@ def _digest(weights: Any) -> str:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:
     """Copy tensors into a model. Raises ValueError naming the tensors that are missing, unknown or do not fit;
-    without `strict` missing ones are only logged."""
+    without `strict`, missing ones are only logged."""
     own = model.state_dict()
     wrong = [
         f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"

@@ -1,4 +1,4 @@
-"""CP decomposition of convolution filters, all filters of a layer in one batch.
+"""Decomposes convolution filters by CP, all filters of a layer in one batch.
 
 Phase 1 of NORTON (Pham, Zniyed, Nguyen, "Enhanced network compression through tensor decompositions and
 pruning", IEEE TNNLS 2024): a filter of shape (C, kh, kw) becomes a sum of R outer products of a channel, a
@@ -49,7 +49,7 @@ def decompose_filters(
 
     Args:
         weight: (K, C, kh, kw), any floating-point dtype, on any device.
-        rank: number of components R. From kh*kw on the result is exact, one spatial position a component.
+        rank: number of components R. From kh*kw on the result is exact: one component for each spatial position.
         iterations: the most sweeps that a filter gets.
         tolerance: a filter is done when ten sweeps have lowered its squared error by less than this share of
             its squared norm.
@@ -62,8 +62,8 @@ def decompose_filters(
         A zero filter has zero factors.
 
     Raises:
-        ValueError: on a weight of another shape or dtype, a rank or a number of starts below 1, and, naming
-            the filters, where a weight is not finite or its factors overflow the dtype.
+        ValueError: for a weight of another shape or dtype and a rank or a number of starts below 1; naming the
+            filters, where a weight is not finite or its factors overflow the dtype.
 
     Examples:
         >>> factors = decompose_filters(torch.ones(64, 32, 3, 3), rank=1)
@@ -195,7 +195,7 @@ def _als_sweep(core: Tensor, vertical: Tensor, horizontal: Tensor) -> tuple[Tens
 
 
 def _power_sweep(gram: Tensor, vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Do for rank 1 what a least-squares sweep does; gram (B, kh*kw, kh*kw) is of the unfolding's columns.
+    """Do for rank 1 what a least-squares sweep does; gram (B, kh*kw, kh*kw) is that of the unfolding's columns.
 
     The channel vector is eliminated: the explained energy is the quadratic form of gram at the outer product
     of vertical and horizontal, and a sweep is a power step in each (the higher-order power method).
@@ -218,7 +218,7 @@ def _gram(factor: Tensor) -> Tensor:
 def _solve(moments: Tensor, gram: Tensor) -> Tensor:
     """Return X (B, n, R) with X @ gram = moments; gram (B, R, R) of columns with norm 1 or 0, overwritten.
 
-    By Cholesky: batched LU (`torch.linalg.solve`) is unreliable on a CPU with threads (pytorch issue 142815).
+    It uses Cholesky: batched LU (`torch.linalg.solve`) is unreliable on a CPU with threads (pytorch issue 142815).
     """
     gram.diagonal(dim1=1, dim2=2).add_(_RIDGE)
     root, _ = torch.linalg.cholesky_ex(gram)

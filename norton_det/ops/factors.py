@@ -1,4 +1,4 @@
-"""CP factors of convolution filters, the filters that they stand for, and how far those are from others.
+"""Holds the CP factors of convolution filters, rebuilds the filters from them, and measures how far they are off.
 
 Letters: K filters, C channels, kernel (kh, kw), rank R.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CPFactors:
-    """CP factors of a layer's filters: channel (K, C, R), vertical (K, kh, R), horizontal (K, kw, R).
+    """Holds the CP factors of a layer's filters: channel (K, C, R), vertical (K, kh, R), horizontal (K, kw, R).
 
     Raises ValueError for factors of other shapes.
     """
@@ -29,17 +29,17 @@ class CPFactors:
 
     @property
     def modes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three factors in the order channel, vertical, horizontal."""
+        """Return the three factors in the order channel, vertical, horizontal."""
         return self.channel, self.vertical, self.horizontal
 
     @property
     def rank(self) -> int:
-        """The number of components R."""
+        """Return the number of components R."""
         return self.channel.shape[2]
 
     @property
     def filters(self) -> int:
-        """The number of filters K."""
+        """Return the number of filters K."""
         return self.channel.shape[0]
 
     def select(self, indices: Tensor) -> CPFactors:
@@ -47,7 +47,8 @@ class CPFactors:
         return CPFactors(*(factor[indices] for factor in self.modes))
 
     def normalised(self) -> CPFactors:
-        """Return the same filters in a canonical form, which CP alone leaves open.
+        """Return the same filters in a canonical form: CP alone leaves signs, scales and the order of components
+        open.
 
         Each component's norm is spread evenly over the three modes, components are sorted by falling norm,
         and the entry of largest magnitude of every vertical and horizontal vector is positive.
@@ -72,9 +73,9 @@ def reconstruct(factors: CPFactors) -> Tensor:
 
 
 def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
-    """Return ||w - what||^2 / ||w||^2 of each filter, (K,) float64; 0 for a filter of zeros.
+    """Return ||w - w'||^2 / ||w||^2 of each filter w and its reconstruction w', (K,) float64; 0 for a zero filter.
 
-    Raises ValueError where the factors are not those of such a weight (K, C, kh, kw).
+    Raises ValueError where the factors do not fit the weight (K, C, kh, kw).
     """
     filters = weight.detach().double()
     rebuilt = reconstruct(CPFactors(*(factor.detach().double() for factor in factors.modes)))
@@ -86,7 +87,7 @@ def relative_error(weight: Tensor, factors: CPFactors) -> Tensor:
 
 
 def nmse(weight: Tensor, approximation: Tensor) -> float:
-    """Return ||W - What||^2 / ||W||^2 of two weights of any one shape; 0 where they are equal."""
+    """Return ||W - W'||^2 / ||W||^2 of two weights W and W' of one shape; 0 where they are equal."""
     filters = weight.detach().double()
     lost = (filters - approximation.detach().double()).square().sum().item()
     return lost / filters.square().sum().item() if lost > 0 else 0.0

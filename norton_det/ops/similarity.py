@@ -1,4 +1,4 @@
-"""Distances between the filters of a layer in the space of their CP factors, and the selection on them.
+"""Computes distances between the filters of a layer in the space of their CP factors, and selects filters by them.
 
 Phase 2 of NORTON (Pham, Zniyed, Nguyen, "Enhanced network compression through tensor decompositions and
 pruning", IEEE TNNLS 2024). Letters: K filters, a factor (K, n, R) of n rows (C, kh or kw) and R components, q its
@@ -23,7 +23,7 @@ _CHUNK = 4096
 
 @one_thread()
 def orthonormal_bases(factor: Tensor, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return orthonormal bases of what the columns of each filter's factor span.
+    """Return orthonormal bases of the spaces that the columns of each filter's factor span.
 
     Args:
         factor: (K, n, R).
@@ -84,10 +84,9 @@ def vbd_distances(factors: CPFactors) -> Tensor:
 def greedy_selection(distances: Tensor) -> Tensor:
     """Return the order in which filters are dropped, most redundant first: (K,) long.
 
-    Repeatedly the closest pair of the remaining filters is taken, and of the two the one dropped whose
-    distances to all remaining filters have the smaller sum, until one is left, which comes last. The last n
-    are what to keep where n are to be kept. Ties: the pair with the lowest indices, and of the two the higher
-    index is dropped.
+    Each step takes the closest pair of the remaining filters and drops the one whose distances to all remaining
+    filters have the smaller sum, until a single filter is left, which comes last. To keep n filters, keep the last
+    n of the order. Ties: the pair with the lowest indices is taken, and of the two the higher index is dropped.
 
     Args:
         distances: (K, K), symmetric; the diagonal is ignored.

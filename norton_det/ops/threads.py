@@ -1,4 +1,4 @@
-"""One CPU thread for work on many tiny matrices."""
+"""Limits torch to one CPU thread for work on many tiny matrices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -190,7 +190,7 @@ def test_a_pickle_of_something_else_is_refused(content, tmp_path):
 
 def test_a_configuration_for_a_detector_of_another_kind_is_refused(tmp_path):
     norton_det.save(norton_det.build_detector("faster_rcnn", "resnet18", width=0.125), tmp_path / "ours.pth")
-    with pytest.raises(ValueError, match=r"ours\.pth: no detector of Detectron2's, of which .*config\.yaml"):
+    with pytest.raises(ValueError, match=r"ours\.pth: no detector of Detectron2's, which .*config\.yaml"):
         norton_det.load_detector(tmp_path / "ours.pth", d2_config=write_config(tmp_path / "config.yaml"))
 
 

@@ -257,7 +257,7 @@ STRANGERS = {
     "VGG": (lambda: small("vgg11"), "unknown network|like it"),
     "ViT": (lambda: fake(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"]), "unknown network.*class_"),
     "Detectron2's": (lambda: fake(["backbone.bottom_up.stem.conv1.weight", "backbone.bottom_up.res2.0.conv1.weight"]),
-                     "of Detectron2's, the weights are those of no RetinaNet and no R-CNN"),
+                     "Detectron2's is not supported: the weights are those of no RetinaNet and no R-CNN"),
     "DETR": (
         lambda: fake(["transformer.encoder.layers.0.linear1.weight", "class_embed.weight", "query_embed.weight",
                       "backbone.0.body.conv1.weight", "backbone.0.body.layer1.0.conv1.weight"]), "a DETR"

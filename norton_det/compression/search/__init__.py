@@ -1,1 +1,2 @@
-"""A plan for a budget: what each option costs (prices) and loses (sensitivities), and the best choice of them."""
+"""Searches for a plan under a budget: what each option costs (prices) and loses (sensitivities), and the best
+choice."""

@@ -1,4 +1,4 @@
-"""What compression would cost a residual block, measured on its own inputs: the block taken apart, changed, refitted.
+"""Measures on a residual block's own inputs what compression would cost it: takes it apart, changes it and refits it.
 
 Refits are fitted on the first half of the maps, errors are measured on the second.
 """
@@ -26,11 +26,11 @@ from norton_det.models.slicing import slice_channels
 def block_errors(
     block: Residual, x: Tensor, options: Sequence[Option], criterion: Criterion, generator: torch.Generator
 ) -> tuple[list[float], Tensor]:
-    """Measure the error of a block's output under each option, and return the output at the median of them too.
+    """Measure the error of a block's output under each option; return these, and the output at the median error.
 
-    `x` is the block's input (N, C, H, W). Behind the convolution before the last, the BatchNorm gets the moments
-    that the dense one had; the last convolution is refitted. Where the block is dropped its input, refitted by a 1x1
-    convolution, stands for its output.
+    `x` is the block's input (N, C, H, W). Behind the convolution before the last, the BatchNorm gets the moments that
+    the dense one had; the last convolution is refitted. Where the block is dropped, its input, refitted by a 1x1
+    convolution, takes its output's place.
     """
     half = len(x) // 2
     output, identity = block(x), block.shortcut(x)
@@ -64,9 +64,10 @@ def block_errors(
 
 
 def handed_on(block: Residual, x: Tensor, distorted: Tensor, generator: torch.Generator) -> float:
-    """Measure the error of a block's output over that of its distorted input (N, C, H, W).
+    """Measure how much of an error in its input a block hands on: its output's error over its input's.
 
-    The shortcut, the first and the last convolution are refitted: each by a 1x1 convolution that is added to it.
+    `x` is the dense input, `distorted` the other, both (N, C, H, W). The shortcut, the first and the last convolution
+    are refitted: to each a 1x1 convolution is added.
     """
     half = len(x) // 2
     first, *between, last = block.pairs
@@ -87,7 +88,7 @@ def handed_on(block: Residual, x: Tensor, distorted: Tensor, generator: torch.Ge
 
 @dataclass(frozen=True)
 class _Decomposed:
-    """The pairs of a block whose spatial convolutions have been decomposed, and the scores of its inner channels."""
+    """Holds a block's pairs, with decomposed spatial convolutions, and the scores of its inner channels."""
 
     pairs: nn.ModuleList
     scores: tuple[Tensor, ...]
@@ -110,13 +111,13 @@ def _decomposed(block: Residual, rank: int | None, criterion: Criterion) -> _Dec
 
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (K,) of the channels of maps (N, K, H, W)."""
+    """Return mean and standard deviation (K,) of the channels of maps (N, K, H, W)."""
     variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
     return mean, variance.sqrt()
 
 
 def _match_moments(norm: Any, y: Tensor, dense_mean: Tensor, dense_deviation: Tensor) -> None:
-    """Change a BatchNorm's statistics, in place, so that its output on y has the moments that the dense one's had."""
+    """Change a BatchNorm's statistics, in place, so that its output on y has the moments of the dense one."""
     mean, deviation = _moments(y)
     ratio = (deviation / dense_deviation.clamp_min(1e-12)).clamp(1e-3, 1e3)
     norm.running_mean = mean - ratio * (dense_mean - norm.running_mean)

@@ -1,9 +1,9 @@
-"""What compression would cost a ResNet's features, measured on images: a table of errors by option.
+"""Measures on images what compression would cost a ResNet's features: a table of errors by option.
 
 An error is a share of energy, |y' - y|^2 / |y|^2, of a block's or stage's own output on the dense network's inputs:
-what the best closed-form refit leaves, and recovery or fine-tuning will hardly get back. It counts for what reaches
-the ends of this and the later stages through blocks that are refitted, too. Refits are fitted on one half of the
-images, errors are measured on the other. The maps of one block or stage are held at a time.
+what the best closed-form refit leaves, and recovery or fine-tuning will hardly get back. It is weighted by what of it
+reaches the ends of this and the later stages, through blocks that are refitted too. Refits are fitted on one half of
+the images, errors are measured on the other. Only the maps of one block or stage are held at a time.
 """
 
 import math
@@ -25,15 +25,15 @@ from norton_det.models.channels import Body, ChannelGroup
 from norton_det.models.device import device_of
 
 LEAST_IMAGES = 8
-"""Images of each half that are used at least, if there are as many."""
+"""At least how many images of each half are used, if there are as many."""
 _MEDIAN_RATE = RATES[len(RATES) // 2]
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """Errors at the stages' ends: by block, one for each of its options; by pruned stage, one for each of RATES.
+    """Holds errors at the stages' ends: for each block one an option, for each pruned stage one for each of RATES.
 
-    Errors of a detector's parts' own outputs: by part, one for each of its ranks; empty where not measured.
+    `parts` has the errors of the own outputs of a detector's parts, one for each rank; it is empty if not measured.
     """
 
     blocks: Mapping[str, Sequence[float]]
@@ -42,9 +42,9 @@ class Sensitivities:
 
 
 def centre_crops(model: nn.Module, images: Sequence[Tensor], size: int) -> Tensor:
-    """Crop RGB images (3, H, W) in 0 to 1 to (N, 3, size, size) about their centres, normalised, on a model's device.
+    """Crop RGB images (3, H, W) in 0 to 1 about their centres to normalised (N, 3, size, size) on a model's device.
 
-    A detector's own mean and standard deviation are taken, for a classifier ImageNet's.
+    A detector's images are normalised by its own mean and standard deviation, a classifier's by ImageNet's.
     """
     imagenet: Any = ResNet50_Weights.IMAGENET1K_V1
     own: Any = getattr(model, "transform", None)
@@ -83,7 +83,7 @@ def measure_body(
             progress(block.stage)
         x, options = residual(x), block_options(body, block)
         output = _of_each_half(x, taken)
-        if options == (UNCHANGED,):  # then what may be lost of its output is the stage's channels
+        if options == (UNCHANGED,):  # then its output can lose only the stage's channels
             errors = [0.0]
             distorted = _pruned(output, output, _scores(model, body.groups[block.stage]), _MEDIAN_RATE, generator)
         else:
@@ -101,9 +101,9 @@ def measure_body(
 
 
 def _weights(body: Body, shares: Mapping[str, float]) -> dict[str, float]:
-    """By block, what an error of its output counts for: what of it reaches the stages' ends, mean over them.
+    """Return by block what an error of its output counts for: how much reaches the stages' ends, averaged over them.
 
-    `shares`: what each block but the first hands on of the error of its input.
+    `shares`: how much of its input's error each block but the first hands on.
     """
     ends = {body.last_block(stage).name for stage in body.stages}
     weights, weight = {}, 0.0
@@ -115,18 +115,18 @@ def _weights(body: Body, shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def _enough(maps: Tensor) -> int:
-    """How many images of each half are worth their time: large maps give enough rows with few."""
+    """Return how many images of each half are worth their time: few images of large maps give enough rows."""
     return min(len(maps) // 2, max(LEAST_IMAGES, math.ceil(ROWS / maps[0, 0].numel())))
 
 
 def _of_each_half(maps: Tensor, taken: int) -> Tensor:
-    """The first maps of both halves."""
+    """Return the first `taken` maps of both halves."""
     half = len(maps) // 2
     return torch.cat([maps[:taken], maps[half : half + taken]])
 
 
 def _stage_errors(model: nn.Module, body: Body, stage: str, x: Tensor, generator: torch.Generator) -> list[float]:
-    """One for each of RATES: the error of the stage's output where its blocks hand on the kept channels alone.
+    """Measure the error of a stage's output where its blocks hand on only the kept channels, for each of RATES.
 
     Whatever reads them is refitted: it reads the dropped channels as the best linear function of the kept ones.
     `x` is the stage's input (N, C, H, W), which loses the same channels where they are tied to the stage's.
@@ -153,8 +153,7 @@ def _scores(model: nn.Module, group: ChannelGroup) -> Tensor:
 
 
 def _pruned(maps: Tensor, dense: Tensor, scores: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Maps (N, C, H, W) whose dropped channels are guessed from the kept ones, as the dense maps' first half has
-    them."""
+    """Return maps (N, C, H, W) whose dropped channels are told from the kept ones, fitted on the dense first half."""
     kept = kept_filters(scores, kept_channels(len(scores), rate))
     dropped = torch.ones_like(scores, dtype=torch.bool).index_fill(0, kept, False).nonzero().flatten()
     if not len(dropped):

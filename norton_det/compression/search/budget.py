@@ -1,4 +1,4 @@
-"""What a compressed network may cost, and what a network of any plan does cost."""
+"""Defines what a compressed network may cost, and measures what a network of any plan does cost."""
 
 import copy
 import math
@@ -27,12 +27,12 @@ from norton_det.models.parts import PARTS, part_layers
 
 BudgetKind = Literal["macs", "parameters", "milliseconds"]
 LEAST_SIZE = 32
-"""Pixels a side below which a ResNet has nothing left to look at."""
+"""How many pixels a side an image must have, for below them a ResNet has nothing left to look at."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`macs` and `parameters` are shares, above 0 up to 1, of the dense network's; `milliseconds` are one image's.
+    """A budget: `macs` and `parameters` are shares (0, 1] of the dense network's, `milliseconds` those of one image.
 
     `size`: pixels (H, W) of the image as it enters the body; None: 224x224 for a classifier, 800x800 for a detector.
     Raises ValueError for an unknown kind or an amount out of range.
@@ -53,7 +53,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str, size: tuple[int, int] | None = None) -> "Budget":
-        """From `kind=amount`, such as `macs=0.5`. Raises ValueError for anything else.
+        """Read a budget from `kind=amount`, such as `macs=0.5`. Raises ValueError for anything else.
 
         Examples:
             >>> Budget.parse("macs=0.5").is_share
@@ -70,7 +70,7 @@ class Budget:
 
     @property
     def is_share(self) -> bool:
-        """Whether the amount is a share of the dense network's."""
+        """Tell whether the amount is a share of the dense network's."""
         return self.kind != "milliseconds"
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Budget:
 
 
 class Scope:
-    """What a budget covers: a ResNet (a classifier or a detector's body), or a whole detector.
+    """Says what a budget covers: a ResNet (a classifier or a detector's body), or a whole detector.
 
     Raises ValueError for another model, or one that is compressed already.
     """
@@ -112,7 +112,7 @@ class Scope:
         return counts.macs if kind == "macs" else counts.parameters
 
     def price(self, kind: BudgetKind) -> Price:
-        """Return what tells the cost of a single layer, in the same unit."""
+        """Return the function that tells the cost of a single layer, in the same unit."""
         return timed(self.device) if kind == "milliseconds" else counted(kind)
 
     def sites(self) -> dict[str, Site]:
@@ -121,7 +121,7 @@ class Scope:
         return find_sites(self._static(self._dense), normed, self.size)
 
     def layers_of_parts(self) -> dict[str, list[str]]:
-        """Name the layers of each part in this scope that a plan may factorise."""
+        """Return the names of the layers of each part in this scope that a plan may factorise."""
         found = {part: part_layers(self._dense, part) for part in PARTS if self.whole_detector}
         return {part: layers for part, layers in found.items() if layers}
 

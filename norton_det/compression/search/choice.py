@@ -1,4 +1,5 @@
-"""The best combination of options under a budget: a multiple-choice knapsack whose prices depend on tied widths.
+"""Finds the best combination of options under a budget: a knapsack with one choice an item, whose prices depend on
+tied widths.
 
 A *group* (channels tied by a residual sum) takes one of its levels. An *item* (a block, or a part of a detector)
 takes one of its options; what the option costs depends on the levels of up to two groups, because a convolution
@@ -21,14 +22,14 @@ from scipy.sparse import coo_array
 RELATIVE_GAP = 1e-4
 """The solution's error exceeds the optimum by at most this share."""
 FEASIBILITY = 1e-6
-"""By this share of the largest single cost the solver may overdraw a budget: that much is held back."""
+"""The share of the largest single cost by which the solver may overdraw a budget; that much is held back."""
 
 Levels = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one level or option adds to the error and to the cost."""
+    """Holds what one level or option adds to the error and to the cost."""
 
     error: float
     cost: float
@@ -36,8 +37,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Item:
-    """Options whose costs depend on groups: `errors` (options,), `costs` (options,) for each tuple of the levels of
-    `groups` (none, one or two)."""
+    """Options whose costs depend on groups: `errors` (options,), and `costs` (options,) for each tuple of the levels
+    of `groups` (none, one or two)."""
 
     errors: Sequence[float]
     costs: Mapping[Levels, Sequence[float]]
@@ -46,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Solution:
-    """The level of each group and the option of each item, by index, and the sums."""
+    """Holds the level of each group and the option of each item, by index, and the sums."""
 
     levels: dict[str, int]
     options: dict[str, int]
@@ -55,12 +56,12 @@ class Solution:
 
 
 def cheapest(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item]) -> float:
-    """The smallest budget that `solve` takes: the cost of the cheapest combination, and what is held back."""
+    """Return the smallest budget that `solve` takes: the cost of the cheapest combination, and what is held back."""
     return _solve(groups, items, None).cost + 2 * FEASIBILITY * _largest_cost(groups, items)
 
 
 def solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], budget: float) -> Solution:
-    """The combination of least error whose cost is at most `budget`, to within RELATIVE_GAP.
+    """Find the combination of least error whose cost is at most `budget`, to within RELATIVE_GAP.
 
     Raises ValueError where none is cheap enough.
     """
@@ -75,7 +76,7 @@ def _largest_cost(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, It
 
 @dataclass
 class _Programme:
-    """Binary columns with an error and a cost, and rows of equations over them."""
+    """Holds binary columns, each with an error and a cost, and rows of equations over them."""
 
     errors: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
@@ -88,14 +89,14 @@ class _Programme:
         return len(self.errors) - 1
 
     def equation(self, plus: Sequence[int], minus: Sequence[int], total: float) -> None:
-        """The columns `plus` less the columns `minus` add up to `total`."""
+        """Require that the columns `plus` less the columns `minus` add up to `total`."""
         row = len(self.sums)
         self.entries += [(row, column, 1.0) for column in plus] + [(row, column, -1.0) for column in minus]
         self.sums.append(total)
 
 
 def _solve(groups: Mapping[str, Sequence[Choice]], items: Mapping[str, Item], budget: float | None) -> Solution:
-    """Least error within the budget; without one, least cost."""
+    """Find the solution of least error within the budget; without one, of least cost."""
     programme = _Programme()
     level_columns = {
         name: [programme.column(choice.error, choice.cost) for choice in choices] for name, choices in groups.items()
@@ -128,7 +129,7 @@ def _all_levels(item: Item, groups: Mapping[str, Sequence[Choice]]) -> list[Leve
 
 
 def _columns(programme: _Programme, item: Item, levels: Levels) -> list[tuple[int, int]]:
-    """(option, column) of the options that no other one beats in both error and cost."""
+    """Add the columns of the options that no other one beats in both error and cost: (option, column) pairs."""
     costs = item.costs[levels]
     order = sorted(range(len(costs)), key=lambda option: (costs[option], item.errors[option]))
     columns, least = [], np.inf
@@ -140,7 +141,7 @@ def _columns(programme: _Programme, item: Item, levels: Levels) -> list[tuple[in
 
 
 def _optimise(programme: _Programme, budget: float | None, unit: float) -> NDArray[np.bool_]:
-    """Which columns are taken, (columns,). Errors and costs (by `unit`) are scaled: tolerances are absolute."""
+    """Return the taken columns, (columns,). Errors and costs (by `unit`) are scaled: tolerances are absolute."""
     rows, columns, values = zip(*programme.entries, strict=True)
     count = len(programme.errors)
     equations = coo_array((values, (rows, columns)), shape=(len(programme.sums), count)).tocsc()

@@ -1,4 +1,4 @@
-"""What every choice that a plan makes would cost, as a knapsack whose errors are still open."""
+"""Lists what every choice that a plan makes would cost, as a knapsack whose errors are still open."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from norton_det.models.channels import Block
 from norton_det.models.parts import LINEAR_PART
 
 Rates = Mapping[str, float]
-"""Pruning rates by group; of a group that is not named 0."""
+"""Pruning rates by group; a group that is not named has rate 0."""
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs of all choices, errors 0; a network costs `fixed` and the costs of what is chosen.
+    """Holds the costs of all choices, with errors 0; a network costs `fixed` and the costs of what is chosen.
 
     `groups`: the stage outputs, a level a rate; `items`: the blocks and a detector's parts.
     """
@@ -30,14 +30,14 @@ class CostTable:
 
     @property
     def least(self) -> float:
-        """The cost of the cheapest network."""
+        """Return the cost of the cheapest network."""
         return self.fixed + cheapest(self.groups, self.items)
 
 
 def cost_table(scope: Scope, kind: BudgetKind, dense_cost: float) -> CostTable:
-    """Make the table of a scope whose dense network costs `dense_cost`: what never changes costs what is left.
+    """Make the table of a scope whose dense network costs `dense_cost`; `fixed` is the cost that nothing changes.
 
-    That is nothing where the layers, timed one by one, take longer than the network.
+    It is 0 where the layers, timed one by one, take longer than the network.
     """
     layers = _Layers(scope, kind)
     of_parts = scope.layers_of_parts()
@@ -52,7 +52,7 @@ def cost_table(scope: Scope, kind: BudgetKind, dense_cost: float) -> CostTable:
 
 
 class _Layers:
-    """The costs of a scope's layers, put together as the plan's choices tie them."""
+    """Puts the costs of a scope's layers together as the plan's choices tie them."""
 
     def __init__(self, scope: Scope, kind: BudgetKind) -> None:
         self.kind = kind
@@ -65,7 +65,7 @@ class _Layers:
         self.given = {conv: group.name for group in groups for conv, _ in group.producers}
 
     def block(self, block: Block) -> Item:
-        """A block under each of its options."""
+        """Return a block's costs under each of its options."""
         names = [name for name in self.sites if name.startswith(f"{self.body.prefix}{block.name}.")]
         spatial = {self.body.prefix + conv for conv in block.spatial}
         options = block_options(self.body, block)
@@ -83,7 +83,7 @@ class _Layers:
         return self._item(names, len(options), costs)
 
     def part(self, part: str, names: Sequence[str]) -> Item:
-        """A detector's part at each of its ranks; what stands beside the counted total costs nothing."""
+        """Return the costs of a detector's part at each of its ranks; a part that MACs leave out costs nothing."""
         if self.kind == "macs" and part == OUTSIDE_TOTAL:
             names = []
         cost = self._low_rank if part == LINEAR_PART else self._layer
@@ -91,14 +91,14 @@ class _Layers:
         return self._item(names, len(ranks), lambda rates: [sum(cost(n, rates, r) for n in names) for r in ranks])
 
     def beside(self, stage: str, inside: tuple[str, ...]) -> list[Choice]:
-        """A stage's output at each of RATES: what gives or reads it and does not begin with one of `inside`."""
+        """Return a stage output's costs at each of RATES: those of its layers that are not inside any of `inside`."""
         group = self.body.groups[stage]
         tied = [*(conv for conv, _ in group.producers), *group.readers]
         names = [name for name in tied if name in self.sites and not name.startswith(inside)]
         return [Choice(0.0, sum(self._layer(name, {stage: rate}, None) for name in names)) for rate in RATES]
 
     def _item(self, names: Iterable[str], options: int, costs: Callable[[Rates], list[float]]) -> Item:
-        """Layers whose costs under their own options depend on the stages that they read and give."""
+        """Make an item of layers whose costs under its options depend on the stages that they read and give."""
         touched = {tied.get(name) for name in names for tied in (self.read, self.given)}
         groups = tuple(stage for stage in self.pruned if stage in touched)
         by_levels: dict[Levels, list[float]] = {}
@@ -112,7 +112,7 @@ class _Layers:
         return self.price(site, kept_channels(site.inputs, read), kept_channels(site.outputs, given), rank)
 
     def _low_rank(self, name: str, rates: Rates, rank: int | None) -> float:
-        """A linear layer of rank r is two of them, with r channels between."""
+        """Return the cost of a linear layer at rank r: it becomes two layers with r channels between."""
         if rank is None:
             return self._layer(name, rates, None)
         site = self.sites[name]

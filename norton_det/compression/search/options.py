@@ -1,4 +1,4 @@
-"""What a plan search may choose from: ranks and pruning rates, by block, stage and part."""
+"""Lists what a plan search may choose from: ranks and pruning rates, by block, stage and part."""
 
 from itertools import product
 
@@ -6,23 +6,23 @@ from norton_det.models.channels import Block, Body
 from norton_det.models.parts import LINEAR_PART, PARTS
 
 RANKS = (None, 1, 2, 3, 4)
-"""CP ranks of a convolution of more than a pixel; None: it stays dense."""
+"""CP ranks of a convolution with a kernel of more than one pixel; None: it stays dense."""
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
-"""Pruning rates that are tried."""
+"""The pruning rates that are tried."""
 PART_RANKS: dict[str, tuple[int | None, ...]] = {
     part: (None, 64, 128, 256, 512) if part == LINEAR_PART else RANKS for part in PARTS
 }
-"""What the layers of each part may become; None: they stay dense."""
+"""The ranks that the layers of each part may get; None: they stay dense."""
 
 Option = tuple[int | None, float]
 """The rank of a block's spatial convolutions, and the pruning rate of its inner channels."""
 UNCHANGED: Option = (None, 0.0)
 DROPPED: Option = (None, 1.0)
-"""The block is left out, which all but the first of a stage can be."""
+"""The option to leave a block out, which every block but the first of a stage has."""
 
 
 def block_options(body: Body, block: Block) -> tuple[Option, ...]:
-    """List what a block may become, UNCHANGED first: nothing else where its convolutions are grouped."""
+    """List what a block may become, UNCHANGED first, and alone where its convolutions are grouped."""
     if any(body.groups[group].fixed for group in block.inner):
         return (UNCHANGED,)
     last = () if block.is_first else (DROPPED,)
@@ -35,6 +35,6 @@ def pruned_stages(body: Body) -> tuple[str, ...]:
 
 
 def input_group(body: Body, block: Block) -> str:
-    """Name the group that a block reads; of a BasicBlock behind the stem it is the group that the block gives too."""
+    """Name the group that a block reads; a BasicBlock behind the stem reads the group that it gives too."""
     name = body.prefix + block.convs[0]
     return next(group.name for group in body.groups.values() if name in group.readers)

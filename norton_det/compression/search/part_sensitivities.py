@@ -1,8 +1,8 @@
-"""What factorising a detector's neck and heads would cost, measured on images: a table of errors by rank.
+"""Measures on images what factorising a detector's neck and heads would cost: a table of errors by rank.
 
-An error is |y' - y|^2 / |y|^2 of a part's own output, on the dense detector's inputs, behind the closed-form refits
-that its form allows: every filter's scale and bias, and the second matrix of a linear layer. Fitted on one half of
-the images, measured on the other. The heads on regions read those that the dense detector proposes first.
+An error is |y' - y|^2 / |y|^2 of a part's own output, on the dense detector's inputs, after the closed-form refits
+that its form allows: every filter's scale and bias, and the second matrix of a linear layer. Refits are fitted on one
+half of the images, errors measured on the other. The heads on regions read the dense detector's first proposals.
 """
 
 import copy
@@ -21,7 +21,7 @@ from norton_det.layers.low_rank_linear import LowRankLinear
 from norton_det.models.parts import PARTS, part_layers, regions
 
 NUMBERS = {"box": 64, "mask": 4, "keypoint": 4}
-"""Proposals of each image that a head is measured on, by kind of region."""
+"""How many proposals of each image a head is measured on, by kind of region."""
 _NECK = "backbone.fpn"
 
 
@@ -50,9 +50,9 @@ def measure_parts(
 
 
 def part_error(module: nn.Module, layers: list[str], inputs: list[Any], rank: int | None) -> float:
-    """Measure the error of a module's output where the layers of those names are factorised, mean over the inputs.
+    """Measure the error of a module's output with the named layers factorised, averaged over the inputs.
 
-    An input is what the module takes, a tensor (N, ...) or such by name; so is its output.
+    An input is what the module takes, a tensor (N, ...) or tensors by name; so is its output.
     """
     if rank is None:
         return 0.0
@@ -63,9 +63,9 @@ def part_error(module: nn.Module, layers: list[str], inputs: list[Any], rank: in
 
 
 class _SideBySide(nn.Module):
-    """A layer that is dense for the first half of a batch, and factorised and refitted for the second.
+    """A layer that is dense for the first half of a batch, and factorised and refitted for the second half.
 
-    Two batches of the same images run through a module at once: whatever is not replaced treats them alike.
+    Two batches of the same images run through a module at once; what is not replaced treats both alike.
     """
 
     def __init__(self, dense: Any, rank: int) -> None:
@@ -85,7 +85,8 @@ def _twice(x: Any) -> Any:
 
 
 def _errors(output: Any) -> list[float]:
-    """The errors of what came out side by side; a pooled level of the pyramid only repeats another one's."""
+    """Return the errors of outputs that ran side by side; the pyramid's pooled level, which repeats another, is left
+    out."""
     if isinstance(output, dict):
         return [error for name, level in output.items() if name != "pool" for error in _errors(level)]
     wanted, found = output.chunk(2)
@@ -94,7 +95,7 @@ def _errors(output: Any) -> list[float]:
 
 
 def _refitted(layer: CPConv2d | LowRankLinear, x: Tensor, target: Tensor) -> Tensor:
-    """The output on x of a factorised layer that has been refitted to give `target` on the first rows of x."""
+    """Return the output on x of a factorised layer, refitted to give `target` on the first rows of x."""
     fit = slice(len(target))
     y: Tensor = layer(x)
     if isinstance(layer, LowRankLinear):
@@ -108,7 +109,7 @@ def _refitted(layer: CPConv2d | LowRankLinear, x: Tensor, target: Tensor) -> Ten
 
 
 def _pool(detector: Any, levels: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-    """The regions that each head reads, by kind: the dense detector's first proposals."""
+    """Return the pooled regions that each head reads, by kind: the dense detector's first proposals."""
     heads = regions(detector)
     if not heads:
         return {}
@@ -123,7 +124,8 @@ def _pool(detector: Any, levels: dict[str, Tensor], images: Tensor) -> dict[str,
 def _reads(
     part: str, stages: dict[str, Tensor], levels: dict[str, Tensor], pooled: dict[str, Tensor]
 ) -> tuple[str, list[Any]]:
-    """The module that holds a part's layers, and what it reads: the stages' outputs, each level, or regions."""
+    """Return the place of the module that holds a part's layers, and its inputs: the stages' outputs, each level, or
+    regions."""
     place = PARTS[part][0]
     if place.startswith(_NECK):
         return _NECK, [stages]

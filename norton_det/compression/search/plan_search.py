@@ -1,4 +1,4 @@
-"""A compression plan for a budget: the options that leave the least error on images at what may be spent."""
+"""Finds a compression plan for a budget: the options that leave the least error on images at what may be spent."""
 
 import copy
 import logging
@@ -25,19 +25,19 @@ from norton_det.models.parts import PARTS, part_layers
 
 log = logging.getLogger(__name__)
 IMAGE_SIZE = 224
-"""Pixels of the crops that sensitivities are measured on."""
+"""Pixels a side of the crops that sensitivities are measured on."""
 MOST_IMAGES = 48
-"""More would cost time and memory and change little: further images are left aside."""
+"""How many images are used at most; more would cost time and memory and change little."""
 TIMED_ROUNDS = 3
-"""How many plans are timed for a budget in milliseconds: a network takes more or less than its layers, one by one."""
+"""How many plans are timed for a budget in milliseconds: a network's time is not the sum of its layers' times."""
 
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What a plan is expected to do.
+    """Tells what a plan is expected to do.
 
-    `predicted_error`: the share of energy that the features differ by after recovery, mean of the stages'
-    outputs (of a whole detector with the neck's error and the heads' mean beside). `cost`, `dense_cost`: MACs,
+    `predicted_error`: the share of energy by which the features differ after recovery, averaged over the stages'
+    outputs; for a whole detector the neck's error and the heads' mean are added. `cost`, `dense_cost`: MACs,
     parameters or milliseconds, as counted or measured on the planned and the dense network.
     """
 
@@ -58,10 +58,10 @@ def search_plan(
     """Find the plan of least predicted error for a trained, dense ResNet or detector, and what it is expected to do.
 
     `images` are float RGB (3, H, W) in 0 to 1, at least two; the first MOST_IMAGES are used. The budget, such as
-    `macs=0.5`, covers the body (of a classifier: all of it), or with `whole_detector` all parts. `criterion` is what
+    `macs=0.5`, covers the body (all of a classifier), or with `whole_detector` all parts. `criterion` is what
     `compress` will prune by. The same seed gives the same plan, except for milliseconds, which are measured. Raises
-    ValueError without images, for a model that does not fit, and for a budget below the smallest possible, which is
-    named.
+    ValueError for fewer than two images, a model that does not fit, and a budget below the smallest possible, which
+    is named.
 
     To try several budgets, call `measure_sensitivities` once and `best_plan` for each.
     """
@@ -99,7 +99,7 @@ def measure_sensitivities(
 
 
 def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) -> tuple[CompressionPlan, SearchReport]:
-    """Find the plan for a budget from measured sensitivities, of the whole detector if its parts were measured.
+    """Find the plan for a budget from measured sensitivities, for the whole detector if its parts were measured.
 
     Raises ValueError for a budget below the smallest possible, which is named.
     """
@@ -108,10 +108,10 @@ def best_plan(model: nn.Module, sensitivities: Sensitivities, budget: Budget) ->
 
 
 def smallest_plan(model: nn.Module, size: tuple[int, int]) -> tuple[CompressionPlan, float]:
-    """Find the plan of a whole detector with the fewest MACs on an image (H, W), and the smallest possible budget, a
-    share of the dense one's MACs.
+    """Find the plan of a whole detector with the fewest MACs on an image (H, W), and the smallest possible budget, as
+    a share of the dense detector's MACs.
 
-    Raises ValueError for what is no detector, or compressed already.
+    Raises ValueError for what is no detector or is compressed already.
     """
     scope = Scope(model, True, size)
     dense_cost = scope.cost(CompressionPlan(), "macs")
@@ -144,7 +144,7 @@ def _best_plan(
 
 
 def _affordable(scope: Scope, budget: Budget) -> tuple[float, float, CostTable]:
-    """The dense network's cost, the most that a plan may cost, and the table; ValueError where that is too little."""
+    """Return the dense network's cost, the most that a plan may cost, and the table; refuse too small a budget."""
     dense_cost = scope.cost(CompressionPlan(), budget.kind)
     unit = dense_cost if budget.is_share else 1.0
     table = cost_table(scope, budget.kind, dense_cost)
@@ -155,7 +155,7 @@ def _affordable(scope: Scope, budget: Budget) -> tuple[float, float, CostTable]:
 
 
 def _with_errors(table: CostTable, sensitivities: Sensitivities) -> tuple[dict[str, list[Choice]], dict[str, Item]]:
-    """The knapsack: the features' error weighs as the neck's, a head's as its share in the mean of the heads."""
+    """Fill in the knapsack's errors: the neck's counts as the features' does, a head's as its share in the mean."""
     errors = {**sensitivities.blocks}
     for part, values in sensitivities.parts.items():
         heads = 1 if part == "neck" else len(sensitivities.parts) - 1
@@ -170,7 +170,7 @@ def _with_errors(table: CostTable, sensitivities: Sensitivities) -> tuple[dict[s
 
 
 def _as_plan(body: Body, solution: Solution) -> CompressionPlan:
-    """What stays as it is, is not named."""
+    """Turn a solution into a plan, which does not name what stays as it is."""
     ranks: dict[str, int | None] = {}
     dropped: list[str] = []
     rates = {stage: RATES[level] for stage, level in solution.levels.items()}

@@ -1,4 +1,4 @@
-"""What a layer of any width and rank costs: MACs and parameters as the project counts them, or measured time."""
+"""Prices a layer of any width and rank: MACs and parameters as the project counts them, or measured time."""
 
 import copy
 import itertools
@@ -18,14 +18,15 @@ from norton_det.models.device import device_of
 from norton_det.models.parts import dense_head, regions
 
 GRID = 4
-"""Times are measured at multiples of a quarter of a layer's widths, and interpolated between."""
+"""How many steps a layer's widths are divided into: times are measured at multiples of a quarter and interpolated."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A dense layer where it stands, not grouped: its widths, and the sizes (N, H, W) of the maps that it reads.
+    """Describes a dense, ungrouped layer in its network: its widths, and the sizes (N, H, W) of the maps that it
+    reads.
 
-    A linear layer is a 1x1 convolution of a map of (1, rows, 1). `norm`: BatchNorm stands behind.
+    A linear layer counts as a 1x1 convolution of a map of (1, rows, 1). `norm` says that BatchNorm stands behind.
     """
 
     inputs: int
@@ -39,7 +40,7 @@ class Site:
     sizes: tuple[tuple[int, int, int], ...]
 
     def layer(self, inputs: int, outputs: int, rank: int | None) -> nn.Conv2d | CPConv2d:
-        """The layer at other widths, dense or of a CP rank, with random weights."""
+        """Build the layer at other widths, dense or of a CP rank, with random weights."""
         geometry = (self.stride, self.padding, self.dilation)
         if rank is None:
             return nn.Conv2d(inputs, outputs, self.kernel, *geometry, bias=self.bias)
@@ -47,11 +48,11 @@ class Site:
 
 
 Price = Callable[[Site, int, int, int | None], float]
-"""From a site and its layer's input channels, output channels and CP rank (None: dense) to what it costs."""
+"""A function from a site and its layer's input channels, output channels and CP rank (None: dense) to its cost."""
 
 
 class StaticPart(nn.Module):
-    """What of a network does not depend on what is detected: a body, or all convolutions and linear layers of a
+    """Runs what in a network does not depend on what is detected: a body, or all convolutions and linear layers of a
     detector, its heads on as many regions as `analysis.complexity` counts them with."""
 
     def __init__(self, network: nn.Module, prefix: str, whole_detector: bool) -> None:
@@ -100,7 +101,7 @@ def _site(layer: Any, read: list[Tensor], norm: bool) -> Site:
 
 
 def counted(kind: Literal["macs", "parameters"]) -> Price:
-    """The price as `analysis.complexity` counts: both are K (a C + b), read off two layers of one filter."""
+    """Return the price as `analysis.complexity` counts it: K (a C + b), read off two layers of one filter."""
 
     def price(site: Site, inputs: int, outputs: int, rank: int | None) -> float:
         one, two = (_counts(site, channels, rank)[kind == "parameters"] for channels in (1, 2))
@@ -111,7 +112,7 @@ def counted(kind: Literal["macs", "parameters"]) -> Price:
 
 @cache
 def _counts(site: Site, inputs: int, rank: int | None) -> tuple[int, int]:
-    """MACs over all sizes, and parameters, of a layer of one filter."""
+    """Return the MACs over all sizes, and the parameters, of a layer of one filter."""
     layers: list[nn.Module] = [site.layer(inputs, 1, rank)]
     if site.norm:
         layers.append(nn.BatchNorm2d(1))
@@ -120,9 +121,9 @@ def _counts(site: Site, inputs: int, rank: int | None) -> tuple[int, int]:
 
 
 def timed(device: torch.device) -> Price:
-    """The price in milliseconds on this device: with the ReLU behind, in the faster form, float32, one image.
+    """Return the price in milliseconds on this device: one image in float32, ReLU included, in the faster form.
 
-    Measured where both widths are multiples of a quarter, once a process, and bilinear between.
+    Times are measured where both widths are multiples of a quarter, once a process; between they are bilinear.
     """
 
     def price(site: Site, inputs: int, outputs: int, rank: int | None) -> float:
@@ -134,7 +135,7 @@ def timed(device: torch.device) -> Price:
 
 
 def _neighbours(width: int, full: int) -> list[tuple[int, float]]:
-    """The grid points about a width, from 1 on, and their weights; a width below the first is extrapolated."""
+    """Return the grid points about a width, from 1 on, and their weights; a width below the first is extrapolated."""
     place = GRID * width / full
     low = min(max(int(place), 1), GRID - 1)
     return [(point, weight) for point, weight in ((low, low + 1 - place), (low + 1, place - low)) if weight]
@@ -151,7 +152,7 @@ def _grid_milliseconds(
 
 @torch.no_grad()
 def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Module, float]:
-    """The form of a layer that takes the fewest milliseconds on all `images` together, ReLU included, and those."""
+    """Return the form of a layer that takes the fewest milliseconds on all `images`, ReLU included, and these."""
     candidates: list[nn.Module] = [layer]
     if isinstance(layer, CPConv2d):
         candidates.append(layer.to_conv())
@@ -167,7 +168,7 @@ def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Modul
 
 @torch.no_grad()
 def static_milliseconds(part: StaticPart, size: tuple[int, int], device: torch.device) -> float:
-    """One image of `size` (H, W) through a network, BatchNorm folded away, each CP layer in its faster form."""
+    """Time one image of `size` (H, W) through a network, BatchNorm folded away, each CP layer in its faster form."""
     part = copy.deepcopy(part).to(device).to(memory_format=torch.channels_last).eval()
     for name, module in list(part.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
