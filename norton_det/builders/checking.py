@@ -67,7 +67,7 @@ def check_data(config: Config, pixels: bool = True) -> dict[str, Health]:
         with _listening(found["test"]):
             build_evaluator(config, resolve_dataset(config, "test"), known["train"])
     if len(paths) == 2 and (both := paths["train"] & paths["test"]):
-        found["test"].notes.append(f"test images that are trained on too: {len(both)}, as {min(both)}")
+        found["test"].notes.append(f"test images that are trained on too: {len(both)}, such as {min(both)}")
     return found
 
 

@@ -102,10 +102,10 @@ def _tell_of_doubles(content: Content, file: Path) -> None:
     """Warn of annotations that share an id, and of image files that several image ids name."""
     numbers = (whole(annotation.get("id")) for annotation in content.annotations)
     if found := _doubles(number for number in numbers if number is not None):
-        told = "%s: ids that several annotations have: %d, as %d; each annotation is an object"
+        told = "%s: ids that several annotations share: %d, such as %d; each annotation counts as an object"
         log.warning(told, file, len(found), found[0])
     if found := _doubles(image["file_name"] for image in content.images.values()):
-        told = "%s: files that are images of several ids: %d, as %s; each id shows its own objects alone"
+        told = "%s: files that several image ids name: %d, such as %s; each id shows its own objects only"
         log.warning(told, file, len(found), found[0])
 
 

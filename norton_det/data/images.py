@@ -132,7 +132,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {str(path)!r}") from None
     except UnidentifiedImageError:
-        raise DamagedImageError(f"{path}: not a readable image (of no kind that Pillow knows)") from None
+        raise DamagedImageError(f"{path}: not a readable image (Pillow does not know its format)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
@@ -149,7 +149,7 @@ def _orientation(file: Image.Image) -> int:
 def _as_rgb(file: Image.Image) -> Image.Image:
     orientation = _orientation(file)
     if file.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel, and no telling which of their numbers is white")
+        raise ValueError("32 bits a pixel, which do not say what value is white")
     if file.mode.startswith("I;16"):  # `convert` would cut its values off at 255
         file = Image.fromarray((np.asarray(file) / 257).astype(np.uint8))
     picture = file.convert("RGB")

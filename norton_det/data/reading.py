@@ -146,7 +146,7 @@ def _image(entry: Record) -> Record:
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
         raise ValueError(f"the path {entry['file_name']!r} leads out of the image folder")
     if not path.name or not name.isprintable():
-        raise ValueError(f"{entry['file_name']!r} is no name of an image")
+        raise ValueError(f"{entry['file_name']!r} is not the name of an image")
     assert id is not None and height is not None and width is not None
     if not 0 <= id <= LARGEST:
         raise ValueError(f"expected an id from 0 to {LARGEST}")
