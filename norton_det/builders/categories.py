@@ -1,4 +1,4 @@
-"""The categories of data for a detector that knows others, or whose classes nobody named."""
+"""Fits the categories of data to a detector that knows other categories, or whose classes have no names."""
 
 import logging
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ _OF_EACH_CLASS = (
 
 
 def known_categories(detector: Any) -> Categories:
-    """The categories that a detector says it knows."""
+    """Return the categories that a detector says it knows."""
     return Categories(tuple(detector.categories), tuple(detector.category_ids), getattr(detector, "keypoints", None))
 
 
 def adopt_names(detector: Any, categories: Categories, source: str) -> None:
-    """Let a detector whose classes nobody named have the data's names where they are as many, which is a guess."""
+    """Give a detector whose classes have no names those of the data, if it has as many: a guess, which is logged."""
     if are_named(detector.categories) or len(detector.categories) != len(categories.names):
         return
     named = tuple(f"{label} {name}" for label, name in enumerate(categories.names) if label and name != UNUSED)
@@ -37,8 +37,8 @@ def adopt_names(detector: Any, categories: Categories, source: str) -> None:
 
 
 def fit_categories(detector: Any, categories: Categories, source: str) -> None:
-    """Make a detector one for these categories, in place: its predictors keep what they know of those that it knows
-    by name, and start afresh for the others."""
+    """Make a detector one for these categories, in place: its predictors keep their weights for the categories that
+    it knows by name, and start afresh for the others."""
     adopt_names(detector, categories, source)
     known = known_categories(detector)
     matching = match(known, categories)
@@ -62,9 +62,9 @@ def _tell_of_predictors(matching: Matching, categories: Categories, source: str)
 
 
 def evaluated_categories(known: Categories, data: Categories, source: str) -> Categories:
-    """The labels that are known with the ids of the data `source`; what differs is told.
+    """Return the detector's labels with the category ids of the data `source`, and log what differs.
 
-    Raises ValueError naming both where they have no category in common.
+    Raises ValueError naming both if they have no category in common.
     """
     matching = match(known, data)
     if not matching.labels:
@@ -80,13 +80,16 @@ def evaluated_categories(known: Categories, data: Categories, source: str) -> Ca
 def _take_over(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], labels: Mapping[int, int], classes: tuple[int, int]
 ) -> None:
-    """Copy into a detector whose predictors were replaced what they were: of each class, of which there were and are
-    so many, by label; where a layer does not tell classes apart, all of it."""
+    """Copy the old weights into a detector whose predictors were replaced.
+
+    Layers with rows for each class get the rows of the classes in `labels`, new label to old one; other layers are
+    copied whole. `classes` are the numbers of classes before and after.
+    """
     now, old = list(labels), list(labels.values())
     for name, values in after.items():
         if name.rpartition(".")[0] in _OF_EACH_CLASS:
             boxes = 4 if "bbox_pred" in name else 1
-            anchors = len(values) // (classes[1] * boxes)  # of a detector of one stage: it has their classes in turn
+            anchors = len(values) // (classes[1] * boxes)  # above 1 in one stage: each has rows of all classes
             rows, known = values.view(anchors, classes[1], -1), before[name].reshape(anchors, classes[0], -1)
             rows[:, now] = known[:, old]
         else:

@@ -1,4 +1,4 @@
-"""A dataset's health before days of training: what a run reads, leaves out, tells and refuses, by its own rules."""
+"""Checks a dataset before days of training, by a run's own rules: what it reads, leaves out, warns of and refuses."""
 
 import logging
 from collections import Counter
@@ -20,20 +20,20 @@ from norton_det.models.persistence import detector_from_weights
 from norton_det.names import some
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
-"""Square pixels that COCO's objects of a size have less than."""
+"""Upper limits of the areas of COCO's sizes, in square pixels."""
 
 
 @dataclass
 class Health:
-    """What was found in a dataset, plain types.
+    """Holds what was found in a dataset, plain types.
 
     Attributes:
-        annotations: the JSON.
-        images: how many a run reads.
-        objects: how many the JSON has, by category.
-        sizes: how many are small, medium and large, by area as COCO counts.
+        annotations: the path of the JSON.
+        images: how many images a run reads.
+        objects: how many objects the JSON has, by category.
+        sizes: how many objects are small, medium and large, by COCO's limits of their areas.
         left_out: how many objects and images a run leaves out, by reason.
-        notes: what a run tells, or what its numbers will suffer from.
+        notes: what a run logs, or what will lower its numbers.
         problems: why a run is refused.
     """
 
@@ -47,9 +47,10 @@ class Health:
 
 
 def check_data(config: Config, pixels: bool = True) -> dict[str, Health]:
-    """Look at all that a run of this configuration reads of its two datasets, "train" and "test".
+    """Check all that a run of this configuration reads of its two datasets, "train" and "test".
 
-    Without `pixels` of each image only the header is read. Nothing is raised for what a run would be refused for.
+    Without `pixels` only the header of each image is read. What a run would be refused for is a problem of the
+    result, and raises nothing.
     """
     found = {split: Health(_name(getattr(config.data, split))) for split in ("train", "test")}
     known: dict[str, Categories] = {}
@@ -66,7 +67,7 @@ def check_data(config: Config, pixels: bool = True) -> dict[str, Health]:
         with _listening(found["test"]):
             build_evaluator(config, resolve_dataset(config, "test"), known["train"])
     if len(paths) == 2 and (both := paths["train"] & paths["test"]):
-        found["test"].notes.append(f"test images that are trained on too: {len(both)}, as {min(both)}")
+        found["test"].notes.append(f"test images that are trained on too: {len(both)}, such as {min(both)}")
     return found
 
 
@@ -76,7 +77,7 @@ def _name(dataset: Any) -> str:
 
 @contextmanager
 def _listening(health: Health) -> Iterator[None]:
-    """Keep what is logged as notes, and what is raised as a problem."""
+    """Add what is logged inside the context to the notes, and an error to the problems."""
     log, ear = logging.getLogger("norton_det"), _Ear(health.notes)
     log.addHandler(ear)
     log.propagate = False
@@ -101,7 +102,7 @@ class _Ear(logging.Handler):
 def _check(
     config: Config, files: DatasetFiles, categories: Categories, split: str, health: Health, pixels: bool
 ) -> set[Path]:
-    """Fill in what a JSON and its images tell; the images' paths."""
+    """Fill in what is found in a JSON and its images, and return the images' paths."""
     task, training = resolve_task(config), split == "train"
     content = read_content(files.annotations, task, categories.keypoints.count if categories.keypoints else 0)
     health.annotations = str(files.annotations)
@@ -140,7 +141,7 @@ def _leaves(box: Sequence[float], image: Mapping[str, Any]) -> bool:
 
 
 def _check_weights(config: Config, categories: Categories) -> None:
-    """What of a detector's weights fits the categories is logged; raises ValueError for a file that a run refuses."""
+    """Log what of a detector's weights fits the categories; raise ValueError for a file that a run refuses."""
     if config.model.weights != "none":
         weights = starting_weights(config)
         assert weights is not None

@@ -1,4 +1,4 @@
-"""A configuration's data: what training and evaluation read, looked through before either begins."""
+"""Builds the data of a configuration that training and evaluation read, and checks its files before either begins."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def build_training_dataset(
     config: Config, files: DatasetFiles, categories: Categories, content: Content | None = None
 ) -> CocoDataset:
-    """Build the training images and targets, augmented as configured, from `content` where the JSON has been read.
+    """Build the training images and targets, augmented as configured, from `content` if the JSON has been read.
 
     Raises ValueError as `CocoDataset` does.
     """
@@ -42,19 +42,19 @@ def build_training_dataset(
 
 
 def build_test_dataset(config: Config, files: DatasetFiles, content: Content | None = None) -> CocoDataset:
-    """Build the test images, from `content` where the JSON has been read. Raises ValueError as `CocoDataset` does."""
+    """Build the test images, from `content` if the JSON has been read. Raises ValueError as `CocoDataset` does."""
     categories, task = resolve_categories(config, files), resolve_task(config)
     return CocoDataset(files, categories, task, training=False, transforms=evaluation_transforms(), content=content)
 
 
 def require_files(config: Config, dataset: CocoDataset, files: DatasetFiles, training: bool) -> None:
-    """Look at every image's file before hours are spent. Raises ValueError as `require_images` does."""
+    """Check every image's file before a long run begins. Raises ValueError as `require_images` does."""
     tolerated = config.data.damaged_images if training else 0
     require_images(dataset, files.name, tolerated, show_progress=distributed.is_main())
 
 
 def shrink_to_trained_size(config: Config, dataset: CocoDataset, detector: Any) -> None:
-    """Let images that are larger than what the detector is trained on be made smaller as they are read."""
+    """Have images that are larger than the detector's training size shrunk as they are read."""
     transform = detector.transform
     if output_size(config.data.augmentation) is None:
         dataset.shrink(max(transform.min_size), transform.max_size)
@@ -63,7 +63,7 @@ def shrink_to_trained_size(config: Config, dataset: CocoDataset, detector: Any) 
 
 
 def build_evaluator(config: Config, files: DatasetFiles, known: Categories) -> CocoEvaluator:
-    """What makes AP on the test set of the outputs of a detector that knows these categories.
+    """Build the evaluator that computes AP on the test set from the outputs of a detector with these categories.
 
     Raises ValueError as `CocoEvaluator` and `evaluated_categories` do.
     """
@@ -73,7 +73,7 @@ def build_evaluator(config: Config, files: DatasetFiles, known: Categories) -> C
 
 
 def build_evaluation_loader(config: Config, dataset: CocoDataset) -> Any:
-    """The loader of this process's share of the test images."""
+    """Build the loader of this process's share of the test images."""
     return evaluation_loader(
         dataset,
         batch_size=config.test.batch_size,

@@ -1,4 +1,4 @@
-"""A configuration's detector, or a classifier, from random or given weights, compressed and restored on the spot."""
+"""Builds a configuration's detector, or a classifier, from random or given weights; compresses and restores it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,25 +42,25 @@ log = logging.getLogger(__name__)
 TOLD = (
     "neck", "rpn", "classification head", "regression head", "box head", "mask head", "keypoint head", WHOLE,
 )  # fmt: skip
-"""The restored parts behind the body whose errors are told, beside those of the stages' last blocks."""
+"""The restored parts behind the body whose errors are logged, beside those of the stages' last blocks."""
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A detector or a classifier, and the report of a compression on the spot."""
+    """Holds a detector or a classifier, and the report of its compression if it was compressed here."""
 
     model: Any
     report: CompressionReport | None = None
 
     def description(self, config: Config) -> dict[str, Any]:
-        """What a checkpoint says of this network, plain types only."""
+        """Return what a checkpoint says of this network, plain types only."""
         return {**describe(self.model), "config": config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a network compressed on the spot is restored on (no images: it is not), where, and the file that keeps
-    finished parts."""
+    """Says how a network that is compressed at the start is restored: on which images (none: not at all), on which
+    device, and the file that keeps finished parts."""
 
     images: Sequence[torch.Tensor] = ()
     device: torch.device | None = None
@@ -68,14 +68,14 @@ class Recovery:
 
 
 def unfinished_recovery(config: Config) -> Path:
-    """The file that keeps the finished parts of a recovery before training, until the run has ended."""
+    """Return the file that keeps the finished parts of a recovery before training, until the run has ended."""
     return Path(config.output_dir) / "recovery.pth"
 
 
 def recovery_images(config: Config, files: DatasetFiles) -> ImageFiles:
-    """The training images that a network compressed at the start is restored on; none where none are wanted.
+    """Return the training images on which a network that is compressed at the start is restored, if any are wanted.
 
-    The main process alone restores, `build_training` gives the others what came of it.
+    Only the main process restores; `build_training` copies the result to the others.
     """
     count = config.model.recover_images if distributed.is_main() else 0
     return ImageFiles(find_images(files.images, count) if count else [])
@@ -88,12 +88,12 @@ def build_detector(
     for_training: bool = True,
     images: Sequence[torch.Tensor] = (),
 ) -> BuiltModel:
-    """The configured detector for the given categories and their keypoints, started from `weights` (None: random).
+    """Build the configured detector for the given categories and their keypoints from `weights` (None: random).
 
-    Dense weights are compressed by the plan on the spot, and restored on `images`, where there are any, finished
-    parts kept in output_dir/recovery.pth; compressed ones bring their own structure. Where they know other categories
-    the predictors keep those that both know, where another number of keypoints theirs starts afresh. Not
-    `for_training` the categories stay as they are, and another number of keypoints is a ValueError.
+    Dense weights are compressed by the plan, and restored on `images`, if there are any; finished parts are kept in
+    output_dir/recovery.pth. Compressed weights bring their own structure. If the weights know other categories, the
+    predictors keep the common ones; if they know another number of keypoints, the keypoint predictor starts afresh.
+    Without `for_training` the weights' categories stay, and another number of keypoints raises ValueError.
     """
     torch.manual_seed(config.seed)
     recovery = Recovery(images, resolve_device(config), unfinished_recovery(config))
@@ -112,13 +112,13 @@ def build_detector(
 
 
 def resumed_detector(config: Config, state: Mapping[str, Any]) -> BuiltModel:
-    """The detector of a checkpoint, with the settings that the configuration names: nothing is compressed again."""
+    """Build the detector of a checkpoint, with the settings of the configuration: nothing is compressed again."""
     weights = Weights(f"--resume: {config.output_dir}/checkpoints", state["model"], dict(state))
     return BuiltModel(_configured(detector_from_weights(weights), config))
 
 
 def _configured(detector: Any, config: Config) -> Any:
-    """A detector with the settings, the frozen stages and norms, and the layout that are configured."""
+    """Give a detector the configured settings, frozen stages and norms, and its memory layout, in place."""
     configure(detector, config)
     freeze_stages(detector, config.model.trainable_stages)
     (freeze_batch_norms if config.model.norm == "frozen" else unfreeze_batch_norms)(detector)
@@ -128,10 +128,10 @@ def _configured(detector: Any, config: Config) -> Any:
 
 
 def build_evaluated(config: Config, categories: Categories) -> Any:
-    """The detector of `model.weights`, a weights file or an exported one, to be evaluated on the given categories.
+    """Load the detector of `model.weights`, a weights file or an exported one, for evaluation on these categories.
 
-    Its own categories stay; `evaluated_categories` says which of the data's they are. Raises ValueError where it does
-    not do the configured task.
+    Its own categories stay; `evaluated_categories` matches them with the data's. Raises ValueError if it does not do
+    the configured task.
     """
     path = config.model.weights
     if Path(path).suffix not in EXPORTED:
@@ -145,9 +145,9 @@ def build_evaluated(config: Config, categories: Categories) -> Any:
 
 
 def build_teacher(config: Config, student: Any) -> Any:
-    """The detector of `model.teacher`; None where none is named.
+    """Load the detector of `model.teacher`, or return None if none is named.
 
-    Raises ValueError where the file holds none, or one whose pyramid has other levels or channels than the student's.
+    Raises ValueError if the file holds no detector, or its pyramid has other levels or channels than the student's.
     """
     if config.model.teacher == "none":
         return None
@@ -177,10 +177,10 @@ def backbone_from_weights(
     strict: bool = True,
     recovery: Recovery | None = None,
 ) -> BuiltModel:
-    """A ResNet classifier.
+    """Build a ResNet classifier from weights.
 
-    Dense weights are compressed by `plan` on the spot, and restored as `recovery` says; compressed ones bring their
-    own structure. With `strict` every tensor must be there. Raises ValueError where weights or plan do not fit.
+    Dense weights are compressed by `plan`, and restored as `recovery` says; compressed ones bring their own
+    structure. With `strict` every tensor must be there. Raises ValueError if the weights or the plan do not fit.
     """
     network = resnet_from_weights(weights, strict)
     if weights.is_compressed:
@@ -191,10 +191,10 @@ def backbone_from_weights(
 
 
 def random_pair(config: Config) -> dict[str, Any]:
-    """The configured detector dense and compressed, with random weights and COCO's number of classes: for
-    counting and timing, which need neither weights nor data.
+    """Build the configured detector dense and compressed, with random weights and COCO's number of classes.
 
-    A configuration without a plan gives the dense one alone. `model.weights` is not read.
+    They are for counting and timing, which need neither weights nor data. A configuration without a plan gives the
+    dense one alone. `model.weights` is not read.
     """
     classes = 2 if resolve_task(config) == "keypoints" else 91
     plan = resolve_plan(config)
@@ -242,7 +242,7 @@ def _compressed(model: nn.Module, plan: PlanLike, weights: Weights, recovery: Re
 
 
 def _fit_keypoints(path: str, detector: Any, keypoints: Keypoints, for_training: bool) -> None:
-    """Make a keypoint detector one for these keypoints, its predictor afresh where it has another number of them."""
+    """Make a keypoint detector one for these keypoints; its predictor starts afresh if their number differs."""
     known = keypoint_count(detector)
     if known != keypoints.count:
         if not for_training:

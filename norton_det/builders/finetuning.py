@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier, compressed where it is dense: from files of weights and folders of images to a run."""
+"""Fine-tunes a classifier, which is compressed first if it is dense, from a file of weights and folders of images."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -36,29 +36,29 @@ RULES = by_setting({
     """,
     "by content": "weights plan teacher data",
 })  # fmt: skip
-"""Which options may be others when a run is resumed; all others stay."""
+"""The options that may change when a run is resumed; all others must stay."""
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Says what is fine-tuned, on what, and how; a checkpoint holds it, and `RULES` say what may then be another.
+    """Says what is fine-tuned, on what, and how; checkpoints hold it, and `RULES` say what a resumed run may change.
 
     Attributes:
         weights: the file of a ResNet: dense, compressed, or a published checkpoint.
-        plan: compresses dense weights first; None: they stay dense.
+        plan: the plan that compresses dense weights first; None: they stay dense.
         data: a folder with train/<class>/*.jpg and val/<class>/*.jpg.
         output_dir: where the run leaves its files.
-        epochs, warmup_epochs: passes over the training images, and those of them in which the learning rate rises.
-        batch_size: images a step, of all processes together.
-        lr, weight_decay: for the batch size as given.
+        epochs, warmup_epochs: passes over the training images, and those in which the learning rate rises.
+        batch_size: images in a step of all processes together.
+        lr, weight_decay: learning rate and weight decay for this very batch size: neither is scaled.
         label_smoothing, distill_weight, temperature: as for `ClassificationLosses`.
         teacher: the file of a dense network, whose logits are learnt as well; None: there is none.
-        image_size: pixels a side.
+        image_size: side of the images in pixels.
         workers: processes that read images.
-        damaged_images: training images that cannot be read to skip before a stop.
+        damaged_images: how many unreadable training images are skipped before the run stops.
         max_iterations: overrides the epochs; the warm-up shrinks with it.
-        checkpoint_period: iterations.
-        precision: of the networks in training, one of `PRECISIONS`.
+        checkpoint_period: iterations between checkpoints.
+        precision: precision of the networks in training, one of `PRECISIONS`.
         device: auto, cpu, cuda or cuda:N.
     """
 
@@ -85,7 +85,7 @@ class FineTuning:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
+        """Return the settings as plain types."""
         return {**asdict(self), "data": str(self.data), "output_dir": str(self.output_dir)}
 
 
@@ -125,9 +125,9 @@ def resumed_network(checkpoint: dict[str, Any]) -> ResNet:
 
 
 def starting_network(settings: FineTuning, classes: list[str], *, strict: bool) -> ResNet:
-    """Load the network of the weights, compressed where it is dense, for these classes.
+    """Load the network of the weights for these classes, and compress it if it is dense.
 
-    Where it knows others, its classifier starts afresh; with `strict` that is a ValueError.
+    If it knows other classes, its classifier starts afresh; with `strict` that raises ValueError instead.
     """
     torch.manual_seed(settings.seed)
     weights = read_weights(settings.weights)
@@ -144,9 +144,9 @@ def starting_network(settings: FineTuning, classes: list[str], *, strict: bool) 
 
 
 def finetune(settings: FineTuning, network: ResNet, checkpoint: dict[str, Any] | None, device: torch.device) -> None:
-    """Train the network in place, from a checkpoint on where there is one, and write model_final.pth.
+    """Train the network in place, from a checkpoint on if there is one, and write model_final.pth.
 
-    Raises ValueError where the data's two halves, or the teacher, know other classes.
+    Raises ValueError if the training images or the teacher have other classes than the network.
     """
     data = LabelledImages(settings.data / "train", training=True, size=settings.image_size, seed=settings.seed)
     different = {*data.classes} ^ {*network.categories}

@@ -1,4 +1,4 @@
-"""What a configuration names: a device, a dataset's files, a plan, weights."""
+"""Resolves what a configuration names: a device, a dataset's files, a plan, weights."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,14 +21,14 @@ _TASKS: dict[str, Task] = {"mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
 
 
 def resolve_task(config: Config) -> Task:
-    """What the configured detector finds beside boxes, which all find."""
+    """Return the task of the configured detector: what it finds beside boxes, or "bbox" if nothing."""
     return _TASKS.get(KINDS[config.model.detector]["kind"], "bbox")
 
 
 def resolve_structure(
     config: Config, num_classes: int, body: BodyKind | None = None, keypoints: Keypoints = COCO_KEYPOINTS
 ) -> Structure:
-    """The structure of the configured detector for `num_classes`, background counted, on `body` (None: its own)."""
+    """Return the configured detector's structure for `num_classes`, with background, on `body` (None: its own)."""
     model = config.model
     structure = named_structure(
         model.detector,
@@ -47,21 +47,21 @@ def resolve_structure(
 
 
 def resolve_device(config: Config) -> torch.device:
-    """The device that a configuration names. Raises ValueError for a GPU that is not there."""
+    """Return the device that a configuration names. Raises ValueError for a GPU that is not there."""
     return distributed.find_device(config.device)
 
 
 def resolve_dataset(config: Config, split: str) -> DatasetFiles:
-    """The files of `data.train` or `data.test` for the configured task. Raises as `find_dataset`."""
+    """Return the files of `data.train` or `data.test` for the configured task. Raises what `find_dataset` raises."""
     dataset = getattr(config.data, split)
     where = dataset if isinstance(dataset, str) else dataset.model_dump()
     return find_dataset(where, resolve_task(config))
 
 
 def resolve_categories(config: Config, files: DatasetFiles) -> Categories:
-    """The categories of a dataset for the configured task, their keypoints paired as `data.flip_pairs` says.
+    """Return the categories of a dataset for the configured task, their keypoints paired as `data.flip_pairs` says.
 
-    Raises ValueError as `read_categories` does, and for pairs of other names than the keypoints'.
+    Raises ValueError as `read_categories` does, and for pairs that name no keypoints.
     """
     categories = read_categories(files, resolve_task(config))
     if categories.keypoints is None or config.data.flip_pairs is None:
@@ -73,10 +73,10 @@ def resolve_categories(config: Config, files: DatasetFiles) -> Categories:
 
 
 def configure(detector: Any, config: Config) -> None:
-    """Give a detector, in place, the settings that a configuration names; the others it keeps.
+    """Give a detector, in place, the settings that a configuration names; it keeps its others.
 
-    What a kind of detector does not have, as proposals in one of one stage, is passed over. Raises ValueError for
-    anchors that do not fit its pyramid or its head.
+    Settings that this kind of detector does not have are skipped, such as proposals of a one-stage detector. Raises
+    ValueError for anchors that do not fit its pyramid or its head.
     """
     model, test = config.model, config.test
     own = read_settings(detector)
@@ -102,7 +102,7 @@ def configure(detector: Any, config: Config) -> None:
 
 
 def _anchors(config: Config, own: dict[str, Any]) -> dict[str, Any]:
-    """A detector's anchors with the configured sizes, the others of each level in the proportions that they have."""
+    """Return a detector's anchors with the configured first size of each level; its other sizes scale alike."""
     sizes, ratios = own["sizes"], own["aspect_ratios"]
     first = config.model.anchor_sizes
     if first:
@@ -117,12 +117,12 @@ def _anchors(config: Config, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_plan(config: Config) -> PlanLike | None:
-    """The configured plan; None is dense."""
+    """Return the configured plan, or None for a dense detector."""
     return None if config.model.plan == "none" else config.model.plan
 
 
 def check_plan(config: Config, weights: Weights | None) -> None:
-    """Raise ValueError for a plan that the body of `weights` (None: the configured one) cannot have."""
+    """Raise ValueError for a plan that does not fit the body of `weights` (None: the configured body)."""
     plan = resolve_plan(config)
     if plan is not None and (weights is None or not weights.is_compressed):
         structure = weights.structure if weights else resolve_structure(config, num_classes=2)
@@ -130,9 +130,9 @@ def check_plan(config: Config, weights: Weights | None) -> None:
 
 
 def starting_weights(config: Config) -> Weights | None:
-    """The detector's or backbone's weights that a run starts from; None is random ones.
+    """Return the detector's or backbone's weights that a run starts from, or None for random ones.
 
-    Raises ValueError where a file is missing, or holds something else than what it is named as.
+    Raises ValueError if a file is missing, or holds something else than its setting asks for.
     """
     model = config.model
     if model.weights != "none":

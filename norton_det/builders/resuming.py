@@ -1,4 +1,4 @@
-"""What of a configuration may be another one when a run is resumed."""
+"""Decides what of a configuration may change when a run is resumed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,18 +17,18 @@ RULES = by_setting({
     "by content": "model.plan model.backbone_weights model.weights model.teacher data.train",
     "may not become none": "test.score_threshold test.detections",
 })  # fmt: skip
-"""All other keys stay: the structure, the sizes, the optimiser, the order of images."""
+"""The keys that may change, by rule. All others must stay: structure, sizes, optimiser, order of the images."""
 
 
 def read_contents(config: Config, files: DatasetFiles) -> Contents:
-    """Digests of the weights, the plan and the training annotations that a configuration names."""
+    """Compute digests of the weights, the plan and the training annotations that a configuration names."""
     model = config.model
     named = {f"model.{key}": getattr(model, key) for key in ("plan", "backbone_weights", "weights", "teacher")}
     return digests(named | {"data.train": str(files.annotations)})
 
 
 def resumed_contents(config: Config, contents: Contents, checkpoint: Mapping[str, Any]) -> Contents:
-    """The contents that a checkpoint's run goes on with. Raises ValueError where it may not, as `check_changes`."""
+    """Return the contents that a checkpoint's run goes on with, see `check_changes`, which raises ValueError."""
     old, new = (_flat(values) for values in (checkpoint["config"], config.model_dump(mode="json")))
     return check_changes(old, new, RULES, checkpoint.get("contents", {}), contents)
 

@@ -1,4 +1,4 @@
-"""A configuration's runs: training with an evaluation after it, and evaluation alone."""
+"""Runs a configuration: training with an evaluation after it, or evaluation alone."""
 
 import logging
 from pathlib import Path
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_weights(config: Config) -> None:
-    """Evaluate `model.weights`, a weights file or an exported one, on the test set. Raises ValueError without any."""
+    """Evaluate `model.weights`, a weights file or an exported one, on the test set. Raises ValueError for "none"."""
     if config.model.weights == "none":
         raise ValueError("--eval-only evaluates model.weights: give them as model.weights=FILE")
     files = resolve_dataset(config, "test")
@@ -92,7 +92,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
             save_config(config, path)
         if built.report:
             write_json(output / "compression.json", built.report.to_dict())
-            if origin_of(built.model).dense_weights is None:  # of a backbone, not of a detector
+            if origin_of(built.model).dense_weights is None:  # it started from a backbone, not from a detector
                 save_backbone(output / "backbone_compressed.pth", built.model)
     with MetricsWriter(output / "metrics.jsonl", run.iterations, start) as metrics:
         train(run, build_batches(config, dataset, start), metrics, start)
@@ -104,7 +104,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
 
 
 def save_backbone(path: Path, detector: Any) -> None:
-    """Write the body that was compressed at the start, as `model.backbone_weights` takes it."""
+    """Write the body that was compressed at the start, in the form that `model.backbone_weights` takes."""
     told = describe(detector)
     geometry = {name.removeprefix(DETECTOR_BODY): pairs for name, pairs in told["network"]["geometry"].items()}
     network = {"norm_eps": told["network"]["norm_eps"], "geometry": geometry}
@@ -120,7 +120,10 @@ def evaluate_detector(
     evaluator: CocoEvaluator,
     folder: Path,
 ) -> None:
-    """Write AP on the test set, of all processes together, into `folder`/metrics.json and predictions.json."""
+    """Write AP on the test set, over all processes, and predictions into `folder`.
+
+    The files are metrics.json, per_category.json and predictions.json.
+    """
     device = resolve_device(config)
     loader = build_evaluation_loader(config, images)
     seen = run_inference(detector.eval(), loader, evaluator, device, distributed.is_main())

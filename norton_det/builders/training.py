@@ -1,4 +1,4 @@
-"""A configuration's training run and its batches."""
+"""Builds a configuration's training run and its batches."""
 
 import logging
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 def build_training(
     config: Config, built: BuiltModel, dataset: CocoDataset, device: torch.device, contents: Contents | None = None
 ) -> TrainingRun:
-    """The training run of a configuration on a dataset, which then gives images of the size that is trained on; the
-    model is on `device`.
+    """Build the training run of a configuration on a dataset, with the model on `device`.
 
-    Its checkpoints say `contents`, what it belongs to. Raises ValueError as `images_per_pass` and `build_teacher` do.
+    The dataset is set to shrink images to the training size. The run's checkpoints hold `contents`, the digests of
+    the files that it depends on. Raises ValueError as `images_per_pass` and `build_teacher` do.
     """
     train = config.train
     processes = distributed.world_size()
@@ -47,7 +47,7 @@ def build_training(
     distributed.wait_for_all()  # the main process may have restored for hours
     distributed.broadcast(model.state_dict().values())
     built.model.transform._skip_resize = output_size(config.data.augmentation) is not None  # in training only
-    if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # all that torch has it for
+    if config.model.norm == "sync" and processes > 1 and device.type == "cuda":  # torch has it for CUDA only
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     warn_of_small_batches(model, images, processes)
     lr = scaled_lr(train.lr, train.optimizer, train.batch_size)
@@ -93,7 +93,7 @@ def build_training(
 
 
 def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[Any]:
-    """The endless stream of training batches of this process, one a forward pass, from iteration `start` on.
+    """Yield the training batches of this process without end, one for each forward pass, from iteration `start` on.
 
     Raises ValueError as `images_per_pass` and `within_limit` do.
     """
@@ -112,7 +112,7 @@ def build_batches(config: Config, dataset: CocoDataset, start: int) -> Iterator[
 
 
 def images_per_pass(config: Config) -> int:
-    """Images in one forward pass of one process. Raises ValueError where a step does not divide into passes."""
+    """Return the images in a forward pass of one process. Raises ValueError if a step does not divide into passes."""
     images, processes, passes = config.train.batch_size, distributed.world_size(), config.train.accumulation
     if images % (processes * passes):
         raise ValueError(

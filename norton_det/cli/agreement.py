@@ -1,4 +1,4 @@
-"""Compute how far a detector agrees with another on images without labels: what the smaller of two has lost."""
+"""Compute how far a detector agrees with another, such as a smaller one with its original, on unlabelled images."""
 
 import argparse
 import math
@@ -20,15 +20,15 @@ FINDINGS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("reference", help="the detector that is taken for right: its weights or an exported file")
-    parser.add_argument("detector", help="the one that is compared with it, likewise")
-    parser.add_argument("--images", required=True, help="a folder or a dataset's name, on which neither was fitted")
-    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    parser.add_argument("reference", help="the detector that is taken to be right: weights or an exported file")
+    parser.add_argument("detector", help="the detector to compare with it: weights or an exported file")
+    parser.add_argument("--images", required=True, help="a folder or a dataset's name; neither was fitted on these")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of the images to use")
     parser.add_argument(
-        "--score", type=share, default=SCORE, help="findings of the reference of at least this score are the truth"
+        "--score", type=share, default=SCORE, help="findings of the reference with at least this score are the truth"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, help="write the numbers there, also those of each image")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file, also those of each image")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def format_agreement(found: Agreement) -> str:
-    """Format two tables, a row a kind of finding and a row a category, and say what was compared."""
+    """Format two tables, with a row for each kind of finding and for each category, and say what was compared."""
     names = list(found.tasks["bbox"].metrics)[1:]
     rows = [f"{'':12}{'AP':>8}{'95 %':>18}" + "".join(f"{name:>8}" for name in names)]
     for task, values in found.tasks.items():
@@ -56,7 +56,7 @@ def format_agreement(found: Agreement) -> str:
     for name in found.tasks["bbox"].by_category:
         aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
         rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")
-    told = f"{found.found} findings of the reference of a score of at least {found.score:g}"
+    told = f"{found.found} findings of the reference with a score of at least {found.score:g}"
     return "\n".join([*rows, "", f"{told} on {len(found.found_by_image)} images"])
 
 
@@ -65,7 +65,7 @@ def _points(value: float | None) -> str:
 
 
 def to_dict(found: Agreement, paths: Sequence[Path]) -> dict[str, Any]:
-    """Put an agreement into plain types, the images that agree least first, by their last kind of finding."""
+    """Put an agreement into plain types; images are sorted by F1 of the last kind of finding, the lowest first."""
     tasks = {task: asdict(values) for task, values in found.tasks.items()}
     f1 = {task: values.pop("by_image") for task, values in tasks.items()}
     images = [

@@ -14,7 +14,7 @@ LESS_MEMORY = "lower --input-size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "--input-size",
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=[800, 800],
         metavar=("H", "W"),
-        help="pixels, as the image enters the body",
+        help="pixels of the image as it enters the body",
     )
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
 
 
@@ -35,20 +35,20 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--input-size {height} {width}: at least 32 pixels each")
     config = load_config(args.config, args.overrides)
     models = {name: count_detector(built, height, width) for name, built in random_pair(config).items()}
-    print(f"an image of {height}x{width} as it enters the body; as run: by the layers as they run here, of which the"
-          " paper's have three")  # fmt: skip
+    print(f"an image of {height}x{width} as it enters the body; GMACs: by the paper's formula, three convolutions for"
+          " each decomposed one; as run: by the layers as they run here")  # fmt: skip
     print(format_counts(models))
     if args.json:
         write_json(args.json, {"models": {name: to_dict(parts) for name, parts in models.items()}})
 
 
 def to_dict(parts: dict[str, Count]) -> dict[str, Any]:
-    """One model's counts as plain types: totals, then the parts."""
+    """Return one model's counts as plain types: totals, then the parts."""
     return {**asdict(total(parts)), "parts": {name: asdict(count) for name, count in parts.items()}}
 
 
 def format_counts(models: dict[str, dict[str, Count]]) -> str:
-    """A table: a row a part, three columns a model."""
+    """Format a table with a row for each part and three columns for each model."""
     columns = "".join(f"{name + ' params':>22}{'GMACs':>9}{'as run':>9}" for name in models)
     parts = [*next(iter(models.values())), "total"]
     width = max(16, *(len(part) + 1 for part in parts))

@@ -33,7 +33,7 @@ LESS_MEMORY = "lower --batch, --input-size or model.min_size, or measure fewer m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
     models = parser.add_mutually_exclusive_group()
@@ -41,20 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plans", nargs="+", metavar="PLAN", help="compressed models to measure (default: the configuration's plan)"
     )
     models.add_argument(
-        "--weights", nargs="+", type=Path, metavar="W", help="measure these detectors, DIR/model_final.pth, instead"
+        "--weights", nargs="+", type=Path, metavar="W", help="measure these trained detectors (.pth) instead"
     )
     parser.add_argument(
         "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
-        help=f"how the models are run (default: all that can be used here), of: {', '.join(TREATMENTS)}",
+        help=f"how to run the models (default: all that can be used here): {', '.join(TREATMENTS)}",
     )  # fmt: skip
     parser.add_argument("--image", type=Path, help="the image to detect on (default: a drawn scene)")
     parser.add_argument(
         "--input-size", nargs=2, type=int, default=[480, 640], metavar=("H", "W"), help="pixels of the drawn scene"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images a call, the same one repeated")
-    parser.add_argument("--detections", type=int, default=20, help="detections an image that go to the other heads")
-    parser.add_argument("--runs", type=int, default=10, help="counted calls of each model and treatment")
-    parser.add_argument("--json", type=Path, help="write the numbers there, and a plot beside them (.png)")
+    parser.add_argument("--batch", type=int, default=1, help="images in a call: the same one, repeated")
+    parser.add_argument("--detections", type=int, default=20, help="detections in an image, which other heads see")
+    parser.add_argument("--runs", type=int, default=10, help="timed calls of each model and treatment")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file, and a plot (.png) beside it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
 
 
@@ -125,7 +125,7 @@ def _columns(of_treatments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
-    """Build detectors with random weights by name: the dense one first."""
+    """Build detectors with random weights, by name; the dense one comes first."""
     if not plans:
         return random_pair(config)
     models: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:
 
 
 def load_models(weights: Sequence[Path]) -> dict[str, Any]:
-    """Load trained detectors by name. Raises ValueError where two have the same, or a file holds none."""
+    """Load trained detectors by name. Raises ValueError if two have the same name, or a file holds no detector."""
     names = [weights_name(path) for path in weights]
     if len(set(names)) < len(names):
         raise ValueError(f"--weights: two detectors have the same name, got {', '.join(names)}")

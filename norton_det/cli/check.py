@@ -1,6 +1,6 @@
-"""Look at a configuration's data before days of training: what a run reads, leaves out, tells and refuses.
+"""Check a configuration's data before days of training: what a run would read, leave out, warn of and refuse.
 
-Ends with exit code 2 where a run would be refused.
+Ends with exit code 2 if a run would be refused.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from norton_det.data.reading import number_of
 from norton_det.files import write_json
 
 MOST_LINES = 20
-"""Of problems, in the text."""
+"""The most problems that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--headers", action="store_true", help="read only the images' headers, not their pixels")
-    parser.add_argument("--json", type=Path, help="write everything there")
+    parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the report, write the JSON. Raises ValueError where a run would be refused."""
+    """Print the report, write the JSON. Raises ValueError if a run would be refused."""
     found = check_data(load_config(args.config, args.overrides), pixels=not args.headers)
     for split, health in found.items():
         print("\n".join(format_health(split, health)))
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def format_health(split: str, health: Health) -> list[str]:
-    """The lines on a dataset."""
+    """Return the lines on a dataset."""
     width = max(map(len, health.objects), default=0)
     hidden = len(health.problems) - MOST_LINES
     return [

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=_LAYERS,
         metavar="LAYER",
-        help="3x3 convolutions (default: one each of stages 1 to 3; layer-wise CP takes an hour and 7 GB in stage 4)",
+        help="3x3 convolutions (default: one in each of stages 1 to 3; layer-wise CP in stage 4 takes an hour, 7 GB)",
     )
     parser.add_argument(
         "--ranks",
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=[1, 2, 3, 4],
         metavar="R",
-        help="ranks of the filter-wise CP; the others take those that cost as many parameters",
+        help="ranks of filter-wise CP; the other methods take the ranks that cost as many parameters",
     )
     parser.add_argument("--input-size", type=int, default=224, help="pixels of the network's square input")
     parser.add_argument("--runs", type=int, default=20, help="timed calls of each decomposition")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights and of the timed input")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
-    parser.add_argument("--plot", type=Path, help="write the curves there (.png)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights and of the timed input")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--plot", type=Path, help="draw the curves into this file (.png)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def to_dict(
 
 
 def format_results(results: dict[str, Sequence[Measurement]]) -> str:
-    """Format a table: a block a layer under its title, a row a decomposition, those of one budget together."""
+    """Format a table: a block for each layer under its title, in it a row for each decomposition, by budget."""
     head = f"{'method':22}{'rank':>10}{'convs':>7}{'NMSE':>9}{'parameters':>12}{'MMACs':>10}{'as run':>10}{'ms':>9}"
     lines = [head]
     for title, measurements in results.items():
@@ -102,7 +102,7 @@ def format_results(results: dict[str, Sequence[Measurement]]) -> str:
                 f"{m.macs / 1e6:>10.1f}{m.macs_as_run / 1e6:>10.1f}{m.latency_ms:>9.2f}"
             )
     return "\n".join(
-        [*lines, "", "MMACs of filter-wise CP: the paper's formula for three convolutions; it runs as two"]
+        [*lines, "", "MMACs of filter-wise CP follow the paper's formula for three convolutions; it runs as two"]
     )
 
 

@@ -25,21 +25,21 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     add_weights(parser, "a dense ResNet or detector")
     parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
-    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of the images to use")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--steps", type=int, default=STEPS, help="gradient steps of the whole detector on them: more restore more"
+        "--steps", type=int, default=STEPS, help="gradient steps of the whole detector: more steps restore more"
     )
-    length.add_argument("--minutes", type=float, help="restore for so long, instead of so many steps")
+    length.add_argument("--minutes", type=float, help="restore for this long instead of a number of steps")
     parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
     parser.add_argument(
-        "--norm-eps", type=float, help="the eps of a detector's frozen BatchNorm, where its file does not say it"
+        "--norm-eps", type=float, help="the eps of a detector's frozen BatchNorm, if its file does not give it"
     )
     parser.add_argument("--output", required=True, type=Path, help="where the compressed weights go (.pth)")
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequence[Tensor]) -> None:
-    """Compress and restore a model, with what is finished kept beside the output until all is."""
+    """Compress and restore a model, and keep its finished parts beside the output until all is done."""
     unfinished = args.output.with_suffix(".recovery.pth")
     compressed, report = compress_and_recover(
         dense,
@@ -80,7 +80,7 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
 
 
 def format_report(report: CompressionReport) -> str:
-    """A table, a row a layer; and, where the model was restored, a row a part."""
+    """Format a table with a row for each layer and, if the model was restored, one with a row for each part."""
     rows = [f"{'layer':24}{'filters':>14}{'inputs':>14}{'rank':>6}{'NMSE':>8}{'parameters':>24}"]
     for layer in report.layers:
         filters = f"{layer.shape[0]} -> {layer.compressed_shape[0]}"

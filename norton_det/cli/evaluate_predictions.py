@@ -8,16 +8,18 @@ from norton_det.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--annotations", required=True, type=Path, help="the dataset's JSON")
-    parser.add_argument("--predictions", required=True, type=Path, help="a JSON list of COCO results")
+    parser.add_argument("--predictions", required=True, type=Path, help="a JSON list of results in COCO's format")
     parser.add_argument("--task", required=True, choices=["bbox", "segm", "keypoints"])
     parser.add_argument(
         "--oks-sigmas", nargs="+", type=float, metavar="S",
-        help="of OKS, one a keypoint (default: COCO's for COCO's keypoints, 0.05 for others)",
+        help="sigmas of OKS, one for each keypoint (default: COCO's for COCO's keypoints, 0.05 for others)",
     )  # fmt: skip
-    parser.add_argument("--detections", type=int, help="that count in an image, where more than 100 should")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument(
+        "--detections", type=int, help="how many detections count in an image, if more than 100 should"
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,26 +15,26 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     add_weights(parser, "a detector")
     parser.add_argument("--output", required=True, type=Path, help="model.onnx, or model.xml for OpenVINO")
     parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="int8: OpenVINO only")
     parser.add_argument("--images", help="a folder of images or a dataset's name (default: drawn scenes)")
     parser.add_argument(
         "--fixed-size", type=size, metavar="HxW",
-        help="tensors of constant shapes, for one image that fits in so many pixels when it is resized",
+        help="give all tensors constant shapes: the file takes one image that fits into HxW pixels when resized",
     )  # fmt: skip
-    parser.add_argument("--image-count", type=int, default=200, help="images that int8 is calibrated on, at most")
+    parser.add_argument("--image-count", type=int, default=200, help="the most images to calibrate int8 on")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load, export and say how far the file lies from torch."""
+    """Load and export the detector, and say how far the file's detections lie from torch's."""
     check_target(args.output, args.precision)
     detector = detector_from_weights(read_weights(*weights_words(args)))
     count = args.image_count if args.precision == "int8" else CHECKED
     images = list(open_images(args.images, count)) if args.images else drawn_images(count)
     compared = export_file(detector, args.output, images, args.precision, args.fixed_size)
-    log.info("beside torch, on %d images: %s", min(len(images), CHECKED), compared)
+    log.info("compared with torch on %d images: %s", min(len(images), CHECKED), compared)
     if not compared.expected:
-        log.warning("torch detects nothing on these images, so nothing was compared: give some by --images")
+        log.warning("torch detects nothing on these images, so nothing was compared: name others with --images")
     print(f"exported: {args.output} ({sum(p.stat().st_size for p in files_of(args.output)) / 2**20:.1f} MiB)")

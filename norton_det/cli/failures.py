@@ -1,4 +1,4 @@
-"""What ends a command in one line: what a user can get wrong, and what a machine may lack."""
+"""Turns errors into one line: what a user can get wrong, and what a machine may lack."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import re
 import torch
 
 LESS_MEMORY = "give it smaller images, or fewer at a time"
-"""What to do where memory is short; a command module that knows better has a text of this name."""
+"""Advice if memory is short; a command's module with better advice has a text of this name."""
 _NO_MEMORY = re.compile(
     "out of memory|not enough memory|can.t allocate memory|bad[ _]alloc|_ALLOC_FAILED|insufficient memory", re.I
 )
@@ -15,14 +15,14 @@ _AMOUNT = re.compile(r"(?:tried to|unable to|failed to) allocate ([\d.,]+ ?\w+)"
 
 
 def one_line(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
-    """Tell what went wrong; None where it is a fault of the program, whose traceback is worth more."""
+    """Return a line that says what went wrong, or None for a fault of the program, which needs its traceback."""
     text = str(error)
     if _is_lack_of_memory(error):
         on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text
         amount = _AMOUNT.search(text)
         asked = f" ({amount[1]} more were asked for)" if amount else ""
         return f"{'the GPU' if on_gpu else 'this machine'} has not enough memory{asked}: {less_memory}"
-    if text.startswith("DataLoader worker (pid"):  # torch raises it wherever the signal of the death finds us
+    if text.startswith("DataLoader worker (pid"):  # torch raises it wherever the signal of that death arrives
         return f"a process that reads images died; --resume goes on from the last checkpoint ({text})"
     if isinstance(error, BrokenPipeError):
         return f"whoever read the output, or a process that worked with this one, is gone ({text})"

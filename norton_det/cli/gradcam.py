@@ -1,4 +1,4 @@
-"""Draw class activation maps (Grad-CAM) of dense weights beside those of compressed ones; tell how alike they are."""
+"""Draw class activation maps (Grad-CAM) of dense beside compressed models, and say how similar they are."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -31,13 +31,15 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count, --restore-coun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--weights", help="a trained dense ResNet or detector: torchvision's file or ours")
     parser.add_argument(
         "--plans", nargs="+", default=[], metavar="PLAN", help="compress the weights by each of these"
     )
-    parser.add_argument("--restore", metavar="D", help="restore what --plans give on a folder or dataset of images")
-    parser.add_argument("--restore-count", type=int, default=200, help="how many of them")
+    parser.add_argument(
+        "--restore", metavar="D", help="restore the models of --plans on a folder or dataset of images"
+    )
+    parser.add_argument("--restore-count", type=int, default=200, help="how many images to restore on")
     parser.add_argument(
         "--compressed",
         nargs="+",
@@ -49,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", nargs="+", required=True, metavar="I", help="image files, folders, datasets' names"
     )
     parser.add_argument("--image-count", type=int, default=4, help="images of each folder or dataset")
-    parser.add_argument("--detection", type=int, default=1, help="of a detector: explain its N-th best detection")
+    parser.add_argument("--detection", type=int, default=1, help="for a detector: explain its N-th best detection")
     parser.add_argument("--output", required=True, type=Path, help="where the grid goes (.png)")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the grid and, where it is wanted, the JSON; print the table."""
+    """Write the grid and, if asked for, the JSON; print the table."""
     if args.weights is None:
         raise ValueError(
             "--weights is missing: it takes the file of a trained dense model, a ResNet classifier's such as"
@@ -84,13 +86,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def open_each(places: Sequence[str], count: int) -> ImageFiles:
-    """Open the image files, and `count` of each folder or dataset. Raises as `open_images`."""
+    """Open the image files, and `count` images of each folder or dataset. Raises what `open_images` raises."""
     paths = [[Path(place)] if Path(place).is_file() else open_images(place, count).paths for place in places]
     return ImageFiles([*chain.from_iterable(paths)])
 
 
 def compress_by(plans: Sequence[CompressionPlan], dense: nn.Module, images: Sequence[Tensor]) -> Iterator[nn.Module]:
-    """Compress the dense model by each plan, one at a time, restored on the images, where there are any."""
+    """Compress the dense model by each plan, one at a time, and restore it on the images, if there are any."""
     for plan in plans:
         model, _ = compress_and_recover(dense, plan, images, device=find_device("auto"))
         yield model.eval()

@@ -23,11 +23,11 @@ from norton_det.visualization.window import Window
 
 log = logging.getLogger(__name__)
 LONGEST = 1333
-"""Pixels a side at most of what is drawn: detectors see no more, and masks take memory by its square."""
+"""The longest side of a picture in pixels: detectors see no more, and the memory of masks grows with its square."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--weights",
         help="a detector's weights or an exported file (default: the newest model_final.pth below output/)",
@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help="a folder for the pictures; without it a window (any key: the next; q: quit)"
     )
-    parser.add_argument("--json", type=Path, help="write the detections there")
+    parser.add_argument("--json", type=Path, help="write the detections to this file")
     parser.add_argument("--confidence", type=share, default=0.5, help="keep detections of at least this score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write or show a picture an image; one that cannot be read is told, and the others go on."""
+    """Write or show a picture of each image; an image that cannot be read is logged, and the others go on."""
     device = find_device(args.device)
     weights = find_trained(args.weights, None)
     if weights is None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """The files that files, patterns and folders stand for, in that order, each once.
+    """Return the files that files, patterns and folders stand for, in that order, each once.
 
     Raises ValueError for a pattern or a folder without images.
     """
@@ -104,7 +104,7 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
 
 
 def _readable(paths: Iterable[Path], unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:
-    """Each image that can be read, with its path and scale; the others' paths are added to `unread`."""
+    """Yield each image that can be read, with its path and scale; the others' paths are added to `unread`."""
     for path in paths:
         try:
             image, scale = read_photo(path, LONGEST)

@@ -1,4 +1,4 @@
-"""`norton-det COMMAND`: one module a command, errors in one line."""
+"""Runs `norton-det COMMAND`: each command has one module, and errors are told in one line."""
 
 import argparse
 import logging
@@ -15,37 +15,37 @@ from norton_det.cli.failures import LESS_MEMORY, one_line
 
 COMMANDS = {
     "train": "train and evaluate a detector",
-    "check": "look at a dataset before training on it",
+    "check": "check a dataset before training on it",
     "compress": "compress trained weights by a plan",
-    "shrink": "a fast detector in one command, from photos without labels",
+    "shrink": "make a detector fast in one command, from photos without labels",
     "search-plan": "find the best plan for a budget, from unlabelled images",
     "analyze": "count parameters and MACs, dense beside compressed",
-    "agreement": "how far a detector agrees with another on images without labels",
+    "agreement": "measure how far a detector agrees with another on images without labels",
     "benchmark": "measure latency, dense beside compressed",
-    "report": "one HTML page about a run, beside others and with benchmarks",
+    "report": "write one HTML page about a run, beside others and with benchmarks",
     "export-model": "write a detector as an ONNX or OpenVINO file",
-    "compare-decompositions": "filter-wise CP beside layer-wise and reshape-based decompositions",
-    "gradcam": "class activation maps, dense beside compressed",
+    "compare-decompositions": "compare filter-wise CP with layer-wise and reshape-based decompositions",
+    "gradcam": "draw class activation maps, dense beside compressed",
     "finetune-backbone": "fine-tune a compressed ResNet-50 on classification",
-    "evaluate-predictions": "AP of a COCO results file",
+    "evaluate-predictions": "compute the AP of a COCO results file",
     "image": "draw detections on images",
     "video": "draw detections on a video or a webcam",
     "visualize-data": "draw training images with their annotations, augmented",
-    "quickstart": "the whole story on drawn data, in minutes",
+    "quickstart": "train, compress and speed up a detector on drawn data, in minutes",
 }
 
 
 class _BesideBars(logging.Handler):
-    """Messages on the error stream, on lines of their own where a progress bar is drawn."""
+    """Writes messages to the error stream, on lines of their own if a progress bar is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code, 2 for an error of the user's or the environment's.
+    """Run a command line and return the exit code: 2 for an error of the user or the environment.
 
-    A command's `run` raises ValueError for what a user can get wrong; its one line is printed, no traceback.
+    A command's `run` raises ValueError for what a user can get wrong; its one line is printed without a traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as configured
-    warnings.filterwarnings("ignore", "`torch.jit.trace", category=FutureWarning)  # what exports to ONNX needs it
-    warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow, of images that are large and fine
+    warnings.filterwarnings("ignore", "`torch.jit.trace", category=FutureWarning)  # the export to ONNX needs it
+    warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow warns of large images, which are fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
@@ -78,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _at_home(word: str) -> str:
-    """The word with `~` at its start, or at that of what follows `--option=` or `key=`, as the home folder."""
+    """Replace `~` by the home folder at the start of a word, or right after its `--option=` or `key=`."""
     name, value = re.fullmatch(r"([\w.-]+=)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
     return name + os.path.expanduser(value)
 
 
 def launch(name: str) -> None:
-    """Run one command with the process's own arguments and exit: what the scripts in tools/ and demo/ do."""
+    """Run one command with the process's own arguments and exit, for the scripts in tools/ and demo/."""
     sys.exit(main([name, *sys.argv[1:]]))
 
 

@@ -1,4 +1,4 @@
-"""What several commands ask of their options."""
+"""Declares and checks options that several commands share."""
 
 import argparse
 import logging
@@ -13,19 +13,19 @@ TRAINED = "model_final.pth"
 
 
 def add_weights(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declare `--weights`, and what a file of Detectron2's does not say."""
+    """Declare `--weights`, and options for what a file of Detectron2's does not say."""
     parser.add_argument("--weights", required=True, help=f"{what}: ours, torchvision's file or Detectron2's")
     parser.add_argument("--d2-config", help="Detectron2's YAML file, instead of its model zoo's settings")
     parser.add_argument("--categories", help="names of what it finds: a JSON list, or data in COCO's format")
 
 
 def weights_words(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
-    """What `add_weights` declared, as `read_weights` takes it."""
+    """Return the options that `add_weights` declared, as the arguments of `read_weights`."""
     return args.weights, args.d2_config, args.categories
 
 
 def require_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Raise ValueError naming the first option, of those that are given, with a number below its least."""
+    """Raise ValueError for the first of the given options whose number is below its least."""
     for name, smallest in least.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [value]:
@@ -34,7 +34,7 @@ def require_at_least(args: argparse.Namespace, **least: int) -> None:
 
 
 def share(text: str) -> float:
-    """The number from 0 to 1 that an option says, as `type` of an argument."""
+    """Read a number from 0 to 1, as the `type` of an argument."""
     with suppress(ValueError):
         if 0 <= float(text) <= 1:
             return float(text)
@@ -42,10 +42,10 @@ def share(text: str) -> float:
 
 
 def find_trained(weights: str | None, config: str | None) -> Path | None:
-    """Find the file that a demo runs: `weights`; else what the configuration trained or starts from; else the newest
-    model_final.pth below output/; None where there is none.
+    """Find the file of a demo's detector, or return None if there is none.
 
-    Raises ValueError for a configuration that has not been trained.
+    It is `weights`, or else what the configuration trained or starts from, or else the newest model_final.pth below
+    output/. Raises ValueError for a configuration that has not been trained.
     """
     if weights is not None:
         return Path(weights)

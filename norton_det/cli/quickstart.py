@@ -1,4 +1,4 @@
-"""The whole story on drawn data: train a detector, compress it by a plan, and make it fast enough for a deadline."""
+"""Tell the whole story on drawn data: train a detector, compress it by a plan, make it fast enough for a deadline."""
 
 import argparse
 import importlib.util
@@ -32,14 +32,14 @@ from norton_det.visualization.draw import draw_predictions, side_by_side
 log = logging.getLogger(__name__)
 CONFIG = "quickstart.yaml"
 SHARE_OF_TIME = 0.5
-"""The deadline, in shares of what the dense detector takes in the same runtime."""
+"""The deadline, as a share of the dense detector's time in the same runtime."""
 PHOTOS, STEPS = 120, 150
-"""What recovery sees, and its gradient steps."""
+"""Photos for recovery, and its gradient steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the story: accuracy on the validation set, size, and latency in the story's runtime."""
+    """Holds one model of the story: accuracy on the validation set, size, and latency in the story's runtime."""
 
     AP: float
     AP50: float
@@ -54,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the commands of the story one after the other, then compare what they left."""
+    """Run the commands of the story one after the other, then compare their results."""
     with sole_run(args.output / LOCK, f"--output {args.output}"):
         tell(args.output)
 
 
 def tell(output: Path) -> None:
-    """Tell the story, and leave everything of it in one folder."""
+    """Tell the story, and write all its files into one folder."""
     config, runtime = load_config(CONFIG), find_runtime()
     folders = {name: output / name for name in ("dense", "compressed", "recovered", "small")}
     weights = {name: folder / "model_final.pth" for name, folder in folders.items()}
@@ -92,7 +92,7 @@ def tell(output: Path) -> None:
 
 
 def find_runtime() -> Runtime:
-    """Return what all models of the story run in: OpenVINO, where it is installed."""
+    """Return the runtime of all models of the story: OpenVINO if it is installed, else torch."""
     return "openvino" if importlib.util.find_spec("openvino") else "torch"
 
 
@@ -122,7 +122,7 @@ def shrink(config: Config, weights: Mapping[str, Path], milliseconds: float) -> 
 def compare(
     folders: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]], latencies: Mapping[str, Latency]
 ) -> dict[str, Row]:
-    """Put the AP that evaluation left, parameters and MACs, and latency into a row a model."""
+    """Return a row for each model: the AP that evaluation wrote, parameters and MACs, and latency."""
     rows = {}
     for name, folder in folders.items():
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())["bbox"]
@@ -131,7 +131,7 @@ def compare(
 
 
 def image_size(config: Config) -> tuple[int, int]:
-    """(height, width) in pixels of what is timed."""
+    """Return (height, width) in pixels of the image that is timed."""
     model = config.model
     assert model.min_size and model.max_size
     return model.min_size[-1], model.max_size

@@ -23,18 +23,18 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--runs", required=True, nargs="+", type=Path, metavar="DIR",
-        help="folders that training left: the last one is told in detail and the others are compared with it",
+        help="folders of training runs: the page tells the last one in detail and compares the others with it",
     )  # fmt: skip
     parser.add_argument(
         "--benchmark", nargs="+", type=Path, default=[], metavar="F.json",
-        help="latencies, of the benchmark command; AP against latency needs one with --weights",
+        help="latencies from the benchmark command; the plot of AP against latency needs one with --weights",
     )  # fmt: skip
     parser.add_argument(
         "--compression", type=Path, metavar="O.json",
-        help="the report that the compress command left (default: the run's, or of the weights it started from)",
+        help="the compress command's report (default: the run's own, or that of the weights it started from)",
     )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="where the page goes (.html)")
 
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
 def write_report(
     path: Path, folders: Sequence[Path], benchmarks: Sequence[Benchmark], compression: CompressionReport | None = None
 ) -> None:
-    """Gather what runs left and write the page; the last of `folders` is the run that is told in detail.
+    """Gather the files of runs and write the page; the last of `folders` is the run that is told in detail.
 
-    Raises ValueError where two folders have the same name, or one holds no run.
+    Raises ValueError if two folders have the same name, or one holds no run.
     """
     configs = {folder: _read_config(folder) for folder in folders}
     found = [read_run(folder, config.model_dump(mode="json") if config else {}) for folder, config in configs.items()]
@@ -69,7 +69,7 @@ def write_report(
 
 
 def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, list[Pair]]:
-    """Precision-recall curves and validation images, of the predictions that the run left."""
+    """Compute precision-recall curves and draw validation images from the predictions that the run wrote."""
     if run.predictions is None:
         return None, []
     task = resolve_task(config)
@@ -80,10 +80,11 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
 
 
 def count_runs(runs: Sequence[Run]) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:
-    """Count the detectors of runs: the name of the dense one, (height, width) that is counted, and counts by part.
+    """Count the detectors of runs.
 
-    The dense one is the first dense run; where there is none, the last run's detector as it was before compression.
-    Where its file does not tell that, the first run stands for it.
+    Returns the name of the dense one, the (height, width) for which they are counted, and counts by part. The dense
+    one is the first dense run; if there is none, the last run's detector as it was before compression; if its file
+    does not tell that, the first run stands for it.
     """
     weights = {run.name: read_weights(run.weights) for run in runs if run.weights}
     if not weights:

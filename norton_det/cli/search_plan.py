@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="pixels, as the image enters the body (default: 800 800, a classifier's 224 224)",
+        help="pixels of the image as it enters the body (default: 800 800, for a classifier 224 224)",
     )
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--seed", type=int, default=0)
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the plan file, and print it with what it is expected to do."""
+    """Write the plan file, and print the plan with its cost and predicted error."""
     if args.output.suffix != ".json":
         raise ValueError(f"--output {args.output}: a plan is a .json file")
     budget = Budget.parse(args.budget, tuple(args.input_size) if args.input_size else None)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def format_plan(plan: CompressionPlan, body: Body) -> str:
-    """Format a table: a row a block, a stage's output, a part."""
+    """Format a table with a row for each block, each stage's output and each part."""
 
     def width(group: str) -> str:
         before = body.groups[group].width
@@ -80,7 +80,7 @@ def format_plan(plan: CompressionPlan, body: Body) -> str:
 
 
 def format_report(report: SearchReport, budget: Budget) -> str:
-    """Tell the cost of the plan and of the dense network, and the error that recovery is expected to leave."""
+    """Format the cost of the plan and of the dense network, and the error that recovery is expected to leave."""
     digits = 0 if budget.is_share else 1
     share = report.cost / report.dense_cost
     return (

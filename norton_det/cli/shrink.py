@@ -28,24 +28,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_weights(parser, "a dense detector")
     parser.add_argument("--images", required=True, type=Path, help="a folder of photos; no labels are read")
-    parser.add_argument("--image-count", type=int, default=200, help="how many of them")
+    parser.add_argument("--image-count", type=int, default=200, help="how many of the photos to use")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--milliseconds", type=float, help="that an image may take on this machine")
-    goal.add_argument("--agreement", type=float, help="with the dense detector, 0 to 1, that must be left")
+    goal.add_argument("--milliseconds", type=float, help="deadline: the most that an image may take on this machine")
+    goal.add_argument("--agreement", type=float, help="the least agreement with the dense detector, 0 to 1")
     parser.add_argument(
         "--output", required=True, type=Path, help=".xml for OpenVINO, .onnx for onnxruntime, .pth for torch"
     )
-    parser.add_argument("--precision", choices=get_args(Precision), help="instead of the best one")
-    parser.add_argument("--size", type=int, help="pixels of an image's shorter side, instead of the best")
+    parser.add_argument("--precision", choices=get_args(Precision), help="use this precision instead of the best one")
+    parser.add_argument("--size", type=int, help="pixels of an image's shorter side, instead of the best size")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, help=f"of recovery, of each plan that is tried (default: {MINUTES})")
-    length.add_argument("--steps", type=int, help="of recovery, instead: the same seed then gives the same detector")
+    length.add_argument(
+        "--minutes", type=float, help=f"length of recovery for each plan that is tried (default: {MINUTES})"
+    )
+    length.add_argument("--steps", type=int, help="steps of recovery instead: the same seed gives the same detector")
     parser.add_argument("--seed", type=int, default=0, help="decides which images and crops are seen when")
-    parser.add_argument("--work", type=Path, help="where measurements are kept for next time (OUTPUT.shrink)")
+    parser.add_argument(
+        "--work", type=Path, help="a folder that keeps measurements for the next run (default: OUTPUT.shrink)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the file and the report, and say what came of it."""
+    """Write the file and the report, and print the result."""
     require_at_least(args, steps=0, minutes=0, image_count=1, size=1)
     goal = _goal(args)
     runtime = find_runtime(args.output)

@@ -14,7 +14,7 @@ LESS_MEMORY = "lower train.batch_size, model.min_size, model.max_size or data.wo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--eval-only", action="store_true", help="evaluate model.weights, do not train")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of output_dir")
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and evaluate; see docs/training.md for what is left in output_dir."""
+    """Train and evaluate; docs/training.md lists the files in output_dir."""
     config = load_config(args.config, args.overrides)
     device = resolve_device(config)
     output = Path(config.output_dir)

@@ -1,5 +1,5 @@
-"""Draw a detector's findings on a video, a webcam or a drawn clip, with the frame rate; dense and compressed side by
-side where that is asked for."""
+"""Draw a detector's findings on a video, a webcam or a drawn clip, with the frame rate; with --compare, dense and
+compressed side by side."""
 
 import argparse
 import itertools
@@ -23,19 +23,19 @@ from norton_det.visualization.sources import Camera, Video
 from norton_det.visualization.video import ahead, open_screen
 
 LEAST_SIZE = 32
-"""Pixels."""
+"""The smallest shorter side in pixels."""
 RECENT = 15
-"""Frames whose median latency is shown."""
+"""The last frames, of which the median latency is shown."""
 LESS_MEMORY = "lower --size, or play a smaller video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument(
         "--weights",
         help="a detector's weights or an exported file (default: the newest model_final.pth below output/)",
     )
-    parser.add_argument("--config", help="the configuration whose trained detector to take")
+    parser.add_argument("--config", help="use the detector that this configuration trained")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--webcam", nargs="?", const=0, type=int, metavar="INDEX", help="a camera, the first by default"
@@ -45,13 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="the video to write (.mp4); without it a window (q: quit)")
     parser.add_argument(
-        "--compare", nargs="?", const="", metavar="DENSE_WEIGHTS", help="the dense detector beside it, on each frame"
+        "--compare",
+        nargs="?",
+        const="",
+        metavar="DENSE_WEIGHTS",
+        help="run a dense detector beside it (without a file: the one that it came from)",
     )
     parser.add_argument("--confidence", type=share, default=0.5, help="draw detections of at least this score")
     parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
-    parser.add_argument("--max-frames", type=int, help="stop after so many frames")
+    parser.add_argument("--max-frames", type=int, help="stop after this many frames")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _open_source(args: argparse.Namespace) -> tuple[Iterator[Tensor], float, bool]:
-    """Frames, their rate a second, and whether they are live."""
+    """Return the frames, their rate in frames a second, and whether they are live."""
     if args.webcam is None and args.video_input is None:
         return drawn_clip(), FRAME_RATE, False
     source = Video(args.video_input) if args.webcam is None else Camera(args.webcam)

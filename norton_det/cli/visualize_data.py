@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--count", type=int, default=16, help="how many images (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="a folder for the pictures")
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write a picture an image, numbered in the order of training."""
+    """Write a picture of each image, numbered in the order of training."""
     require_at_least(args, count=1)
-    config = load_config(args.config, [*args.overrides, "data.workers=0"])  # which would read far ahead
+    config = load_config(args.config, [*args.overrides, "data.workers=0"])  # workers would read far ahead
     files = resolve_dataset(config, "train")
     categories = resolve_categories(config, files)
     samples = islice(training_samples(config, files, categories), args.count)
@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> None:
 def training_samples(
     config: Config, files: DatasetFiles, categories: Categories
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """The endless stream of images (3, H, W) float32 and targets that a training run takes in."""
+    """Yield without end the images (3, H, W) float32 and targets that a training run takes in."""
     batches = build_batches(config, build_training_dataset(config, files, categories), start=0)
     return chain.from_iterable(zip(images, targets, strict=True) for images, targets in batches)

@@ -1,6 +1,6 @@
-"""The annotations of a dataset in COCO's format: checked, selected and packed into a few arrays.
+"""Checks, selects and packs the annotations of a dataset in COCO's format into a few arrays.
 
-No Python object is left for each annotation, so that forked worker processes share one copy
+No annotation keeps a Python object of its own, so that forked worker processes share one copy
 (counting references would make each of them copy whatever it touches).
 """
 
@@ -27,25 +27,25 @@ MIN_KEYPOINTS = 10  # visible ones of COCO's 17 that a training image needs, as 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of n images; those of image i are `offsets[i]` to `offsets[i + 1]` of m."""
+    """Holds the m objects of n images; those of image i are `offsets[i]` to `offsets[i + 1]`."""
 
     offsets: NDArray[np.int64]  # (n + 1,)
     boxes: NDArray[np.float32]  # (m, 4) xyxy
     labels: NDArray[np.int64]  # (m,)
     areas: NDArray[np.float32]  # (m,)
     keypoints: NDArray[np.float32]  # (m, K, 3) x, y, visibility; for other tasks (0, 0, 3)
-    segmentations: bytes  # JSON of one object after the other; for other tasks than segm empty
+    segmentations: bytes  # JSON of one object after the other; empty for other tasks than segm
     segmentation_offsets: NDArray[np.int64]  # (m + 1,)
 
     def segmentation(self, index: int) -> Any:
-        """Object `index`'s segmentation as the dataset's JSON has it: polygons or RLE."""
+        """Return the segmentation of object `index` as it stands in the dataset's JSON: polygons or RLE."""
         start, stop = self.segmentation_offsets[index : index + 2]
         return json.loads(self.segmentations[start:stop])
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The n images of a dataset, ordered by id, and for training their objects."""
+    """Holds the n images of a dataset, ordered by id, and for training their objects."""
 
     ids: NDArray[np.int64]  # (n,)
     sizes: NDArray[np.int64]  # (n, 2) height, width
@@ -62,11 +62,13 @@ def load_annotations(
     keep_empty: bool,
     content: Content | None = None,
 ) -> Annotations:
-    """Pack a dataset's JSON, which is read where its `content` is not given, see `reading`; what training leaves out
-    is described at `CocoDataset`. Images and annotations that stand there twice are told in a warning.
+    """Pack the annotations of a dataset's JSON, which is read (see `reading`) unless its `content` is given.
+
+    `CocoDataset` describes what training leaves out. A warning tells of images and annotations that occur twice.
 
     Raises:
-        ValueError: no valid JSON in COCO's format; the message names the file and the annotation's id.
+        ValueError: the file is no valid JSON in COCO's format (the message names the file and the annotation's id),
+            or no image is left to train on.
     """
     keypoints = categories.keypoints if task == "keypoints" else None
     if content is None:
@@ -97,23 +99,23 @@ def load_annotations(
 
 
 def _tell_of_doubles(content: Content, file: Path) -> None:
-    """Warn of annotations that share an id, and of files that are images of several ids."""
+    """Warn of annotations that share an id, and of image files that several image ids name."""
     numbers = (whole(annotation.get("id")) for annotation in content.annotations)
     if found := _doubles(number for number in numbers if number is not None):
-        told = "%s: ids that several annotations have: %d, as %d; each annotation is an object"
+        told = "%s: ids that several annotations share: %d, such as %d; each annotation counts as an object"
         log.warning(told, file, len(found), found[0])
     if found := _doubles(image["file_name"] for image in content.images.values()):
-        told = "%s: files that are images of several ids: %d, as %s; each id shows its own objects alone"
+        told = "%s: files that several image ids name: %d, such as %s; each id shows its own objects only"
         log.warning(told, file, len(found), found[0])
 
 
 def _doubles(values: Iterable[T]) -> list[T]:
-    """Return what is among the values more than once."""
+    """Return the values that occur more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 def describe_left_out(dropped: Mapping[str, int]) -> str:
-    """What was left out and how many, in a line, and how images without objects are kept."""
+    """Return a line that says what was left out, how many of each, and how to keep images without objects."""
     way_on = " (data.keep_empty=true trains on images without objects)" if dropped.get(WITHOUT_OBJECTS) else ""
     return (", ".join(f"{reason} ({count})" for reason, count in dropped.items() if count) or "nothing") + way_on
 
@@ -121,7 +123,7 @@ def describe_left_out(dropped: Mapping[str, int]) -> str:
 def _select(
     content: Content, labels: dict[int, int], task: Task, dropped: Counter[str]
 ) -> dict[int, list[dict[str, Any]]]:
-    """By image, the annotations to train on, each with its clipped box as `xyxy`."""
+    """Return the annotations to train on, by image id, each with its clipped box as `xyxy`."""
     selected: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content.annotations:
         box = _clipped_box(annotation["bbox"], content.images[annotation["image_id"]])
@@ -163,7 +165,7 @@ def _is_trainable(
     keep_empty: bool,
     dropped: Counter[str],
 ) -> bool:
-    if not selected and shows_objects:  # which would be trained against
+    if not selected and shows_objects:  # as an empty image it would teach that its objects are background
         dropped["images of which all objects are left out"] += 1
         return False
     if not selected:

@@ -1,4 +1,4 @@
-"""What stands behind the figures of a drawn scene, and the light on it."""
+"""Draws the background behind the figures of a drawn scene, and the light on the scene."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Plane = npt.NDArray[np.float32]
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """RGB (height, width, 3): a gradient, a texture, and muted patches that are no object."""
+    """Draw a background, RGB (height, width, 3): a gradient, a texture, and muted patches that are no objects."""
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     angle = rng.uniform(0, 2 * math.pi)
     across, down = math.cos(angle), math.sin(angle)
@@ -30,7 +30,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> npt.NDArray
 
 
 def lit(rng: np.random.Generator, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The image brighter or darker, warmer or cooler, lit from one side, and with a little sensor noise."""
+    """Return the image brighter or darker, warmer or cooler, lit from one side, with a little sensor noise."""
     height, width = image.shape[:2]
     tint = (rng.uniform(0.75, 1.1) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
     slope = rng.uniform(-0.12, 0.12)

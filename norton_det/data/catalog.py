@@ -1,4 +1,4 @@
-"""A dataset's name: where its files are and which categories it has."""
+"""Finds the files and the categories of a dataset by its name."""
 
 import json
 import os
@@ -33,12 +33,13 @@ _DATASETS = {
 
 @dataclass(frozen=True)
 class Categories:
-    """A detector's classes; the index is the label.
+    """Holds a detector's classes; the index is the label.
 
     Attributes:
-        names: `names[0]` is "__background__"; labels that no category uses are "N/A", as in torchvision.
+        names: the classes' names; `names[0]` is "__background__", and a label that no category uses is named "N/A",
+            as in torchvision.
         ids: the dataset's category ids in the same order; `ids[0]` is 0.
-        keypoints: those of every category, for the task keypoints.
+        keypoints: the keypoints, which all categories share, for the task keypoints.
     """
 
     names: tuple[str, ...]
@@ -47,15 +48,15 @@ class Categories:
 
     @property
     def labels(self) -> dict[int, int]:
-        """Category id -> label, of the categories that are in use."""
+        """Return the label of each category id that is in use."""
         return {self.ids[label]: label for label in range(1, len(self.names)) if self.names[label] != UNUSED}
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """Where a dataset is: the folder of its images, the JSON of its annotations in COCO's format.
+    """Says where a dataset lies: the folder of its images, and the JSON of its annotations in COCO's format.
 
-    `keeps_ids`: its labels are its category ids, as torchvision has them for COCO.
+    `keeps_ids` says that its labels are its category ids, as torchvision has them for COCO.
     """
 
     name: str
@@ -65,17 +66,17 @@ class DatasetFiles:
 
 
 def datasets_root() -> Path:
-    """The folder that holds the datasets: `NORTON_DATASETS`, by default `datasets`."""
+    """Return the folder that holds the datasets: `NORTON_DATASETS`, by default `datasets`."""
     return Path(os.environ.get("NORTON_DATASETS") or "datasets").expanduser()
 
 
 def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:
-    """The files of a dataset of the catalogue, or of one's own: `{images: DIR, annotations: FILE}`.
+    """Return the files of a dataset: one of the catalogue by name, or your own by `{images: DIR, annotations: FILE}`.
 
-    The embedded dataset, shapes, is drawn where it is missing.
+    The embedded dataset, shapes, is drawn if it is missing.
 
     Raises:
-        ValueError: a name that the catalogue lacks, or a mapping with other keys.
+        ValueError: the catalogue lacks the name, or a mapping has other keys.
         FileNotFoundError: the files are not there; the message says how to get them.
     """
     if not isinstance(dataset, str):
@@ -107,14 +108,14 @@ def find_dataset(dataset: str | Mapping[str, str], task: Task) -> DatasetFiles:
 
 
 def read_categories(files: DatasetFiles, task: Task) -> Categories:
-    """The categories that a dataset's JSON declares, as labels.
+    """Read the categories that a dataset's JSON declares, and give them labels.
 
-    COCO keeps torchvision's labels: the label is the category id, 91 with the background. All others
-    get contiguous labels by sorted id. For keypoints only categories that have keypoints count.
+    COCO keeps torchvision's labels: the label is the category id, 91 labels with the background. All other datasets
+    get contiguous labels by sorted id. For the task keypoints only categories with keypoints count.
 
     Raises:
-        ValueError: no JSON in COCO's format, an id twice; for keypoints no category that has them, broken ones
-            (`Keypoints`), or two categories with different ones.
+        ValueError: the file is no JSON in COCO's format, declares no category, or declares an id twice; for
+            keypoints: no category has any, they are broken (see `Keypoints`), or two categories have different ones.
     """
     found: dict[int, str] = {}
     declared = [read_category(category, files.annotations) for category in _declared_categories(files.annotations)]
@@ -135,7 +136,7 @@ def read_categories(files: DatasetFiles, task: Task) -> Categories:
 
 
 def read_keypoints(annotations: Path) -> Keypoints:
-    """The keypoints that a JSON in COCO's format declares; COCO's 17 where it declares none.
+    """Return the keypoints that a JSON in COCO's format declares, or COCO's 17 if it declares none.
 
     Raises ValueError as `read_categories` does.
     """
@@ -143,7 +144,7 @@ def read_keypoints(annotations: Path) -> Keypoints:
 
 
 def _common_keypoints(categories: Iterable[Mapping[str, Any]], file: Path) -> Keypoints | None:
-    """The keypoints that all categories have which have any; None where none has."""
+    """Return the keypoints that all categories with keypoints share, or None if no category has any."""
     first: tuple[Any, Keypoints] | None = None
     for category in categories:
         if not category.get("keypoints"):
@@ -163,7 +164,7 @@ def _common_keypoints(categories: Iterable[Mapping[str, Any]], file: Path) -> Ke
 
 
 def _declared_categories(path: Path) -> list[dict[str, Any]]:
-    """The list under `categories`; where the word stands once, nothing else of the file is decoded."""
+    """Return the list under `categories`; if that key stands in the file once, nothing else is decoded."""
     text = path.read_bytes().decode("utf-8", errors="replace")
     places = list(re.finditer(r'"categories"\s*:\s*', text))
     if len(places) == 1:
@@ -195,15 +196,15 @@ def _missing(files: DatasetFiles) -> str | None:
 
 
 def open_images(where: str, count: int) -> ImageFiles:
-    """At most `count` images, evenly from all over it, of the folder that a dataset's name or a path stands for.
+    """Open at most `count` images, taken evenly, of the folder that a dataset's name or a path stands for.
 
-    Raises as `image_folder` and `find_images` do.
+    Raises what `image_folder` and `find_images` raise.
     """
     return ImageFiles(find_images(image_folder(where), count))
 
 
 def drawn_images(count: int, seed: int = 0) -> list[Tensor]:
-    """Draw `count` images of the embedded dataset's kind, float RGB (3, H, W) in 0 to 1, of several sizes."""
+    """Draw `count` images like the embedded dataset's, float RGB (3, H, W) in 0 to 1, of several sizes."""
     from norton_det.data.shapes import draw_scene
 
     rng = np.random.default_rng(seed)
@@ -211,9 +212,9 @@ def drawn_images(count: int, seed: int = 0) -> list[Tensor]:
 
 
 def image_folder(where: str) -> Path:
-    """The folder of images that a dataset's name or a path stands for.
+    """Return the folder of images that a dataset's name or a path stands for.
 
-    Raises ValueError or FileNotFoundError as `find_dataset` does, and for what is neither.
+    Raises ValueError for what is neither, and what `find_dataset` raises.
     """
     if Path(where).is_dir():
         return Path(where)

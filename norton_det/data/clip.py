@@ -1,4 +1,4 @@
-"""What is drawn where no image or video is given: a scene of the drawn dataset, a short clip of its figures."""
+"""Draws the input that stands in for a missing image or video: a scene, or a short clip of its figures."""
 
 from collections.abc import Iterator
 
@@ -12,14 +12,14 @@ from norton_det.data.shapes import draw_scene
 
 CAST = (person, person, car, fish, kite, ball)
 LEAST_SIZE, MOST_SIZE = 0.25, 0.5
-"""Of a figure, in shares of the frame's height."""
+"""Sizes of a figure, in shares of the frame's height."""
 SLOWEST, FASTEST = 0.005, 0.015
 """Shares of the frame's side that a figure moves from frame to frame."""
 FRAME_RATE = 25.0
 
 
 def drawn_clip(frames: int = 150, size: tuple[int, int] = (384, 512), seed: int = 0) -> Iterator[Tensor]:
-    """Frames, uint8 RGB (3, H, W), of figures that cross each other and turn back at the edges.
+    """Yield frames, uint8 RGB (3, H, W), of figures that cross each other and turn back at the edges.
 
     Examples:
         >>> [frame.shape for frame in drawn_clip(2, (48, 64))]

@@ -1,4 +1,4 @@
-"""Reading images and targets of a dataset in COCO's format."""
+"""Reads images and targets of a dataset in COCO's format."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
-    """Images and targets of a dataset in COCO's format, ordered by image id.
+    """Reads images and targets of a dataset in COCO's format, ordered by image id.
 
     `dataset[index]`, or `dataset[epoch, index]`, is an image, a `tv_tensors.Image` (3, H, W), uint8 RGB
     before the transforms, and a target: image_id, and for training
@@ -34,30 +34,32 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         masks       tv_tensors.Mask (N, H, W) uint8, for the task segm
         keypoints   tv_tensors.KeyPoints (N, K, 2) float32 and visibility (N, K) int64, for keypoints
 
-    Training leaves out crowds, boxes that are less than a pixel wide or high inside the image, for segm
-    objects without a mask, for keypoints all objects of categories without them and images that show none (of COCO's
-    17 keypoints fewer than 10), and images without objects. Otherwise every image is there, and no object is read.
-    Images are read upright, as their EXIF data say, and that is what sizes and annotations refer to.
+    Training leaves out crowds, boxes that are less than a pixel wide or high inside the image, and images without
+    objects. For segm it also leaves out objects without a mask. For keypoints it also leaves out objects of
+    categories without keypoints, and images with no visible keypoint (with COCO's 17 keypoints: with fewer than 10).
+    Otherwise every image is there, and no object is read. Images are read upright, as their EXIF data say; sizes and
+    annotations refer to the upright image.
 
     Args:
-        files: where it is.
+        files: where the dataset lies.
         categories: the labels.
         task: what to read.
-        training: see above.
+        training: whether to read objects and to leave out what is named above.
         transforms: applied to each sample, with torch's generator seeded from (seed, epoch, image id).
-        keep_empty: keeps images without objects, but for those whose objects were all left out.
-        seed: of the transforms.
-        content: of its JSON, where that has been read; what it leaves out is counted there too.
+        keep_empty: keeps images without objects, except those whose objects were all left out.
+        seed: the transforms' seed.
+        content: what the dataset's JSON holds, if it has been read already; what is left out is counted there too.
 
     Attributes:
-        folder: of the images.
+        folder: the folder of the images.
         ids: (n,) int64, image ids.
         sizes: (n, 2) int64, heights and widths.
-        counts: what was left out, by reason.
+        counts: how much was left out, by reason.
 
     Raises:
-        ValueError: broken files or annotations, a path out of the image folder, nothing to train on.
-        FileNotFoundError: on access to an image that is not there.
+        ValueError: files or annotations are broken, a path leads out of the image folder, or nothing is left to train
+            on.
+        FileNotFoundError: an image that is asked for is not there.
     """
 
     def __init__(
@@ -91,12 +93,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     @property
     def paths(self) -> Iterator[Path]:
-        """The files of the images."""
+        """Return the files of the images."""
         return (self.folder / name.decode() for name in self._file_names)
 
     def shrink(self, shorter: int, longer: int) -> None:
-        """Let larger images, with all that is in them, be made smaller as they are read: to these pixels at most on
-        their shorter and longer sides. What a sample needs of memory then is bounded by this, not by the photo."""
+        """Shrink larger images, with their objects, as they are read: to at most these pixels on their shorter and
+        longer sides. These limits then bound the memory that a sample needs, however large the photo is."""
         self._most = (shorter, longer)
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, Target]:
@@ -111,7 +113,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             return self._transforms(image, target)
 
     def _read_size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index` as it is read."""
+        """Return (height, width) of image `index` as it is read."""
         height, width = self.sizes[index].tolist()
         if self._most is None:
             return height, width
@@ -155,7 +157,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
 
 def resized(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """A uint8 picture (C, H, W) in another size, as a detector's own transform would make it."""
+    """Resize a uint8 picture (C, H, W) as a detector's own transform would."""
     if picture.shape[1:] == size:
         return picture
     options = {"align_corners": False} if mode == "bilinear" else {}
@@ -165,7 +167,7 @@ def resized(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """The (height, width) mask, 0 and 1, of COCO's polygons, which are united, or RLE of either kind."""
+    """Decode COCO's polygons, whose union counts, or RLE of either kind to a mask (height, width) of 0 and 1."""
     if isinstance(segmentation, list):
         encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation["counts"], list):

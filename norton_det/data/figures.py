@@ -1,4 +1,4 @@
-"""What the drawn scenes are made of: articulated people and five other kinds of object, as flat polygons.
+"""Draws the figures of the scenes: articulated people and five other kinds of object, as flat polygons.
 
 A figure is built around the origin with a longest side of about 1, y pointing down, and then placed.
 """
@@ -16,7 +16,7 @@ HAIR = ((38, 28, 24), (86, 54, 32), (150, 92, 44), (226, 192, 110), (176, 60, 32
 
 
 def person(rng: np.random.Generator) -> Figure:
-    """A person who faces the viewer (their left is the picture's right), about 1 tall, with 17 keypoints."""
+    """Draw a person who faces the viewer (their left is the picture's right), about 1 tall, with 17 keypoints."""
     shirt, trousers, shoes = vivid_colour(rng), vivid_colour(rng), shade(vivid_colour(rng), 0.6)
     skin, hair = SKIN[rng.integers(len(SKIN))], HAIR[rng.integers(len(HAIR))]
     sleeve = shade(shirt, 0.84) if rng.uniform() < 0.5 else shade(skin, 0.95)
@@ -67,7 +67,7 @@ def person(rng: np.random.Generator) -> Figure:
 
 
 def car(rng: np.random.Generator) -> Figure:
-    """A car from the side."""
+    """Draw a car from the side."""
     paint, rear, front = vivid_colour(rng), rng.uniform(-0.42, -0.25), rng.uniform(0.18, 0.3)
     roof = rng.uniform(-0.28, -0.22)
     cabin = polygon((rear, -0.04), (rear + 0.1, roof), (front - 0.16, roof), (front, -0.04))
@@ -92,7 +92,7 @@ def car(rng: np.random.Generator) -> Figure:
 
 
 def ball(rng: np.random.Generator) -> Figure:
-    """A ball with a coloured band or coloured sectors."""
+    """Draw a ball with a coloured band or coloured sectors."""
     first, second = vivid_colour(rng), WHITE if rng.uniform() < 0.5 else vivid_colour(rng)
     parts = [Polygon(ellipse((0, 0), (0.5, 0.5)), first)]
     if rng.uniform() < 0.5:
@@ -106,7 +106,7 @@ def ball(rng: np.random.Generator) -> Figure:
 
 
 def house(rng: np.random.Generator) -> Figure:
-    """A house with a gable roof, a door and a window."""
+    """Draw a house with a gable roof, a door and a window."""
     wall, roof, door = vivid_colour(rng), vivid_colour(rng), shade(vivid_colour(rng), 0.6)
     half = rng.uniform(0.34, 0.44)
     parts = [Polygon(rectangle(0.16, -0.44, 0.27, -0.1), shade(roof, 0.7))] if rng.uniform() < 0.5 else []
@@ -120,7 +120,7 @@ def house(rng: np.random.Generator) -> Figure:
 
 
 def fish(rng: np.random.Generator) -> Figure:
-    """A fish from the side, with a forked tail."""
+    """Draw a fish from the side, with a forked tail."""
     scales, fins = vivid_colour(rng), vivid_colour(rng)
     girth = rng.uniform(0.2, 0.27)
     tail = polygon((-0.22, 0), (-0.5, -0.24), (-0.42, 0), (-0.5, 0.24))
@@ -140,7 +140,7 @@ def fish(rng: np.random.Generator) -> Figure:
 
 
 def kite(rng: np.random.Generator) -> Figure:
-    """A diamond-shaped kite in four fields with two bows on its tail."""
+    """Draw a diamond-shaped kite in four fields with two bows on its tail."""
     colours = vivid_colour(rng), vivid_colour(rng)
     half, sway = rng.uniform(0.27, 0.34), rng.uniform(-0.12, 0.12)
     top, right, bottom, left, cross = (0.0, -0.5), (half, -0.18), (0.0, 0.25), (-half, -0.18), (0.0, -0.18)
@@ -159,7 +159,7 @@ def kite(rng: np.random.Generator) -> Figure:
 
 
 def crowd(rng: np.random.Generator) -> Figure:
-    """Six to eleven people packed together, about 1 wide; no keypoints, as in COCO's crowds."""
+    """Draw six to eleven people packed together, about 1 wide, without keypoints, as in COCO's crowds."""
     count = int(rng.integers(6, 12))
     parts: list[Polygon] = []
     depths = np.sort(rng.uniform(-0.08, 0.08, count))

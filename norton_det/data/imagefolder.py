@@ -1,4 +1,4 @@
-"""Classification data in ImageNet's layout: a folder a class."""
+"""Reads classification data in ImageNet's layout: one folder for each class."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,23 +22,24 @@ _EVALUATION_RESIZE = 256 / 224
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """The images of `<folder>/<class>/*.jpg` and the like, ordered by class and name.
+    """Reads the images `<folder>/<class>/*.jpg` and the like, ordered by class and name.
 
-    `dataset[index]`, or `dataset[epoch, index]`, is an image (3, size, size), float32, normalised as ImageNet
-    is, and its label, an index into `classes`. Training crops a random part (8 to 100 % of the area) and flips,
-    drawn from (seed, epoch, index); otherwise the shorter side is resized to 256/224 of `size` and the middle is cut.
+    `dataset[index]`, or `dataset[epoch, index]`, is an image (3, size, size), float32, normalised with ImageNet's
+    mean and standard deviation, and its label, an index into `classes`. Training crops a random part (8 to 100 % of
+    the area) and flips, drawn from (seed, epoch, index); otherwise the shorter side is resized to 256/224 of `size`
+    and the middle is cropped.
 
     Args:
-        folder: holds a folder a class.
-        training: see above.
-        size: of the square images, in pixels.
-        seed: of the augmentation.
+        folder: the folder that holds one folder for each class.
+        training: whether to augment, as said above.
+        size: side of the square images, in pixels.
+        seed: the augmentation's seed.
 
     Attributes:
         classes: the names of the folders, sorted.
 
     Raises:
-        ValueError: no such folder, none of a class, or one without images; a size below 1.
+        ValueError: the folder is not there, holds no class, or a class has no images; or the size is below 1.
     """
 
     def __init__(self, folder: Path, training: bool, size: int = 224, seed: int = 0) -> None:
@@ -58,7 +59,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         return len(self._images)
 
     def names_digest(self) -> str:
-        """What tells the names of the images, with their classes', from any others."""
+        """Return a digest of the images' names, with their classes' names: other names have another digest."""
         names = (str(Path(path).relative_to(self._images.root)) for path, _ in self._images.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -70,10 +71,10 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
 
 class _VisibleFolders(ImageFolder):  # type: ignore[misc]
-    """torchvision's `ImageFolder` without hidden folders, as .ipynb_checkpoints."""
+    """An `ImageFolder` of torchvision's that leaves out hidden folders, such as .ipynb_checkpoints."""
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """The names of the classes, sorted, and their labels."""
+        """Return the names of the classes, sorted, and their labels."""
         found, _ = super().find_classes(directory)
         names = [name for name in found if not name.startswith(".")]
         return names, {name: label for label, name in enumerate(names)}
@@ -90,9 +91,11 @@ def classification_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Any]:
-    """An endless stream of batches, images (B, 3, size, size) and labels (B,) int64, each in a pair with lines on
-    damaged images: this process's share of the `images_per_step`, from step `start` on. See `TrainingBatchSampler`
-    and `WithReplacements`."""
+    """Yield batches without end: this process's share of the `images_per_step` of each step, from step `start` on.
+
+    Each is a pair of the batch, images (B, 3, size, size) and labels (B,) int64, and lines on damaged images. See
+    `TrainingBatchSampler` and `WithReplacements`.
+    """
     one_group = np.zeros(len(dataset), dtype=np.int64)
     sampler = TrainingBatchSampler(
         one_group, images_per_step, seed=seed, start=start, rank=rank, world_size=world_size
@@ -103,7 +106,7 @@ def classification_batches(
 def classification_evaluation_loader(
     dataset: LabelledImages, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
-    """Every image once, in order, as (images, labels); batch i is dealt to process i % world_size."""
+    """Return a loader of every image once, in order, as (images, labels); batch i goes to process i % world_size."""
     return evaluation_loader(
         dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, collate=default_collate
     )

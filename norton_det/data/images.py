@@ -1,7 +1,7 @@
-"""Reading and writing image files.
+"""Reads and writes image files.
 
-A picture is always read upright, as its EXIF data say: training, evaluation, recovery and the demos see the same,
-which is what an annotation tool in a browser shows too.
+A picture is always read upright, as its EXIF data say: training, evaluation, recovery and the demos see the same
+picture that an annotation tool in a browser shows.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from norton_det.files import atomic_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLIMMEST = 64
-"""Times that a photo's longer side may be its shorter one; a detector's resize leaves nothing of a slimmer one."""
+"""The largest ratio of a photo's longer to its shorter side; a detector's resize leaves nothing of a slimmer one."""
 
 _TURNS = dict(
     enumerate(
@@ -41,16 +41,17 @@ _ON_THE_SIDE = range(5, 9)
 
 
 class DamagedImageError(ValueError):
-    """An image file that cannot be read; the message names it."""
+    """Raised for an image file that cannot be read; the message names it."""
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The `tv_tensors.Image` (3, H, W), uint8 RGB, in a file, upright; grey, palette, CMYK and 16-bit images are
-    converted.
+    """Read an image file, upright, as a `tv_tensors.Image` (3, H, W), uint8 RGB.
+
+    Grey, palette, CMYK and 16-bit images are converted.
 
     Raises:
-        DamagedImageError: it is no image that can be read.
-        FileNotFoundError: it is not there.
+        DamagedImageError: the file is no image that can be read.
+        FileNotFoundError: the file is not there.
     """
     with _opened(path) as file:
         pixels: Tensor = to_image(_as_rgb(file))
@@ -58,10 +59,10 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
-    """An image to look at, as `read_image` gives it, but at most `longest` pixels a side; and how many of the file's
-    pixels make one of its sides' pixels.
+    """Read an image to look at, as `read_image` does, but with sides of at most `longest` pixels.
 
-    Raises as `read_image` does, and ValueError for one that is too slim.
+    Returns the image, and how many of the file's pixels make one of its own, along a side. Raises what `read_image`
+    raises, and ValueError for an image that is too slim.
     """
     with _opened(path) as file:
         side = max(file.size)
@@ -76,27 +77,27 @@ def read_photo(path: str | Path, longest: int) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself: (height, width) of its pixels as they lie there, and EXIF's orientation."""
+    """Holds an image file's header: (height, width) of its pixels as stored, and EXIF's orientation."""
 
     size: tuple[int, int]
     orientation: int
 
     @property
     def is_turned(self) -> bool:
-        """Whether the picture is another upright than as it lies there."""
+        """Tell whether the stored pixels must be turned or mirrored to be upright."""
         return self.orientation in _TURNS
 
     @property
     def upright(self) -> tuple[int, int]:
-        """(height, width) of the picture as it is read."""
+        """Return (height, width) of the picture as it is read, upright."""
         height, width = self.size
         return (width, height) if self.orientation in _ON_THE_SIDE else self.size
 
 
 def read_header(path: str | Path, *, pixels: bool = False) -> Header:
-    """Return what an image file says of itself; with `pixels` all of it is read, which finds damage further on.
+    """Read an image file's header; with `pixels` the whole file is read, which finds damage beyond the header.
 
-    Raises as `read_image` does.
+    Raises what `read_image` raises.
     """
     with _opened(path) as file:
         header = Header((file.height, file.width), _orientation(file))
@@ -106,7 +107,7 @@ def read_header(path: str | Path, *, pixels: bool = False) -> Header:
 
 
 def describe_misfit(path: Path, header: Header, expected: tuple[int, ...]) -> str:
-    """Say in what an image and the (height, width) that annotations tell differ."""
+    """Return a line that says how an image differs from the (height, width) that the annotations give."""
     told = f"the annotations say {expected[1]} x {expected[0]}"
     height, width = header.upright
     if header.size == expected and header.is_turned:
@@ -131,16 +132,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {str(path)!r}") from None
     except UnidentifiedImageError:
-        raise DamagedImageError(f"{path}: not a readable image (of no kind that Pillow knows)") from None
+        raise DamagedImageError(f"{path}: not a readable image (Pillow does not know its format)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
 
 def _orientation(file: Image.Image) -> int:
-    """EXIF's number, 1 for a picture that lies as it stands; 1 where the data are broken, as browsers take them."""
+    """Return EXIF's orientation: 1 for a picture stored upright, and 1 if the data are broken, as in browsers."""
     try:
-        number = Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1)  # that of a PNG decodes all of it
-    except Exception:  # of many kinds: these are bytes from anywhere
+        number = Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1)  # a PNG's own method decodes all of it
+    except Exception:  # broken bytes raise errors of many kinds
         return 1
     return number if isinstance(number, int) else 1
 
@@ -148,15 +149,15 @@ def _orientation(file: Image.Image) -> int:
 def _as_rgb(file: Image.Image) -> Image.Image:
     orientation = _orientation(file)
     if file.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel, and no telling which of their numbers is white")
-    if file.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        raise ValueError("32 bits a pixel, which do not say what value is white")
+    if file.mode.startswith("I;16"):  # `convert` would cut its values off at 255
         file = Image.fromarray((np.asarray(file) / 257).astype(np.uint8))
     picture = file.convert("RGB")
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
 class ImageFiles(Sequence[Tensor]):
-    """Image files as float RGB tensors (3, H, W) in 0 to 1, each read when it is asked for."""
+    """Reads image files as float RGB tensors (3, H, W) in 0 to 1, each when it is asked for."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -177,15 +178,15 @@ class ImageFiles(Sequence[Tensor]):
 
 
 def is_image_name(path: str | Path) -> bool:
-    """Whether a file is an image by its name; hidden ones, as macOS and editors leave them, are not."""
+    """Tell whether a file is an image by its name; hidden files, which macOS and editors leave, are not."""
     path = Path(path)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
-    """At most `count` images of a folder (None: all), evenly from all over it by name: neighbours are often alike.
+    """Return at most `count` images of a folder (None: all), evenly spaced by name, since neighbours are often alike.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     files = folder.iterdir() if folder.is_dir() else ()
     paths = sorted(path for path in files if is_image_name(path))
@@ -196,6 +197,6 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
 
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Name the picture of each image; images of one name get their folders' names too."""
+    """Return a file name for the picture of each image; images with equal names get their folders' names too."""
     stems = Counter(path.stem for path in paths)
     return {path: f"{path.stem if stems[path.stem] == 1 else '_'.join(path.parts).strip('/_')}.png" for path in paths}

@@ -1,4 +1,4 @@
-"""A look at the files that a dataset's images are in, before hours are spent on the first of them."""
+"""Checks the image files of a dataset before a long run starts on them."""
 
 import logging
 import unicodedata
@@ -15,12 +15,12 @@ from norton_det.data.reading import and_others
 
 log = logging.getLogger(__name__)
 PATIENCE = 2.0
-"""Seconds before a bar is drawn."""
+"""Seconds before a progress bar is drawn."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is wrong with a dataset's image files, a line each, and how many sound ones their EXIF data turn."""
+    """Holds what is wrong with a dataset's image files, a line each, and how many sound ones their EXIF data turn."""
 
     missing: Sequence[str]
     damaged: Sequence[str]
@@ -28,20 +28,20 @@ class Inspection:
     turned: int
 
     def problems(self, tolerated: int = 0) -> list[str]:
-        """The lines for which a run is refused; it does with `tolerated` images that are damaged."""
+        """Return the lines for which a run is refused; up to `tolerated` damaged images are no reason."""
         damaged = self.damaged if len(self.damaged) > tolerated else ()
         return [*self.missing, *self.misfits, *damaged]
 
     def notes(self, name: str) -> list[str]:
-        """The lines that are told of the images of the dataset of a name."""
+        """Return the lines to tell about the sound images of the dataset called `name`."""
         told = "images that are turned upright, as their EXIF orientation says"
         return [f"{name}: {told}: {self.turned}"] if self.turned else []
 
 
 def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress: bool = True) -> Inspection:
-    """Look at every image's file: whether it is there, and an image of the size that the annotations say.
+    """Check that every image's file is there, and is an image of the size that the annotations say.
 
-    Only headers are read, or all `pixels`, which takes as long as an epoch's reading.
+    Only headers are read, or with `pixels` whole files, which takes as long as reading an epoch.
     """
     missing: list[str] = []
     damaged: list[str] = []
@@ -71,19 +71,19 @@ def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress:
 
 
 def _beside(path: Path, folder: Path) -> str:
-    """A hint at a file of the folder that a missing one may be: without its folders, or in other letters."""
+    """Return a hint at the file that a missing one may be: in another folder, or with other capitals or accents."""
     candidates = [folder / path.name, *(path.parent.iterdir() if path.parent.is_dir() else ())]
     alike = [other for other in candidates if other.is_file() and _plain(other.name) == _plain(path.name)]
     return f"; there is {str(alike[0])!r}" if alike else ""
 
 
 def _plain(name: str) -> str:
-    """A name as systems compare it that do not tell capitals and kinds of accents apart."""
+    """Return a name without the differences of capitals and of encoded accents that some file systems ignore."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def require_images(dataset: CocoDataset, name: str, tolerated: int = 0, show_progress: bool = True) -> None:
-    """Tell how many images EXIF data turn; raise ValueError for files that a run could not read, see `Inspection`."""
+    """Raise ValueError for files that a run could not read (see `Inspection`), and log how many EXIF data turn."""
     found = inspect_images(dataset, show_progress=show_progress)
     if problems := found.problems(tolerated):
         raise ValueError(and_others(problems))

@@ -1,4 +1,4 @@
-"""Which images form a batch, in which order and on which process; a resumed training sees the same."""
+"""Decides which images form a batch, in which order and on which process; a resumed training sees the same."""
 
 import itertools
 import resource
@@ -24,25 +24,25 @@ Collate = Callable[[list[Any]], Any]
 
 
 class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
-    """An endless sequence of batches of (epoch, index), this process's share of each step.
+    """Yields batches of (epoch, index) without end: this process's share of each step.
 
     Every epoch is a permutation drawn from (seed, epoch). Images are put into the bin of their group,
-    and a bin that holds a whole step's images is the next step: they all are of one group. What is left
-    in a bin opens the next epoch. The steps depend on `images_per_step` only, not on the number of
+    and a bin that holds a whole step's images becomes the next step, so that its images are all of one group. What
+    is left in a bin opens the next epoch. The steps depend on `images_per_step` only, not on the number of
     processes that share one.
 
     Args:
         groups: (n,) integers, the group of each image.
         images_per_step: images in one step of all processes together.
-        seed: of the permutations.
+        seed: the permutations' seed.
         start: steps already taken.
         rank: this process's number.
         world_size: number of processes.
-        accumulation: batches that a process's share of a step comes in; times `world_size`, a divisor of
+        accumulation: batches that make a process's share of a step; `accumulation * world_size` must divide
             `images_per_step`.
 
     Raises:
-        ValueError: no images, or a step that does not divide so.
+        ValueError: there are no images, or a step cannot be divided so.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class TrainingBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class WithReplacements(Dataset[tuple[Any, list[str]]]):
-    """Samples of a dataset by (epoch, index); for one whose image is damaged, the next one's in its order.
+    """Reads samples of a dataset by (epoch, index); a sample with a damaged image is replaced by the next one.
 
-    With each sample comes a line on every damaged image on the way to it. Raises DamagedImageError where these are
-    more than `limit`, or all of the dataset's.
+    With each sample come lines on the damaged images that were skipped. Raises DamagedImageError if more than `limit`
+    would have to be skipped, or all of the dataset.
     """
 
     def __init__(self, dataset: Dataset[Any], limit: int) -> None:
@@ -120,20 +120,22 @@ def training_loader(
     accumulation: int = 1,
     group_by_aspect_ratio: bool = True,
 ) -> DataLoader[Any]:
-    """An endless stream of training batches, (list of (3, H, W) images, list of targets), each in a pair with lines
-    on the damaged images that others stand in for.
+    """Return a loader of training batches without end.
+
+    Each is a pair of the batch, (list of (3, H, W) images, list of targets), and lines on damaged images that were
+    replaced.
 
     Args:
-        dataset: what to train on.
-        batch_size: images a batch.
-        seed: of the order. The augmentation has the dataset's seed.
+        dataset: the dataset to train on.
+        batch_size: images in a batch.
+        seed: seed of the order. The augmentation has the dataset's seed.
         workers: loading processes; 0 loads in this one.
-        damaged_images: most of them in one sample's place, see `WithReplacements`.
-        start: steps already taken: skipped without loading an image.
+        damaged_images: how many damaged images may be skipped for one sample, see `WithReplacements`.
+        start: steps already taken, which are skipped without loading an image.
         rank: this process's number, of `world_size` processes.
         world_size: number of processes that share each step.
-        accumulation: batches that a process's share of a step comes in.
-        group_by_aspect_ratio: landscape and portrait images do not share a step, which saves padding.
+        accumulation: batches that make a process's share of a step.
+        group_by_aspect_ratio: keeps landscape and portrait images in different steps, which saves padding.
     """
     height, width = dataset.sizes.T
     landscape = (width > height) & group_by_aspect_ratio
@@ -152,7 +154,10 @@ def training_loader(
 def training_batches(
     dataset: Dataset[Any], sampler: TrainingBatchSampler, workers: int, collate: Collate, damaged_images: int
 ) -> DataLoader[Any]:
-    """The sampler's batches, collated, each in a pair with lines on damaged images, see `WithReplacements`."""
+    """Return a loader of the sampler's batches, collated, each in a pair with lines on damaged images.
+
+    See `WithReplacements`.
+    """
     return batch_loader(
         WithReplacements(dataset, damaged_images), sampler, workers, partial(_collate_samples, collate)
     )
@@ -163,7 +168,7 @@ def _collate_samples(collate: Collate, samples: list[tuple[Any, list[str]]]) -> 
 
 
 def collate_detection(samples: list[tuple[Tensor, Target]]) -> Batch:
-    """The batch of a detector: its images, which differ in size, and its targets, in two lists."""
+    """Collate samples to a detector's batch: a list of images, which may differ in size, and a list of targets."""
     images = [image.as_subclass(Tensor) for image, _ in samples]
     return images, [to_model_targets(target) for _, target in samples]
 
@@ -177,21 +182,21 @@ def evaluation_loader(
     world_size: int = 1,
     collate: Collate = collate_detection,
 ) -> DataLoader[Any]:
-    """Every image once, in order: batch i of (images, targets) is dealt to process i % world_size."""
+    """Return a loader of every image once, in order: batch i of (images, targets) goes to process i % world_size."""
     count = len(dataset)  # type: ignore[arg-type]
     batches = [list(range(count)[first : first + batch_size]) for first in range(0, count, batch_size)]
     return batch_loader(dataset, batches[rank::world_size], workers, collate)
 
 
 def epoch_length(dataset: Sized, images_per_step: int) -> int:
-    """Steps in an epoch: whole ones, at least one. Raises ValueError for a step without images."""
+    """Return the number of whole steps in an epoch, at least one. Raises ValueError for a step without images."""
     if images_per_step < 1:
         raise ValueError(f"{images_per_step} images a step, expected at least one")
     return max(1, len(dataset) // images_per_step)
 
 
 class _WholeBatches(Dataset[Any]):
-    """A dataset's collated batches by their lists of keys; in place of one that cannot be read, the error."""
+    """Reads batches of a dataset, collated, by lists of keys; returns the error in place of an unreadable one."""
 
     def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
         self.dataset, self.collate = dataset, collate
@@ -204,7 +209,10 @@ class _WholeBatches(Dataset[Any]):
 
 
 class _Raising(DataLoader[Any]):
-    """Raises the errors that come in place of batches: one that a loading process raises has its traceback in it."""
+    """Raises the errors that come in place of batches.
+
+    If a loading process raised them itself, its traceback would become part of the message.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -214,9 +222,9 @@ class _Raising(DataLoader[Any]):
 
 
 def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Collate) -> DataLoader[Any]:
-    """The samples of each of `batches`, lists of keys, read by `workers` processes and collated.
+    """Return a loader of `batches`, lists of keys, whose samples `workers` processes read and collate.
 
-    What reading them raises, ValueError or OSError, is raised when the batch's turn comes.
+    A ValueError or OSError of reading is raised when its batch's turn comes.
     """
     if workers:
         _let_many_files_be_open()
@@ -230,15 +238,15 @@ def batch_loader(dataset: Dataset[Any], batches: Any, workers: int, collate: Col
         pin_memory=torch.cuda.is_available(),
         # fork: the dataset's arrays stay shared with the workers instead of being copied to each
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # of its own, as a loader otherwise draws from the global one; the samples do not depend on it
+        # without a generator of its own a loader draws from the global one; the samples do not depend on it
         generator=torch.Generator(),
     )
 
 
 def _handed_over(batch: Any) -> Any:
-    """A batch in the memory that a loading process shares with the main one; where that is full, the error.
+    """Move a batch into the memory that a loading process shares with the main one; return the error if that is full.
 
-    torch does the same, but in a thread whose errors nobody hears: the main process would wait for ever.
+    torch does the same, but in a thread whose errors get lost: the main process would wait for ever.
     """
     if get_worker_info() is None:
         return batch
@@ -255,7 +263,7 @@ def _handed_over(batch: Any) -> Any:
 
 
 def _let_many_files_be_open() -> None:
-    """Raise this process's limit as far as it may itself: each tensor that another process read is an open file."""
+    """Raise this process's limit of open files as far as allowed: a tensor from a loading process is an open file."""
     least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
     if least != resource.RLIM_INFINITY and least < wanted:
@@ -263,6 +271,6 @@ def _let_many_files_be_open() -> None:
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to the whole group of processes is the main one's to answer; it stops its workers by itself."""
+    """Ignore signals that go to the whole group of processes: the main one answers them and stops its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which of a detector's categories are which of a dataset's: by name, where a name stands twice by id and name."""
+"""Matches a detector's categories with a dataset's: by name, or by id and name if a name stands twice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,12 +9,12 @@ from norton_det.names import some
 
 @dataclass(frozen=True)
 class Matching:
-    """What a dataset's categories are to one who knows others.
+    """Says how a dataset's categories correspond to known ones, such as a detector's.
 
     Attributes:
-        labels: a label of the dataset's -> the label that is known for the same category.
+        labels: the known label of each of the dataset's labels whose category is known.
         unknown: names that only the dataset has.
-        absent: names that the dataset lacks.
+        absent: known names that the dataset lacks.
     """
 
     labels: Mapping[int, int]
@@ -23,17 +23,17 @@ class Matching:
 
     @property
     def is_complete(self) -> bool:
-        """Whether both have the same categories."""
+        """Tell whether both have the same categories."""
         return not self.unknown and not self.absent
 
     def told(self, data: str, known: str) -> str:
-        """What differs, by name, between `data` and `known`."""
+        """Return a line that names the categories that differ; the two sides are called `data` and `known`."""
         lacks = [(known, self.unknown), (data, self.absent)]
         return "categories differ: " + "; ".join(f"{who} lacks {some(names)}" for who, names in lacks if names)
 
 
 def match(known: Categories, data: Categories) -> Matching:
-    """Match a dataset's categories with those that are known."""
+    """Match a dataset's categories with the known ones."""
     theirs, ours = known.labels, data.labels
     by_both = {(id, known.names[label]): label for id, label in theirs.items()}
     by_name = {known.names[label]: label for label in theirs.values()}
@@ -51,7 +51,7 @@ def match(known: Categories, data: Categories) -> Matching:
 
 
 def seen_by(known: Categories, data: Categories, matching: Matching) -> Categories:
-    """The labels that are known with the dataset's ids; those that it lacks are unused."""
+    """Return the known labels with the dataset's category ids; labels that the dataset lacks become unused."""
     names, ids = [known.names[0], *[UNUSED] * (len(known.names) - 1)], [0] * len(known.ids)
     for label, found in matching.labels.items():
         names[found], ids[found] = known.names[found], data.ids[label]

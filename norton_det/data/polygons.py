@@ -1,4 +1,4 @@
-"""Flat polygons: the pieces that a drawn figure is made of, their outlines, colours and pixels."""
+"""Makes the flat polygons of which figures are drawn: their outlines, colours and pixels."""
 
 import colorsys
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ Points = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
 SUBPIXEL_BITS = 4
 LEAST_RIMMED_SIDE = 5  # pixels
-ARC = np.linspace(0, 1, 24)  # where an ellipse has its corners, as shares of its span
+ARC = np.linspace(0, 1, 24)  # places of an ellipse's corners, as shares of its span
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """A filled polygon: its corners (N, 2) as x, y in pixels, pixel centres at whole numbers; RGB colour."""
+    """Holds a filled polygon: corners (N, 2) as x, y in pixels, with pixel centres at whole numbers; RGB colour."""
 
     outline: Points
     colour: Colour
@@ -25,30 +25,30 @@ class Polygon:
 
 @dataclass(frozen=True)
 class Figure:
-    """Parts from back to front, and for a person the 17 keypoints (17, 2) in COCO's order."""
+    """Holds a figure's polygons from back to front, and for a person the keypoints (17, 2) in COCO's order."""
 
     parts: tuple[Polygon, ...]
     keypoints: Points | None = None
 
     def placed(self, matrix: Points, offset: Points) -> "Figure":
-        """The figure under ``p -> matrix @ p + offset``; matrix (2, 2), offset (2,)."""
+        """Return the figure moved by ``p -> matrix @ p + offset``; matrix (2, 2), offset (2,)."""
         parts = tuple(Polygon(part.outline @ matrix.T + offset, part.colour) for part in self.parts)
         return Figure(parts, None if self.keypoints is None else self.keypoints @ matrix.T + offset)
 
     def box(self) -> tuple[Points, Points]:
-        """The smallest and the largest x, y over all parts."""
+        """Return the smallest and the largest x, y over all parts."""
         corners = np.concatenate([part.outline for part in self.parts])
         return corners.min(axis=0), corners.max(axis=0)
 
     def silhouette(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """The pixels (height, width) that the figure covers, whatever stands in front of it."""
+        """Return the mask (height, width) of the pixels that the figure covers, whatever stands in front of it."""
         mask = np.zeros((height, width), np.uint8)
         for part in self.parts:
             cv2.fillPoly(mask, [_fixed_point(part.outline)], 1, shift=SUBPIXEL_BITS)
         return mask.astype(np.bool_)
 
     def paint(self, image: npt.NDArray[np.uint8]) -> None:
-        """Paints over an RGB image (H, W, 3); parts that are not tiny get a thin darker rim."""
+        """Paint the figure over an RGB image (H, W, 3); parts that are not tiny get a thin darker rim."""
         for part in self.parts:
             corners = [_fixed_point(part.outline)]
             cv2.fillPoly(image, corners, part.colour, cv2.LINE_AA, SUBPIXEL_BITS)
@@ -63,24 +63,24 @@ def _fixed_point(outline: Points) -> npt.NDArray[np.int32]:
 
 
 def colour_from_hsv(hue: float, saturation: float, value: float) -> Colour:
-    """RGB, 0 to 255, from hue, saturation and value, 0 to 1."""
+    """Return the RGB colour, 0 to 255, of hue, saturation and value, 0 to 1."""
     red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
     return red, green, blue
 
 
 def vivid_colour(rng: np.random.Generator) -> Colour:
-    """A clear colour of any hue; every kind of figure draws from the same ones."""
+    """Draw a clear colour of any hue; every kind of figure draws from the same ones."""
     return colour_from_hsv(rng.uniform(), rng.uniform(0.5, 0.85), rng.uniform(0.5, 0.95))
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour, darker (factor below 1) or lighter."""
+    """Return the colour made darker (factor below 1) or lighter."""
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], span: tuple[float, float] = (0, 360)) -> Points:
-    """An ellipse, or the segment of one between two angles in degrees (clockwise from the right)."""
+    """Return the outline of an ellipse, or of its segment between two angles in degrees, clockwise from the right."""
     start, end = np.radians(span)
     angles = start + (end - start) * ARC
     corners = np.empty((len(ARC), 2))
@@ -90,7 +90,7 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], span: tuple
 
 
 def limb(start: Points, end: Points, width: float) -> Points:
-    """A bar with round ends from start (2,) to end (2,)."""
+    """Return the outline of a bar with round ends from start (2,) to end (2,)."""
     direction = np.degrees(np.arctan2(end[1] - start[1], end[0] - start[0]))
     radii = (width / 2, width / 2)
     far = ellipse((end[0], end[1]), radii, (direction - 90, direction + 90))
@@ -99,7 +99,7 @@ def limb(start: Points, end: Points, width: float) -> Points:
 
 
 def polygon(*corners: tuple[float, float]) -> Points:
-    """Return corners x, y as an outline (N, 2)."""
+    """Return the outline (N, 2) of corners x, y."""
     return np.array(corners, dtype=np.float64)
 
 
@@ -109,5 +109,5 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> Points:
 
 
 def hanging(start: Points, length: float, degrees: float) -> Points:
-    """The end of a bone that hangs down from start, swung by some degrees towards positive x."""
+    """Return the end of a bone that hangs down from start, swung by some degrees towards positive x."""
     return start + length * np.array([np.sin(np.radians(degrees)), np.cos(np.radians(degrees))])

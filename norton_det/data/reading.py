@@ -1,9 +1,9 @@
-"""A JSON in COCO's format as tools write it, read by the same rules for training, evaluation and `norton-det check`.
+"""Reads a JSON in COCO's format as tools write it, by the same rules in training, evaluation and `norton-det check`.
 
-What can be meant one way only is taken so: whole numbers written as 1.0 or "1"; NaN and null, which pandas writes, as
-nothing said; no iscrowd as no crowd, no area as the box's, no box as the polygons'; a flat list as one polygon, and
-one RLE in a list as itself; of several polygons the good ones. What cannot is a problem, a line that names the file
-and the annotation.
+What can only be meant in one way is accepted. Whole numbers may be written as 1.0 or "1". NaN and null, which pandas
+writes, count as missing. A missing iscrowd means no crowd, a missing area is the box's, and a missing box is the one
+around the polygons. A flat list is one polygon, and one RLE in a list is that RLE. Of several polygons the good ones
+are kept. Anything else is a problem: a line that names the file and the annotation.
 """
 
 import json
@@ -19,19 +19,18 @@ Task = Literal["bbox", "segm", "keypoints"]
 Record = dict[str, Any]
 
 LARGEST = 2**31 - 1
-"""Of ids, sizes and coordinates: beyond it something is wrong with the file."""
+"""The largest id, size or coordinate: beyond it something is wrong with the file."""
 WITHOUT_MASK = "objects without a mask"
 BAD_POLYGONS = "polygons of fewer than three points"
 
 
 @dataclass(frozen=True)
 class Content:
-    """A JSON's images by id, in the order of ids, and its annotations, in which all that the task needs is as it
-    should be.
+    """Holds a JSON's images by id, in the order of ids, and its annotations, with all that the task needs in order.
 
     Attributes:
         left_out: how many parts of annotations were left out, by reason.
-        problems: what cannot be taken, a line each; it is not among the others.
+        problems: a line on each image or annotation that cannot be used; those are not among the others.
     """
 
     images: dict[int, Record]
@@ -41,14 +40,14 @@ class Content:
     problems: list[str]
 
     def sound(self) -> "Content":
-        """The content itself. Raises ValueError with its first problem where it has any."""
+        """Return the content itself. Raises ValueError with its first problem if it has any."""
         if self.problems:
             raise ValueError(and_others(self.problems))
         return self
 
 
 def and_others(lines: list[str]) -> str:
-    """The first of several problems, and how many more there are."""
+    """Return the first of several problems, and how many more there are."""
     more = f" (and {len(lines) - 1} more like it: norton-det check lists them)" if len(lines) > 1 else ""
     return lines[0] + more
 
@@ -59,10 +58,10 @@ def number_of(count: int, noun: str) -> str:
 
 
 def read_annotations(path: Path) -> Record:
-    """A JSON in COCO's format as it is, with its lists `images`, `annotations` and `categories`.
+    """Read a JSON in COCO's format as it stands, with its lists `images`, `annotations` and `categories`.
 
     Raises:
-        ValueError: no JSON, or one of the three lists is missing; the message names the file.
+        ValueError: the file is no JSON, or lacks one of the three lists; the message names the file.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -76,9 +75,9 @@ def read_annotations(path: Path) -> Record:
 
 
 def read_content(file: Path, task: Task, keypoints: int = 0) -> Content:
-    """Read a JSON by the rules above; for the task keypoints each object has `keypoints` of them, or says none.
+    """Read a JSON by the rules above; for the task keypoints each object has `keypoints` keypoints, or says none.
 
-    Raises ValueError as `read_annotations` and `read_category` do.
+    Raises what `read_annotations` and `read_category` raise.
     """
     told = read_annotations(file)
     categories = [read_category(category, file) for category in told["categories"]]
@@ -99,7 +98,7 @@ def read_content(file: Path, task: Task, keypoints: int = 0) -> Content:
 def _each(
     file: Path, problems: list[str], name: str, records: Iterable[Record], read: Callable[[Record], Record]
 ) -> Iterator[Record]:
-    """The records as they are read, and a line among the problems for each that cannot be."""
+    """Yield the records as `read` returns them, and add a line to the problems for each that cannot be read."""
     for record in records:
         try:
             yield read(record)
@@ -108,7 +107,7 @@ def _each(
 
 
 def read_category(category: Mapping[str, Any], file: Path) -> Record:
-    """A category with its id as an integer. Raises ValueError where it has no id or name."""
+    """Return a category with its id as an integer. Raises ValueError if it has no id or no name."""
     id, name = whole(category.get("id")), category.get("name")
     if id is None or not isinstance(name, str):
         raise ValueError(f"{file}: category {dict(category)} needs an integer id and a name")
@@ -116,7 +115,7 @@ def read_category(category: Mapping[str, Any], file: Path) -> Record:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a JSON value means, also as 1.0 or as text of digits; None where it is no such."""
+    """Return the whole number that a JSON value means, also as 1.0 or as a string of digits; else None."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < len(str(LARGEST)) + 10:
         return int(value)
     if isinstance(value, bool) or not is_number(value) or value != int(value):
@@ -125,12 +124,12 @@ def whole(value: Any) -> int | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number of a size that pixels may have."""
+    """Tell whether a JSON value is a number of at most LARGEST, either side of 0."""
     return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Whether a JSON value is a list of so many numbers of a size that pixels may have."""
+    """Tell whether a JSON value is a list of `count` numbers, see `is_number`."""
     return isinstance(values, list) and len(values) == count and all(map(is_number, values))
 
 
@@ -147,7 +146,7 @@ def _image(entry: Record) -> Record:
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
         raise ValueError(f"the path {entry['file_name']!r} leads out of the image folder")
     if not path.name or not name.isprintable():
-        raise ValueError(f"{entry['file_name']!r} is no name of an image")
+        raise ValueError(f"{entry['file_name']!r} is not the name of an image")
     assert id is not None and height is not None and width is not None
     if not 0 <= id <= LARGEST:
         raise ValueError(f"expected an id from 0 to {LARGEST}")
@@ -191,13 +190,13 @@ def _annotation(
 
 
 def _said(record: Record, key: str) -> Any:
-    """The value under a key; None where that is null, NaN or an empty list."""
+    """Return the value under a key, or None if it is missing, null, NaN or an empty list."""
     value = record.get(key)
     return None if value == [] or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _segmentation(value: Any, image: Record, left_out: Counter[str]) -> Any:
-    """RLE, or polygons of at least three points; None where there is nothing to decode."""
+    """Return RLE, or polygons of at least three points, or None if there is nothing to decode."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         [value] = value
     if isinstance(value, dict):
@@ -213,7 +212,7 @@ def _segmentation(value: Any, image: Record, left_out: Counter[str]) -> Any:
 
 
 def _polygons(value: Any) -> list[Any]:
-    """A list of polygons, also where there is one that is not in a list of its own."""
+    """Return a list of polygons; a single polygon need not stand in a list of its own."""
     if not isinstance(value, list):
         return []
     return [value] if value and is_number(value[0]) else value
@@ -224,7 +223,7 @@ def _is_polygon(value: Any) -> bool:
 
 
 def _around(segmentation: Any) -> list[float] | None:
-    """The box around polygons, [x, y, width, height]; None where there are none."""
+    """Return the box around polygons, [x, y, width, height], or None if there are none."""
     good = [polygon for polygon in _polygons(segmentation) if _is_polygon(polygon)]
     if not good:
         return None
@@ -233,8 +232,11 @@ def _around(segmentation: Any) -> list[float] | None:
 
 
 def _are_run_lengths(counts: Any, pixels: int) -> bool:
-    """Whether pycocotools can read them without leaving their memory: numbers that add up to the image, or text of
-    characters that hold five bits each and a sixth, which says that the number goes on, on all but the last."""
+    """Tell whether pycocotools can read an RLE's counts without leaving their memory.
+
+    They are numbers that add up to the image's pixels, or a string whose characters each hold five bits of a number
+    and a sixth, which says that the number goes on and must not be set on the last.
+    """
     if isinstance(counts, str):
         return bool(counts) and all("0" <= c < "p" for c in counts) and not (ord(counts[-1]) - ord("0")) & 32
     return (
@@ -245,7 +247,7 @@ def _are_run_lengths(counts: Any, pixels: int) -> bool:
 
 
 def _keypoints(value: Any, count: int) -> list[Any]:
-    """The flat list of x, y, visibility; 0, 0, 0 for a keypoint of which null or NaN stands there."""
+    """Return the flat list of x, y, visibility, with 0, 0, 0 for a keypoint that has a null or NaN."""
     if value is None:
         return [0] * 3 * count
     if not isinstance(value, list) or len(value) != 3 * count:

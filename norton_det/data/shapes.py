@@ -1,4 +1,4 @@
-"""The embedded dataset: drawn scenes with boxes, masks and keypoints, in COCO's format.
+"""Draws the embedded dataset: scenes with boxes, masks and keypoints, in COCO's format.
 
 Everything follows from the seed: scene i of a split depends on (seed, split, i) and on nothing else.
 """
@@ -25,7 +25,7 @@ Annotation = dict[str, Any]
 
 
 class Category(NamedTuple):
-    """A kind of object and its id in the annotation files; the ids have gaps, as COCO's have."""
+    """Holds a kind of object and its id in the annotation files; the ids have gaps, as COCO's have."""
 
     name: str
     id: int
@@ -58,14 +58,14 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Scene:
-    """An RGB image (H, W, 3) and its objects as COCO annotations without ids; people carry keypoints."""
+    """Holds an RGB image (H, W, 3) and its objects as COCO annotations without ids; people carry keypoints."""
 
     image: Image
     annotations: list[Annotation]
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """One scene: up to 7 objects that may cover each other, at times a crowd, on a textured background."""
+    """Draw a scene: up to 7 objects that may cover each other, sometimes a crowd, on a textured background."""
     width, height = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
     image = background(rng, height, width)
     figures = _choose_figures(rng, height, width)
@@ -92,14 +92,14 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def write_shapes(folder: Path, *, train_images: int = 1000, val_images: int = 200, seed: int = 0) -> None:
-    """Draws ``train/*.jpg``, ``val/*.jpg`` and ``annotations/{instances,person_keypoints}_{train,val}.json``.
+    """Draw ``train/*.jpg``, ``val/*.jpg`` and ``annotations/{instances,person_keypoints}_{train,val}.json``.
 
     The folder appears whole or not at all. A dataset that is already there, or that another process finishes
     first, is left as it is.
 
     Raises:
-        ValueError: for a number of images below 1.
-        FileExistsError: when the folder holds something other than this dataset.
+        ValueError: a number of images is below 1.
+        FileExistsError: the folder holds something other than this dataset.
     """
     counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     for split, count in counts.items():
@@ -171,7 +171,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, progress: "tqd
 
 
 def _choose_figures(rng: np.random.Generator, height: int, width: int) -> list[tuple[Category, Figure, bool]]:
-    """The figures at their places, from front to back, each with its category and whether it is a crowd."""
+    """Draw the figures at their places, from front to back, each with its category and whether it is a crowd."""
     count = int(rng.choice(len(OBJECT_COUNT_SHARES), p=OBJECT_COUNT_SHARES))
     figures = []
     for _ in range(count):
@@ -188,7 +188,7 @@ def _choose_figures(rng: np.random.Generator, height: int, width: int) -> list[t
 
 
 def _place(rng: np.random.Generator, figure: Figure, size: float, height: int, width: int) -> Figure:
-    """The figure turned a little, its longest side `size` pixels, at least 4/5 of it inside on each axis."""
+    """Return the figure turned a little, its longest side `size` pixels, at least 4/5 of it inside on each axis."""
     angle = np.radians(rng.uniform(-14, 14))
     turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     low, high = figure.placed(turned, np.zeros(2)).box()
@@ -212,7 +212,7 @@ def _annotation(visible: Mask, category: Category, is_crowd: bool) -> Annotation
 
 
 def _keypoints(points: npt.NDArray[np.float64] | None, covered: Mask) -> Annotation:
-    """COCO's flat [x, y, v] * 17: v is 2 when seen, 1 behind another object, 0 (and x = y = 0) outside."""
+    """Return COCO's flat [x, y, v] * 17: v is 2 when seen, 1 behind another object, 0 (and x = y = 0) outside."""
     height, width = covered.shape
     flat: list[int] = []
     for x, y in np.round(points).astype(int).tolist() if points is not None else [(-1, -1)] * len(KEYPOINT_NAMES):
@@ -222,7 +222,7 @@ def _keypoints(points: npt.NDArray[np.float64] | None, covered: Mask) -> Annotat
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
-    """x, y, width, height of the mask's pixels; all 0 without any."""
+    """Return x, y, width, height of the mask's pixels; all 0 if it has none."""
     if not mask.any():
         return 0, 0, 0, 0
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
@@ -231,7 +231,7 @@ def _box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def _polygons(mask: Mask) -> list[list[float]]:
-    """The mask's outlines as COCO's flat [x1, y1, ...], pixel i spanning i to i + 1.
+    """Return the mask's outlines as COCO's flat [x1, y1, ...], where pixel i spans i to i + 1.
 
     A polygon has no holes, so a mask with one is cut in two through it. Every pixel is enlarged to 4x4 before
     tracing: contours run through the centres of pixels and would lose half a pixel on each side.
@@ -254,7 +254,7 @@ def _polygons(mask: Mask) -> list[list[float]]:
 
 
 def _run_lengths(mask: Mask) -> list[int]:
-    """COCO's uncompressed RLE: lengths of alternating runs, column by column, the first of zeros."""
+    """Return COCO's uncompressed RLE: lengths of alternating runs, column by column, the first of zeros."""
     pixels = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(pixels[1:] != pixels[:-1])
     lengths: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()

@@ -1,6 +1,6 @@
-"""Augmentation of an image with its boxes, masks and keypoints: torchvision.transforms.v2 on tv_tensors.
+"""Augments an image with its boxes, masks and keypoints, by torchvision.transforms.v2 on tv_tensors.
 
-Nothing here resizes, which is the model's task; only large-scale jitter sets its own size.
+Nothing here resizes, which is the model's task, except large-scale jitter, which sets its own size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,13 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 JITTER_SIZE = 1024
 JITTER_LONGEST = 2 * JITTER_SIZE
 """Pixels of the longest side that large-scale jitter makes, before it cuts."""
-_IMAGENET_MEAN = (124, 116, 104)  # RGB, what padding is filled with: 0 once normalised
+_IMAGENET_MEAN = (124, 116, 104)  # RGB of the padding: 0 once normalised
 
 
 def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = None) -> Transform:
-    """The augmentation of a training sample, by name; images come out as float32 in [0, 1].
+    """Return the augmentation of training samples that has this name; images come out as float32 in [0, 1].
 
-    For the task keypoints those of a mirrored image change places as `keypoints` says (None: COCO's 17).
+    For the task keypoints left and right ones of a mirrored image are swapped as `keypoints` says (None: COCO's 17).
 
         none         nothing
         flip         left-right with probability 1/2
@@ -38,7 +38,7 @@ def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = N
         photometric  flip, and brightness, contrast, saturation, hue and channels distorted (arXiv:1512.02325)
 
     Raises:
-        ValueError: an unknown preset; the message names those that there are.
+        ValueError: the preset is unknown; the message names the known ones.
     """
     if preset not in _PRESETS:
         hint = did_you_mean(preset, _PRESETS)
@@ -53,19 +53,19 @@ def training_transforms(preset: str, task: Task, keypoints: Keypoints | None = N
 
 
 def evaluation_transforms() -> Transform:
-    """Images as float32 in [0, 1], and nothing else."""
+    """Return the transform of evaluation, which only makes images float32 in [0, 1]."""
     compose: Transform = v2.Compose([v2.ToDtype(torch.float32, scale=True)])
     return compose
 
 
 def output_size(preset: str) -> int | None:
-    """The side of the square images that a preset makes, or None where images keep their size."""
+    """Return the side of the square images that a preset makes, or None if images keep their size."""
     return JITTER_SIZE if preset == "lsj" else None
 
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Torch's generator on the CPU, seeded from whole numbers for as long as it lasts, then as it was."""
+    """Seed torch's generator on the CPU from whole numbers inside the context, and restore it afterwards."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would seed the GPU's as well
@@ -73,9 +73,9 @@ def seeded(*seed: int) -> Iterator[None]:
 
 
 def flip(image: Tensor, target: Target, mirrored: Sequence[int] = COCO_KEYPOINTS.flip) -> tuple[Tensor, Target]:
-    """Mirrors left and right: boxes to W - x, keypoints, being pixel indices, to W - 1 - x.
+    """Mirror left and right: boxes to W - x; keypoints, which are pixel indices, to W - 1 - x.
 
-    Left and right keypoints change their names, which torchvision's flip does not do: `mirrored` is `Keypoints.flip`.
+    Unlike torchvision's flip it also swaps left and right keypoints; `mirrored` is `Keypoints.flip`.
     """
     image, target = v2.RandomHorizontalFlip(p=1.0)(image, target)
     if "keypoints" in target:
@@ -86,12 +86,12 @@ def flip(image: Tensor, target: Target, mirrored: Sequence[int] = COCO_KEYPOINTS
 
 
 def random_flip(image: Tensor, target: Target, mirrored: Sequence[int]) -> tuple[Tensor, Target]:
-    """`flip` with probability 1/2."""
+    """Apply `flip` with probability 1/2."""
     return flip(image, target, mirrored) if torch.rand(()) < 0.5 else (image, target)
 
 
 def hide_keypoints_outside(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Gives keypoints outside the image visibility 0, and those of visibility 0 the place (0, 0)."""
+    """Give keypoints outside the image visibility 0, and those of visibility 0 the place (0, 0)."""
     keypoints = target["keypoints"]
     height, width = keypoints.canvas_size
     x, y = keypoints.unbind(-1)
@@ -102,7 +102,7 @@ def hide_keypoints_outside(image: Tensor, target: Target) -> tuple[Tensor, Targe
 
 
 def to_model_targets(target: Target) -> dict[str, Tensor]:
-    """What a torchvision detector takes, in plain tensors, of the keys that `target` has.
+    """Return the target as a torchvision detector takes it, in plain tensors, with the keys that `target` has.
 
     boxes (N, 4) float32 xyxy, labels (N,) int64, image_id () int64, masks (N, H, W) uint8,
     keypoints (N, K, 3) float32 as x, y, visibility.
@@ -124,7 +124,7 @@ def _jitter(mirror: Transform) -> list[Any]:
 
 
 def _values_per_object(sample: tuple[Tensor, Target]) -> list[Tensor]:
-    """What goes with a box that is dropped; masks go by themselves."""
+    """Return what must be dropped together with a box; v2 drops masks by itself."""
     keys = ("labels", "area", "iscrowd", "keypoints", "visibility")
     return [sample[1][key] for key in keys if key in sample[1]]
 

@@ -1,6 +1,6 @@
-"""torchvision's detectors for a batch of images at once, as they are exported.
+"""Runs torchvision's detectors on a batch of images at once, in the form that is exported.
 
-Each module takes the place of torchvision's of the same name, and shares its layers.
+Each module stands for a part of a torchvision detector, and shares its layers.
 """
 
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ Size = tuple[int, int]
 
 
 class Rows(NamedTuple):
-    """Boxes of a batch one below the other (R, 4), the number of each one's image (R,), and which of all (B * N) they
-    are (R,)."""
+    """Holds R boxes of a batch one below the other (R, 4), the number of each box's image (R,), and the place of each
+    among all B * N boxes (R,)."""
 
     boxes: Tensor
     images: Tensor
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(boxes: Tensor, is_wanted: Tensor | None) -> Rows:
-    """The boxes (B, N, 4) that are wanted (B, N), None: all of them, whose number follows from shapes."""
+    """Return as rows the boxes (B, N, 4) where `is_wanted` (B, N), or all (None): then shapes give their number."""
     images, count = boxes.shape[:2]
     if is_wanted is None:
         places = torch.arange(images * count, device=boxes.device)
@@ -49,7 +49,7 @@ def rows_of(boxes: Tensor, is_wanted: Tensor | None) -> Rows:
 
 
 class Normalised(nn.Module):
-    """The transform of images that have their final size: normalised, 0 outside of each one's size, and padded."""
+    """Normalises and pads images that have their final size already; each is 0 outside its own height and width."""
 
     mean: Tensor
     std: Tensor
@@ -61,9 +61,9 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(transform.image_std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """From (B, 3, H, W), heights and widths (B, 2), to the same with H and W full multiples.
+        """Return the images (B, 3, H, W), whose heights and widths are (B, 2), with H and W padded to full multiples.
 
-        The division comes last: with a padding of any size right before it the stem would not run in int8.
+        The division comes last: with a padding of variable size right before it the stem would not run in int8.
         """
         height, width = images.shape[2:]
         is_row = torch.arange(height, device=images.device) < sizes[:, :1]
@@ -74,7 +74,7 @@ class Normalised(nn.Module):
 
 
 class Proposals(nn.Module):
-    """The RPN."""
+    """Proposes regions, as torchvision's RPN does."""
 
     def __init__(self, rpn: Any) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Proposals(nn.Module):
         self.iou_threshold, self.least_score, self.least_side = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
 
     def forward(self, images: Tensor, features: Maps, sizes: Tensor) -> Candidates:
-        """The regions of each image, the best first; their groups are the levels."""
+        """Return the regions of each image, the best first; their groups are the levels."""
         maps = list(features.values())
         outputs = zip(*self.head(maps), _anchors(self.anchor_generator, images, maps), strict=True)
         levels = []
@@ -99,7 +99,7 @@ class Proposals(nn.Module):
 
 
 class RegionHeads(nn.Module):
-    """The heads of an R-CNN. `is_fixed`: they look at all places for regions, whether there is one or not."""
+    """Runs the heads of an R-CNN; with `is_fixed` on every place for a region, whether it holds one or not."""
 
     def __init__(self, heads: Any, is_fixed: bool) -> None:
         super().__init__()
@@ -117,9 +117,9 @@ class RegionHeads(nn.Module):
     def forward(
         self, features: Maps, proposals: Candidates, sizes: Tensor, frame: Size
     ) -> tuple[Candidates, Rows, dict[str, Tensor]]:
-        """What is found, groups being labels, the rows of it that are told, and of these masks and heatmaps.
+        """Return what is found (groups are labels), the rows of it to put out, and their masks and heatmaps.
 
-        `frame`: height and width of the largest image.
+        `frame` is the height and width of the largest image.
         """
         found = self._boxes(features, proposals, sizes, frame)
         rows = rows_of(found.boxes, None if self.is_fixed else found.scores >= 0)
@@ -153,7 +153,7 @@ class RegionHeads(nn.Module):
 
 
 class Places(nn.Module):
-    """A detector of one stage behind its neck."""
+    """Runs the head of a one-stage detector, and all that follows it."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Places(nn.Module):
         self.clips_late = getattr(detector, "clips_late", False)
 
     def forward(self, images: Tensor, features: Maps, sizes: Tensor) -> Candidates:
-        """What is found, groups being labels."""
+        """Return what is found; groups are labels."""
         maps = list(features.values())
         levels = []
         for level, anchors in zip(maps, _anchors(self.anchor_generator, images, maps), strict=True):
@@ -187,7 +187,7 @@ class Places(nn.Module):
 
 
 def _anchors(generator: Any, images: Tensor, maps: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of each level, (N, 4): all images have the same."""
+    """Return the anchors (N, 4) of each level, which are the same for all images."""
     [anchors] = generator(ImageList(images, [(0, 0)]), maps)
     each = generator.num_anchors_per_location()
     split: tuple[Tensor, ...] = anchors.split(
@@ -197,16 +197,16 @@ def _anchors(generator: Any, images: Tensor, maps: list[Tensor]) -> tuple[Tensor
 
 
 def _decode(decode: Any, codes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes (B, N, 4) by a coder that takes (N, 4)."""
+    """Decode codes to boxes (B, N, 4) by a coder that takes (N, 4)."""
     boxes: Tensor = decode(codes.flatten(0, 1), anchors.flatten(0, 1))
     return boxes.view(*codes.shape[:2], 4)
 
 
 def _clipped(found: Candidates, sizes: Tensor) -> Candidates:
-    """Candidates cut to their images."""
+    """Return the candidates with boxes clipped to their images."""
     return found._replace(boxes=clip(found.boxes, sizes))
 
 
 def _scores(logits: Tensor, centreness: Tensor | None) -> Tensor:
-    """Of (B, N, C), RetinaNet's, or FCOS's with its centreness (B, N, 1)."""
+    """Compute scores (B, N, C) from logits: RetinaNet's, or FCOS's if there is a centreness (B, N, 1)."""
     return logits.sigmoid() if centreness is None else (logits.sigmoid() * centreness.sigmoid()).sqrt()

@@ -1,4 +1,4 @@
-"""Detectors measured side by side: latency and memory in each treatment, and what their time and size consist of."""
+"""Measures detectors side by side: latency and memory in each treatment, and what makes up their time and size."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from norton_det.deploy.writing import write_model
 from norton_det.models.parts import REGION_KINDS
 
 PARTS_RUNS = 5
-"""Runs from which the time by part is taken."""
+"""Runs over which the time by part is measured."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Measured(Latency):
 
 
 def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
-    """Measure what a call of every model takes in one treatment; timed in turn."""
+    """Measure latency and memory of a call of every model in one treatment; the models are timed in turn."""
     prepared = {name: treated(model, treatment, images) for name, model in models.items()}
     latencies = detector_latency(prepared, images, runs=runs)
     with torch.inference_mode():
@@ -44,10 +44,10 @@ def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor],
 
 
 def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str, Any]:
-    """Measure what a detector consists of, plain types.
+    """Measure what a detector consists of, in plain types.
 
-    Parameters, MACs, bytes, time by part in optimised torch, regions, and the share of the machine's
-    rate (`peak_macs` a second) that body, neck and what looks at every level reach.
+    They are parameters, MACs, bytes, regions, time by part in optimised torch, and the share of the machine's rate
+    (`peak_macs` a second) that is reached by the body, the neck and the head that looks at every level.
     """
     counts = count_detector(model, *model.transform(list(images))[0].tensors.shape[2:])
     whole = total(counts)
@@ -66,8 +66,10 @@ def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str,
 
 
 def time_by_part(model: Any, treatment: str, images: Sequence[Tensor]) -> dict[str, float]:
-    """Measure the seconds of each part of a detector in a treatment, by the runtime's own counters where it has some;
-    they add up to the whole."""
+    """Measure the seconds of each part of a detector in a treatment, by the runtime's own counters if it has any.
+
+    They add up to the whole.
+    """
     runtime, precision = OPTIMISED.get(treatment, ("torch", "float32"))
     if runtime == "torch":
         prepared = treated(model, treatment, images)
@@ -81,14 +83,15 @@ def time_by_part(model: Any, treatment: str, images: Sequence[Tensor]) -> dict[s
 def shares_of_arithmetic(
     model: Any, parts: Mapping[str, float], images: Sequence[Tensor], peak_macs: float
 ) -> dict[str, float]:
-    """Compute which share of each part's seconds its MACs would take at the machine's rate in float32, `peak_macs` a
-    second, for the parts that have any."""
+    """Compute the share of each part's seconds that its MACs would take at the machine's rate in float32, `peak_macs`
+    a second, for the parts that have MACs."""
     macs = macs_by_part(model, *model.transform(list(images))[0].tensors.shape[2:])
     return {part: len(images) * macs[part] / peak_macs / parts[part] for part in macs if parts.get(part)}
 
 
 def format_parts(times: Mapping[str, Mapping[str, float]], shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out a row a part and a column a way to run: milliseconds, and the share of arithmetic where it is known."""
+    """Format a table with a row for each part and a column for each way to run: milliseconds, and the share of
+    arithmetic if it is known."""
     parts = list(dict.fromkeys(part for column in times.values() for part in column if part != "rest"))
     width = max(map(len, times)) + 2
     rows = [f"{'ms by part':18}" + "".join(f"{name:>{width}}" for name in times)]
@@ -103,10 +106,10 @@ def format_parts(times: Mapping[str, Mapping[str, float]], shares: Mapping[str, 
 
 
 def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:
-    """Lay out a row a treatment and model.
+    """Format a table with a row for each treatment and model.
 
-    Milliseconds, frames a second, the speed beside the first model in the same treatment and beside the very first
-    row, and the memory that a call takes.
+    Its columns are milliseconds, frames a second, the speed relative to the first model in the same treatment and to
+    the very first row, and the memory that a call takes.
     """
     first = next(iter(next(iter(measured.values())).values())).median
     rows = [
@@ -125,7 +128,7 @@ def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:
 
 
 def format_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out a row a model: size, work, regions, milliseconds by part."""
+    """Format lines on each model: size, work, regions, milliseconds by part."""
     rows = []
     for name, values in profiles.items():
         milliseconds = values["milliseconds_by_part"]
@@ -142,5 +145,5 @@ def format_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _every_level(parts: Mapping[str, float]) -> str:
-    """The part that looks at every level: the RPN's head, or the only heads."""
+    """Return the name of the part that looks at every level: the RPN's head, or the only heads."""
     return "rpn head" if "rpn head" in parts else "heads"

@@ -1,4 +1,4 @@
-"""Where an exported file spends its time, by the counters of the runtime that runs it."""
+"""Measures where an exported file spends its time, by the counters of its runtime."""
 
 import json
 import statistics
@@ -26,16 +26,16 @@ PLACES: dict[str, tuple[str, ...]] = {
     "heads": (*INT8_PARTS["heads"], *(place for kind in REGION_KINDS for place in INT8_PARTS[f"{kind} head"])),
     "post-processing": ("/roi_heads/", "/places/"),
 }
-"""How the names of the nodes of each part begin; the first part that fits has a node."""
+"""How the names of each part's nodes begin; a node belongs to the first part that fits."""
 
 
 def seconds_by_part(path: Path, precision: Precision, images: Sequence[Tensor], runs: int) -> dict[str, float]:
-    """Measure the median seconds of each part of an exported detector on a batch, and of the rest, so that they add
-    up to a call without counters.
+    """Measure the median seconds of each part of an exported detector on a batch, and of the rest.
 
-    The parts are those of `analysis.parts.seconds_by_part`. Outside of the runtime images are resized, and detections
-    are scaled back and masks pasted, which is post-processing. The rest is what the runtime does in no node, and
-    nodes without a name; it is negative where counting slows the runtime down.
+    Together they add up to a call without counters. The parts are those of `analysis.parts.seconds_by_part`. Outside
+    the runtime, images are resized, detections are scaled back and masks are pasted; the latter two count as
+    post-processing. The rest is what the runtime does outside nodes or in nodes without a known name; it is negative
+    if counting slows the runtime down.
     """
     detector = load_exported(path, precision)
     inputs = detector.inputs(images)
@@ -50,7 +50,7 @@ def seconds_by_part(path: Path, precision: Precision, images: Sequence[Tensor], 
 
 
 def by_part(nodes: Mapping[str, float]) -> dict[str, float]:
-    """Add up the seconds of nodes by part, those of PLACES that there are."""
+    """Add up the seconds of nodes by part, for the parts of PLACES that have any."""
     taken = dict.fromkeys(PLACES, 0.0)
     for name, seconds in nodes.items():
         for part, places in PLACES.items():
@@ -91,7 +91,7 @@ def _onnxruntime(path: Path, _: Precision, inputs: tuple[Array, Array], runs: in
 
 
 def _kernels(events: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
-    """Each node that ran, and its seconds, from what onnxruntime writes."""
+    """Yield each node that ran, and its seconds, from onnxruntime's profile."""
     ending = "_kernel_time"
     for event in events:
         name, microseconds = str(event["name"]), event["dur"]
@@ -100,5 +100,5 @@ def _kernels(events: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, floa
 
 
 def _medians(seen: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Of each node, without the first run."""
+    """Return the median seconds of each node, without the first run."""
     return {name: statistics.median(seconds[1:] or seconds) for name, seconds in seen.items()}

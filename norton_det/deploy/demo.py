@@ -1,4 +1,4 @@
-"""The detectors that a demo runs: a file's, the dense one to compare it with, and COCO's where no file is named."""
+"""Loads the detectors of a demo: a file's, the dense one to compare it with, and COCO's if no file is named."""
 
 import logging
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 COCO_PLAN = "norton-43"
 """The mildest preset, for a detector that nobody trains after it was compressed."""
 COCO_MINUTES = 10
-"""For which it is restored."""
+"""Minutes of its recovery."""
 COCO_FILE = Path("output/coco_demo/model_final.pth")
 COCO_FRAMES = 32
-"""On which that is done."""
+"""Frames on which it is restored."""
 
 
 @dataclass(frozen=True)
 class DemoDetector:
-    """Holds a detector ready to run, called like torchvision's, with `.categories`.
+    """Holds a detector that is ready to run.
 
     Attributes:
-        name: what a picture calls it.
-        detect: the detector.
+        name: its name in pictures.
+        detect: the detector, called like torchvision's, with `.categories`.
         is_trained: whether its findings mean anything.
     """
 
@@ -43,8 +43,8 @@ class DemoDetector:
 
 @dataclass(frozen=True)
 class Treatment:
-    """Says how a demo's detectors run, all alike: where, in which runtime, and the shorter side that they see in
-    pixels (None: their own)."""
+    """Says how all detectors of a demo run: on which device, in which runtime, and at which shorter side of the image
+    in pixels (None: their own)."""
 
     device: torch.device
     runtime: Runtime
@@ -54,8 +54,8 @@ class Treatment:
 def compressed_coco(frames: Sequence[Tensor]) -> Path:
     """Compress torchvision's COCO Faster R-CNN, downloaded once, and restore it on uint8 frames (3, H, W).
 
-    Returns its file below output/, where it is kept for the next time. Raises ValueError where the weights are not
-    there and cannot be downloaded.
+    Returns its file below output/, where it is kept for the next time. Raises ValueError if the weights are missing
+    and cannot be downloaded.
     """
     weights = coco_weights()
     log.info(
@@ -78,17 +78,17 @@ def compressed_coco(frames: Sequence[Tensor]) -> Path:
 
 
 def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Treatment) -> list[DemoDetector]:
-    """Load the detector of a file, and before it the dense one that it is compared with, where one is asked for.
+    """Load the detector of a file and, if it is asked for, put the dense one to compare it with before it.
 
     Args:
         path: weights or an exported file.
-        dense: None: no comparison; a dense detector's file; or "": the one that the file says it came from, and
-            where that is not there, the same one with random weights.
+        dense: a dense detector's file; or "" for the one that `path` says it came from, or if that is missing, the
+            same network with random weights; or None for no comparison.
         frame: uint8 (3, H, W), of the size to be fast at.
-        treatment: how they run.
+        treatment: how the detectors run.
 
     Raises:
-        ValueError: a file that cannot be read, or nothing to compare with.
+        ValueError: a file cannot be read, or there is nothing to compare with.
     """
     if path.suffix in EXPORTED:
         if treatment.runtime != "auto" or treatment.size:
@@ -118,7 +118,7 @@ def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
 
 
 def _random(path: Path, compressed: nn.Module, frame: Tensor, treatment: Treatment) -> DemoDetector:
-    """What a compressed detector was before, as far as its file tells."""
+    """Build with random weights the dense detector that a compressed one came from, as far as its file tells."""
     torch.manual_seed(0)
     try:
         dense = uncompressed(compressed)

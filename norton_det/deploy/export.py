@@ -1,4 +1,4 @@
-"""From a detector to an ONNX file that says of itself what it needs."""
+"""Exports a detector to an ONNX file that describes itself in its metadata."""
 
 import copy
 import warnings
@@ -30,16 +30,15 @@ OUTPUTS: dict[Output, str] = {
     "masks": "masks",
     "heatmaps": "keypoints",
 }
-"""A file's tensors, and which of torchvision's detections they become."""
+"""A file's output tensors, and the entries of torchvision's detections that they become."""
 _OF_REGIONS: dict[Output, str] = {"masks": "mask", "heatmaps": "keypoint"}
-"""Those that only a detector with such regions gives."""
+"""Outputs that only a detector with such a head has."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says beside its tensors: how images are resized, and by which of `variants.TRANSFORMS`;
-    what comes out; names by label; and the height and width of the frame that its one image is padded to, None: it
-    takes any images."""
+    """Describes an exported file: how images are resized, and by which of `variants.TRANSFORMS`; its outputs; names
+    by label; and the height and width of the frame to which its one image is padded (None: it takes any images)."""
 
     min_size: int
     max_size: int
@@ -52,12 +51,12 @@ class Description:
     images: Images = "torchvision"
 
     def to_json(self) -> str:
-        """Text for a file's metadata."""
+        """Return the description as text for a file's metadata."""
         return to_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "Description":
-        """The reverse; ValueError naming the file where it was not written by `to_json`."""
+        """Read what `to_json` wrote. Raises ValueError naming the file, `source`, for any other text."""
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError:
@@ -65,16 +64,16 @@ class Description:
 
 
 def resize(detector: nn.Module, image: Tensor) -> Tensor:
-    """The image (3, H, W) in the size at which the detector, in evaluation mode, looks at it: what a graph takes."""
+    """Resize an image (3, H, W) as the detector, in evaluation mode, does: to what an exported graph takes."""
     transform: Any = detector.transform
     resized: Tensor = transform.resize(image, None)[0].contiguous()
     return resized
 
 
 class ExportedGraph(nn.Module):
-    """What is exported: resized images, RGB in 0 to 1, to the tensors of what is found in them.
+    """Maps resized images, RGB in 0 to 1, to tensors of what is found in them; this is what is exported.
 
-    `is_fixed`: every shape follows from the images', as if each had as many detections as one can have.
+    With `is_fixed` every shape follows from the images' shape, as if each image had the most detections possible.
     """
 
     def __init__(self, detector: nn.Module, is_fixed: bool = False) -> None:
@@ -89,16 +88,16 @@ class ExportedGraph(nn.Module):
             self.places = Places(model)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """What an exported file computes.
+        """Compute what an exported file computes.
 
         Args:
-            images: (B, 3, H, W), each in its upper left corner.
+            images: (B, 3, H, W), each in the upper left corner of its frame.
             sizes: the heights and widths of the images, (B, 2).
 
         Returns:
             `num_detections` (B,), then the tensors of OUTPUTS that the detector has: the detections of all images,
-            one image's after the other's, each image's best first. If it is fixed, each has its place for the
-            most that an image can have.
+            one image after the other, each image's best first. With `is_fixed` every image has places for the most
+            detections possible.
         """
         normalised = self.transform(images, sizes)
         features = self.backbone(normalised)
@@ -114,7 +113,7 @@ class ExportedGraph(nn.Module):
 
 
 def describe_export(detector: nn.Module, frame: Size | None = None) -> Description:
-    """What the file of this detector says."""
+    """Return the description of this detector's file."""
     settings, found = read_settings(detector), regions(detector)
     categories, category_ids = categories_of(detector)
     fixed = settings["fixed_size"]
@@ -134,13 +133,13 @@ def describe_export(detector: nn.Module, frame: Size | None = None) -> Descripti
 
 @torch.inference_mode()
 def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | None = None) -> Description:
-    """Write an ONNX file of the detector, float32: for any number of images of any size, or for one image in a frame.
+    """Write a float32 ONNX file of the detector, for any number of images of any size, or for one image in a frame.
 
     Args:
-        detector: in evaluation mode.
-        path: of the file.
-        example: an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced with it.
-        frame: height and width of a file whose tensors have constant shapes: images are padded to it.
+        detector: the detector, in evaluation mode.
+        path: the file to write.
+        example: an image (3, H, W), RGB in 0 to 1, on which the detector finds something: it is traced on it.
+        frame: height and width to which images are padded, so that all tensors have constant shapes; None: no frame.
     """
     description = describe_export(detector, frame)
     images, sizes = framed([resize(detector, example)], frame)
@@ -149,7 +148,7 @@ def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | 
     names = ["num_detections", *description.outputs]
     dynamic = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}, "num_detections": {0: "batch"}}
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about what holds for any input here
+        warnings.simplefilter("ignore")  # the tracer warns of constants, which are the same for any input here
         torch.onnx.export(
             graph,
             (images, sizes),
@@ -165,10 +164,9 @@ def export_onnx(detector: nn.Module, path: Path, example: Tensor, frame: Size | 
 
 
 def framed(images: Sequence[Tensor], frame: Size | None = None) -> tuple[Tensor, Tensor]:
-    """What a graph takes: images (3, H, W) padded right and below to a frame, or to the largest of them, and their
-    heights and widths.
+    """Pad images (3, H, W) right and below to a frame, or to the largest of them, as an exported graph takes them.
 
-    Raises ValueError where an image is larger than the frame.
+    Returns the batch and the images' heights and widths. Raises ValueError if an image is larger than the frame.
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = frame or sizes.amax(dim=0).tolist()
@@ -182,7 +180,7 @@ def framed(images: Sequence[Tensor], frame: Size | None = None) -> tuple[Tensor,
 
 
 def _complete(path: Path, description: Description, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Add to a file what it says of itself, and the outputs' shapes where they are constant, which it lacks."""
+    """Add to a file its description, and the outputs' shapes if they are constant, which the exporter leaves out."""
     import onnx
 
     model = onnx.load(str(path))

@@ -1,4 +1,4 @@
-"""Folding what is linear into the convolution before it, for inference."""
+"""Folds linear layers into a neighbouring convolution, for inference."""
 
 from collections import OrderedDict
 from typing import Any
@@ -26,7 +26,7 @@ def fold_batch_norms(detector: nn.Module) -> None:
 
 
 def _convolutions_before_norms(detector: nn.Module) -> list[tuple[str, str]]:
-    """The names of pairs: the body's, and those in torchvision's blocks of a convolution and a norm."""
+    """Return the names of convolutions and their norms: the body's, and those in `Conv2dNormActivation` blocks."""
     of_body = [pair for group in read_body(detector).groups.values() for pair in group.producers]
     of_blocks = [
         (f"{name}.0", f"{name}.1")
@@ -37,7 +37,7 @@ def _convolutions_before_norms(detector: nn.Module) -> list[tuple[str, str]]:
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm in evaluation multiplies each channel by (K,), and what it adds (K,)."""
+    """Return the factor (K,) and the offset (K,) that a BatchNorm in evaluation applies to each channel."""
     gamma, beta, mean, variance = (
         getattr(norm, name).detach().double() for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -47,7 +47,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(conv: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
-    """The convolution whose output is scaled (K,) and shifted (K,)."""
+    """Return the convolution whose output is scaled (K,) and then shifted (K,)."""
     assert isinstance(conv, nn.Conv2d | CPConv2d)
     bias = shift if conv.bias is None else shift + scale * conv.bias.detach()
     if isinstance(conv, CPConv2d):
@@ -62,8 +62,11 @@ def _scaled(conv: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
 
 
 def fold_pyramid(detector: nn.Module) -> None:
-    """Spare the pyramid the lateral convolution of its finest level, in place, where that level's output convolution
-    is a CP one in its depthwise form, and nothing but convolutions stands there; see `FoldedPyramid`."""
+    """Fold away the lateral convolution of the pyramid's finest level, in place, see `FoldedPyramid`.
+
+    This is done if that level's output convolution is a CP one in its depthwise form, and both blocks of the level
+    hold nothing but convolutions.
+    """
     backbone: Any = detector.backbone
     pyramid = backbone.fpn
     (_, *behind_lateral), (output, *behind_output) = pyramid.inner_blocks[0], pyramid.layer_blocks[0]
@@ -75,9 +78,9 @@ def fold_pyramid(detector: nn.Module) -> None:
 class FoldedPyramid(nn.Module):
     """A pyramid that computes what `pyramid` does, with one 1x1 convolution less on its finest level.
 
-    There the 1x1 P of the CP convolution follows the sum of a lateral 1x1 L and the coarser level, upsampled, and
-    nothing else reads that sum:  P(L x + up(y)) = (P L) x + up(P y).  P L is one convolution, and P y has a quarter
-    of the positions.
+    There the pointwise convolution P of the CP convolution follows the sum of the lateral convolution L and the
+    upsampled coarser level, and nothing else reads that sum:  P(L x + up(y)) = (P L) x + up(P y).  P L is one
+    convolution, and P y is computed at a quarter of the positions.
     """
 
     def __init__(self, pyramid: FeaturePyramidNetwork) -> None:
@@ -90,7 +93,7 @@ class FoldedPyramid(nn.Module):
         self.merged.bias = nn.Parameter(pointwise @ lateral.bias.detach())
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The levels by name, the finest first, as torchvision's pyramid gives them."""
+        """Return the levels by name, the finest first, as torchvision's pyramid does."""
         inner, output = self.pyramid.inner_blocks, self.pyramid.layer_blocks
         names, (finest, *others) = list(maps), list(maps.values())
         total = inner[-1](others[-1])

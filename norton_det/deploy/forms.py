@@ -1,4 +1,4 @@
-"""Which form each CP convolution runs fastest in, measured on this machine for the shapes that it meets."""
+"""Chooses the fastest form of each CP convolution, measured on this machine for the shapes of its inputs."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,18 +12,18 @@ from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
 
 Shape = tuple[int, ...]
 Timer = Callable[["CPShape", Form, Shape], float]
-"""Seconds that a layer takes in a form for an input of a shape."""
+"""Returns the seconds that a layer takes in a form for an input of a shape."""
 
 
 CPShape = tuple[int, int, tuple[int, int], int, tuple[int, int], tuple[int, int], tuple[int, int]]
-"""in and out channels, kernel, rank, stride, padding, dilation: what a layer's time depends on."""
+"""What a layer's time depends on: in and out channels, kernel, rank, stride, padding, dilation."""
 
 
 @torch.no_grad()
 def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
-    """Put in the place of every CP convolution its dense or its depthwise form, whichever `timer` finds faster.
+    """Replace every CP convolution by its dense or its depthwise form, whichever `timer` finds faster.
 
-    A layer that runs on several sizes (the RPN's and the towers': one a level) takes the form with the smallest sum.
+    A layer that runs on several sizes (the RPN and towers run on each level) takes the form with the smallest sum.
     `image` is a float RGB image (3, H, W) of the size to be fast at.
     """
     for name, shapes in _input_shapes(detector, image).items():
@@ -34,12 +34,12 @@ def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
 
 
 def in_form(layer: CPConv2d, form: Form) -> nn.Module:
-    """What computes the same in a form, as it is deployed: nothing is left to multiply out in a call."""
+    """Return the layer in a form, as it is deployed: a call has no factors left to multiply out."""
     return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
 
 
 def _input_shapes(detector: nn.Module, image: Tensor) -> dict[str, list[Shape]]:
-    """The shapes that each CP convolution is called with on an image, by the layer's name."""
+    """Return the input shapes with which an image calls each CP convolution, by the layer's name."""
     layers = {name: layer for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)}
     met: dict[str, list[Shape]] = {}
     with watch_inputs(layers, lambda name, x: met.setdefault(name, []).append(tuple(x.shape))):
@@ -48,7 +48,7 @@ def _input_shapes(detector: nn.Module, image: Tensor) -> dict[str, list[Shape]]:
 
 
 def cp_shape(layer: CPConv2d) -> CPShape:
-    """What `build_layer` rebuilds, with random factors."""
+    """Return the shape of a layer, from which `build_layer` rebuilds it with random factors."""
     return (
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.rank,
         layer.stride, layer.padding, layer.dilation,
@@ -56,13 +56,14 @@ def cp_shape(layer: CPConv2d) -> CPShape:
 
 
 def build_layer(shape: CPShape, form: Form) -> nn.Module:
-    """A layer to be timed, in a form as it is deployed."""
+    """Build a layer for timing, in a form as it is deployed."""
     inputs, outputs, kernel, rank, stride, padding, dilation = shape
     return in_form(CPConv2d(inputs, outputs, kernel, rank, stride, padding, dilation), form)
 
 
 def torch_timer(device: torch.device, dtype: torch.dtype) -> Timer:
-    """Times layers in torch, channels_last; each shape once for a device, dtype and number of threads."""
+    """Return a timer of layers in torch, channels_last; it times each shape once for a device, dtype and number of
+    threads."""
 
     def seconds(shape: CPShape, form: Form, inputs: Shape) -> float:
         return _torch_seconds(shape, form, inputs, str(device), dtype, torch.get_num_threads())

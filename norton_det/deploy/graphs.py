@@ -1,4 +1,4 @@
-"""CUDA graphs: what a GPU is to do is recorded once and replayed, where telling it kernel by kernel takes longer."""
+"""Records networks as CUDA graphs and replays them, which saves the time of launching kernel by kernel."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ from norton_det.models.parts import dense_head
 from norton_det.models.precision import map_tensors, wrap_forward
 
 MOST = 16
-"""Shapes that are recorded of a network; each keeps its outputs. Further ones run as they are."""
+"""Most shapes that are recorded of a network, since each keeps its outputs; further shapes run unrecorded."""
 
 
 class Recording(NamedTuple):
-    """A graph, where it reads, and what it writes: the next replay overwrites it."""
+    """Holds a graph, the tensors that it reads, and those that it writes, which the next replay overwrites."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Any
@@ -21,7 +21,7 @@ class Recording(NamedTuple):
 
 
 class Replayed:
-    """A function of tensors of one device, by itself the first time that shapes come, then recorded and replayed.
+    """Calls a function of tensors on one device: directly the first time that shapes come, then as a recording.
 
     `pool` is memory that recordings share, since no two run at the same time.
     """
@@ -32,7 +32,7 @@ class Replayed:
         self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, inputs: Any) -> Any:
-        """The function's outputs, which stand until the next call."""
+        """Return the function's outputs, which are valid until the next call."""
         given = _tensors(inputs)
         shapes = tuple(x.shape for x in given)
         if shapes not in self._recordings:
@@ -50,7 +50,7 @@ class Replayed:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _record(self, inputs: Any) -> Recording:
-        """Tensors made under inference mode could not be written outside it, hence out of it."""
+        """Record the function outside inference mode: tensors made in that mode could not be written outside it."""
         places = map_tensors(Tensor.clone, inputs)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -64,7 +64,7 @@ class Replayed:
 
 
 def replay_networks(detector: nn.Module) -> None:
-    """Have a detector's body, neck and dense head, all whose work depends on shapes alone, replayed on its GPU."""
+    """Have a detector's body, neck and dense head replayed on its GPU, as their work depends on shapes alone."""
     pool = torch.cuda.graph_pool_handle()
     backbone: Any = detector.backbone
     for network in (backbone.body, backbone.fpn, dense_head(detector)):

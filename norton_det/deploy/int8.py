@@ -1,4 +1,4 @@
-"""How a model of OpenVINO is quantised, and parts of it that run in floating point again, without doing it anew."""
+"""Says how an OpenVINO model is quantised, and puts parts of it back to floating point without quantising anew."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from norton_det.models.parts import REGION_KINDS
 
 Preset = Literal["performance", "mixed"]
-"""Of nncf: all ranges lie around zero, or those of what a layer reads do not."""
+"""nncf's presets: all ranges are symmetric around zero, or those of activations are not."""
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 _BODY = "/backbone/body/"
 INT8_PARTS: dict[str, tuple[str, ...]] = {
@@ -22,12 +22,12 @@ INT8_PARTS: dict[str, tuple[str, ...]] = {
 _COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 _SHAPE = "ShapeOf"
 _PASSING = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Pad")
-"""What hands a quantised tensor on to what computes with it."""
+"""Operations that only pass a quantised tensor on to those that compute."""
 
 
 @dataclass(frozen=True)
 class Int8Recipe:
-    """How a model is quantised: nncf's preset, and the parts that are left in floating point, of INT8_PARTS."""
+    """Says how a model is quantised: nncf's preset, and which parts of INT8_PARTS stay in floating point."""
 
     preset: Preset = "performance"
     in_float: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ def quantised_parts(model: Any) -> list[str]:
 def restore_parts(quantised: Any, original: Any, parts: Collection[str]) -> None:
     """Let parts of a quantised model compute in floating point, in place, with the weights of the original one.
 
-    What a part reads is no longer rounded, unless other parts read it behind the same pooling or reshaping.
+    The inputs of a part are no longer rounded, unless other parts read them behind the same pooling or reshaping.
     """
     if not parts:
         return
@@ -71,12 +71,12 @@ def _computing(model: Any) -> Iterator[Any]:
 
 
 def _is_stored_in_int8(node: Any) -> bool:
-    """Whether the weights are no constant of floats, but made of one of integers."""
+    """Tell whether a node's weights are computed from integers instead of being a constant of floats."""
     return len(node.inputs()) > 1 and node.input(1).get_source_output().get_node().get_type_name() != "Constant"
 
 
 def _copy_constants(node: Any, original: Any) -> None:
-    """Give a node the weights or the bias that the same one has in the original model."""
+    """Give a node the weights or the bias that the same node has in the original model."""
     for place, given in enumerate(original.inputs()):
         constant = given.get_source_output().get_node()
         if constant.get_type_name() == "Constant":
@@ -90,7 +90,7 @@ def _copied(constant: Any) -> Any:
 
 
 def _readers(target: Any) -> Iterator[str]:
-    """The names of what reads an input's node, behind what only hands it on."""
+    """Yield the names of the nodes that compute with an input, behind those that only pass it on."""
     node = target.get_node()
     if node.get_type_name() not in _PASSING:
         yield node.get_friendly_name()

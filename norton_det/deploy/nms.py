@@ -1,4 +1,4 @@
-"""NMS whose result has the shape of what it is given: as one node of an ONNX graph, and the same in torch."""
+"""Runs NMS so that its result has the shape of its input: as one node of an ONNX graph, and the same in torch."""
 
 import sys
 from typing import Any
@@ -8,19 +8,19 @@ from torch import Tensor
 from torchvision.ops import nms
 
 FEW = 1000
-"""Up to so many boxes torchvision moves the boxes of each group aside instead of looking at group after group."""
+"""Up to this number of boxes torchvision moves the groups apart instead of running NMS group by group."""
 
 
 def move_aside(boxes: Tensor, groups: Tensor, is_candidate: Tensor) -> Tensor:
     """Return the boxes with the rounding that they have in `torchvision.ops.batched_nms` on a CPU.
 
-    Where an image has at most FEW candidates, those of each group are moved aside by more than the image's size, and
-    what is left of their coordinates decides.
+    If an image has at most FEW candidates, those of each group are moved aside by more than the image's size, which
+    rounds their coordinates.
 
     Args:
         boxes: (B, N, 4) xyxy, not negative.
         groups: the number of each box's group, its class or its level, (B, N).
-        is_candidate: whether a box is looked at, (B, N).
+        is_candidate: whether a box takes part, (B, N).
     """
     beyond = (boxes * is_candidate[..., None]).amax(dim=(1, 2)) + 1
     is_moved = is_candidate.sum(dim=1) <= FEW
@@ -28,20 +28,21 @@ def move_aside(boxes: Tensor, groups: Tensor, is_candidate: Tensor) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int = sys.maxsize) -> Tensor:
-    """Return the scores, -1 where NMS drops a box or where its score was below 0.
+    """Return the scores, with -1 for boxes that NMS drops or whose score was below 0.
 
     Args:
         boxes: (B, N, 4) xyxy.
-        scores: of the boxes in each group, (B, G, N); groups do not see each other.
+        scores: scores of the boxes in each group, (B, G, N); NMS runs in each group on its own.
         iou_threshold: of two boxes of a group that overlap by more, the one with the lower score is dropped.
-        most: boxes that are wanted of a group: of those that NMS keeps the best are enough.
+        most: how many boxes to keep in a group: the best of those that NMS keeps.
     """
     kept: Tensor = _Suppression.apply(boxes, scores, iou_threshold, most)
     return kept
 
 
 class _Suppression(torch.autograd.Function):
-    """ONNX's NonMaxSuppression finds triples (kept, 3) of image, group and box; their scores go back in place."""
+    """Exports as ONNX's NonMaxSuppression, which finds triples (kept, 3) of image, group and box; their scores are
+    then put back in place."""
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:

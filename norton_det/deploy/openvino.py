@@ -1,4 +1,4 @@
-"""OpenVINO models of a detector: from its ONNX file, and quantised to int8."""
+"""Makes OpenVINO models of a detector: from its ONNX file, and quantised to int8."""
 
 import logging
 import os
@@ -21,30 +21,30 @@ from norton_det.layers.cp_conv import Form
 from norton_det.models.parts import regions
 
 NOT_QUANTIZED = [".*roi_pool.*", ".*anchor_generator.*", r"/((transform|rpn|roi_heads|places)/)?[^/]+$"]
-"""Names of nodes that pool regions, lay anchors and make boxes of what the heads give: indices and coordinates."""
+"""Names of nodes that compute indices and coordinates: they pool regions, lay anchors, and decode boxes."""
 
 
 def to_openvino(detector: nn.Module, example: Tensor, frame: Size | None = None) -> Any:
-    """The detector as an OpenVINO model; arguments as for `export_onnx`."""
+    """Convert a detector to an OpenVINO model; arguments as for `export_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         return convert_onnx(path, export_onnx(detector, path, example, frame))
 
 
 def convert_onnx(path: Path, description: Description) -> Any:
-    """The OpenVINO model of an ONNX file of ours, and of what it says of itself."""
+    """Convert one of our ONNX files to an OpenVINO model that holds its description."""
     core = openvino_core()
     model = core.read_model(path)
     _fold_constants(model)
     model.set_rt_info(description.to_json(), [METADATA_KEY])
     with tempfile.TemporaryDirectory() as folder:
-        # Written and read again, its nodes have names of their own, which quantisation asks for.
+        # Writing and reading gives every node a unique name, which quantisation needs.
         save_openvino(model, Path(folder) / "model.xml")
         return core.read_model(Path(folder) / "model.xml")
 
 
 def _fold_constants(model: Any) -> None:
-    """Among them the weights of depthwise convolutions: int8 leaves out what is reshaped in the graph."""
+    """Fold constants, among them the weights of depthwise convolutions: int8 skips weights reshaped in the graph."""
     from openvino.passes import ConstantFolding, Manager
 
     manager = Manager()
@@ -53,10 +53,10 @@ def _fold_constants(model: Any) -> None:
 
 
 def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: Int8Recipe = PLAIN) -> Any:
-    """The model with int8 convolutions and linear layers, their ranges taken from the given images.
+    """Quantise a model's convolutions and linear layers to int8, with ranges taken from the given images.
 
-    These are read one at a time. Those on which a mask or keypoint head has nothing to do are left out: they would
-    give its ranges as zero. Raises ValueError where nncf is not installed, or no image is left.
+    Images are read one at a time. For a detector with mask or keypoint heads, those without any detection are left
+    out, as these heads' ranges would be zero. Raises ValueError if nncf is not installed, or no image is left.
     """
     if not images:
         raise ValueError("int8 needs images to calibrate on")
@@ -90,7 +90,7 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
 
 
 def save_openvino(model: Any, path: Path) -> None:
-    """Write `path` (.xml) and its weights beside it (.bin), the .xml last. Raises OSError where the disk is full."""
+    """Write `path` (.xml) and its weights beside it (.bin), the .xml last. Raises OSError if the disk is full."""
     import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -107,7 +107,7 @@ def save_openvino(model: Any, path: Path) -> None:
 
 @cache
 def openvino_timer(shape: CPShape, form: Form, inputs: Shape) -> float:
-    """Seconds of one layer in OpenVINO, float32, on all cores."""
+    """Measure the seconds of one layer in OpenVINO, float32, on all cores."""
     import openvino
 
     model = openvino.convert_model(build_layer(shape, form), example_input=torch.rand(inputs), input=[inputs])

@@ -1,4 +1,4 @@
-"""A detector for inference only: BatchNorm folded, each layer in its fastest form, in the fastest runtime."""
+"""Optimises a detector for inference: folds BatchNorm, puts each layer in its fastest form, picks the runtime."""
 
 import copy
 import importlib.util
@@ -36,13 +36,13 @@ SUPPORTED: dict[str, tuple[Precision, ...]] = {
 class TorchDetector:
     """A detector for inference in torch.
 
-    Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries.
+    It takes a list of images (3, H, W), float RGB in 0 to 1, and returns torchvision's list of dictionaries.
 
     Attributes:
-        detector: what runs.
+        detector: the optimised network.
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
-        keypoints: what it finds of each object; None: it finds none.
+        keypoints: the keypoints that it finds of each object; None: it finds none.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -51,12 +51,12 @@ class TorchDetector:
         self.keypoints = keypoints_of(detector)
 
     def eval(self) -> "TorchDetector":
-        """Itself: there is no training mode."""
+        """Return itself: there is no training mode."""
         return self
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections of each image."""
+        """Return the detections of each image."""
         found: list[dict[str, Tensor]] = self.detector(list(images))
         return found
 
@@ -67,22 +67,22 @@ def optimize(
     runtime: Runtime = "auto",
     precision: Precision = "float32",
 ) -> TorchDetector | ExportedDetector:
-    """A detector for inference only, called like the one that it came from, which is left as it is.
+    """Make a detector for inference only, called like the given one, which is left as it is.
 
-    BatchNorm is folded into the convolutions, and every CP convolution runs in the form that is fastest in the
-    runtime for the size of the first image, by measuring. `float32` gives equal detections; `bfloat16`, `float16`
-    (torch) and `int8` (openvino) give almost equal ones.
+    BatchNorm is folded into the convolutions, and every CP convolution runs in the form that measuring finds fastest
+    in the runtime for the size of the first image. `float32` gives equal detections; `bfloat16`, `float16` (torch)
+    and `int8` (openvino) give almost equal ones.
 
     Args:
         detector: ours or torchvision's, on the device where it is to run.
         images: float RGB (3, H, W) in 0 to 1, at least one of the size to be fast at; int8 takes the ranges of its
-            numbers from all of them, a few hundred at best.
+            numbers from all of them, ideally a few hundred.
         runtime: `torch`, `openvino` or `onnxruntime`; `auto`: on a CPU the first of openvino, onnxruntime and torch
-            that is installed and knows the precision, on a GPU torch.
-        precision: see above.
+            that is installed and supports the precision, on a GPU torch.
+        precision: the numbers to compute in, as said above.
 
     Raises:
-        ValueError: no image, a runtime that is not installed, or one that does not know the precision.
+        ValueError: there is no image, or the runtime is not installed or does not support the precision.
     """
     if not images:
         raise ValueError("optimize needs at least one image of the size to be fast at")
@@ -92,10 +92,10 @@ def optimize(
 
 
 def prepare(detector: nn.Module, image: Tensor, timer: Timer) -> nn.Module:
-    """A copy for inference, ready for a runtime: BatchNorm folded, each CP convolution in the form that `timer` finds
-    fastest for the size of the image (3, H, W).
+    """Return a copy for inference, ready for a runtime: BatchNorm is folded, and each CP convolution is in the form
+    that `timer` finds fastest for the size of the image (3, H, W).
 
-    Raises ValueError for what is no detector that is supported.
+    Raises ValueError for what is not a supported detector.
     """
     if structure_of(detector).kind is None:
         raise ValueError(f"expected a detector, got a classifier, a {type(detector).__name__}")
@@ -148,8 +148,8 @@ def openvino_model(
     recipe: Int8Recipe = PLAIN,
     frame: Size | None = None,
 ) -> Any:
-    """The OpenVINO model of a detector, arguments as for `optimize`; where the precision is int8, quantised so.
-    `frame` as for `export_onnx`."""
+    """Convert a detector to an OpenVINO model, arguments as for `optimize`; in int8 it is quantised by `recipe`.
+    `frame` is as for `export_onnx`."""
     first = images[0].cpu()
     prepared = prepare(detector, first, openvino_timer)
     model = to_openvino(prepared, first, frame)
@@ -164,5 +164,5 @@ def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) ->
 
 
 def write_onnx(detector: nn.Module, image: Tensor, path: Path, frame: Size | None = None) -> None:
-    """An ONNX file of the detector, fast at the size of the image; `frame` as for `export_onnx`."""
+    """Write an ONNX file of the detector that is fast at the size of the image; `frame` is as for `export_onnx`."""
     export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image, frame)

@@ -1,4 +1,4 @@
-"""How far one detector's findings lie from another's on the same images."""
+"""Measures how far one detector's findings lie from another's on the same images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
-"""What float32 keeps to: pixels, and score."""
+"""Largest differences of boxes in pixels and of scores that float32 may cause."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Expected detections, how many were found again, and how far those that were lie off.
+    """Holds the number of expected detections, how many were found again, and how far these lie off.
 
-    `box_median`, `box_p99` and `box_max` are pixels, the largest difference of a box's four numbers.
+    `box_median`, `box_p99` and `box_max` are pixels; a box's difference is the largest of its four numbers'.
     """
 
     expected: int
@@ -26,7 +26,7 @@ class Parity:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every detection was found within the tolerances of float32."""
+        """Tell whether every detection was found within the tolerances of float32."""
         return self.found == self.expected and self.box_max <= BOX_TOLERANCE and self.score_max <= SCORE_TOLERANCE
 
     def __str__(self) -> str:
@@ -38,10 +38,10 @@ class Parity:
 
 
 def parity(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> Parity:
-    """Compare the detections of the same images, torchvision's dictionaries.
+    """Compare two detectors' detections of the same images, both torchvision's dictionaries.
 
-    A detection counts as found again where one of the same label overlaps it by at least a half, or, as a box without
-    an area cannot overlap, lies where it does within the tolerance; the nearest is taken.
+    A detection counts as found again if the nearest one of the same label has an IoU of at least 0.5 with it, or lies
+    at the same place within the tolerance, as a box without an area overlaps nothing.
     """
     boxes, scores, count = [], [], 0
     for ours, theirs in zip(found, expected, strict=True):
@@ -70,7 +70,7 @@ def _is_found(found: Tensor, box: Tensor) -> bool:
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two boxes xyxy."""
+    """Compute the intersection over union of two boxes xyxy."""
     corners = torch.stack([torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])])
     intersection = (corners[1] - corners[0]).clamp(min=0).prod()
     union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection

@@ -1,4 +1,4 @@
-"""torchvision's RoIAlign over the levels of a pyramid, in forms that are faster where they run."""
+"""Computes torchvision's RoIAlign over the levels of a pyramid, in a form for each runtime that is faster there."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from norton_det.models.variants import Level, LevelRoIAlign
 
 
 class _SameRoIAlign(LevelRoIAlign):
-    """What all forms share: a pooler's settings."""
+    """Holds what all forms share: a pooler's settings."""
 
     def __init__(self, pooler: MultiScaleRoIAlign) -> None:
         super().__init__(
@@ -27,16 +27,16 @@ class _SameRoIAlign(LevelRoIAlign):
 
 
 class GatheredRoIAlign(_SameRoIAlign):
-    """For a graph of any number of regions: what the levels give is put in order by one gather.
+    """A RoIAlign for graphs of any number of regions: one gather puts the levels' results in order.
 
-    torchvision scatters it into zeros, for which a traced graph builds two tensors of the whole size a level.
+    torchvision scatters them into zeros, for which a traced graph builds two tensors of full size for each level.
     """
 
     def forward(  # type: ignore[override]
         self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
     ) -> Tensor:
-        """Pooled features (N, C, h, w) of boxes (N, 4), each in the image of that number (N,); `frame` is the height
-        and width of the largest image."""
+        """Return the pooled features (N, C, h, w) of boxes (N, 4) in the images of these numbers (N,); `frame` is the
+        height and width of the largest image."""
         levels = self.levels(x, [boxes], [frame])
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         pooled = [self.pool(level, regions[level.members]) for level in levels]
@@ -44,10 +44,11 @@ class GatheredRoIAlign(_SameRoIAlign):
 
 
 class PackedRoIAlign(_SameRoIAlign):
-    """For a graph of constant shapes: the levels lie one below the other in one map, which is pooled once.
+    """A RoIAlign for graphs of constant shapes: the levels lie one below the other in one map, which is pooled once.
 
-    Each is as wide as the widest and has GUARD more rows and columns, like its last ones, and where the pooler is
-    aligned one more like its first ones: what torchvision clamps to a level's edge is read there.
+    Each level is padded to the width of the widest, and gets GUARD more rows and columns that repeat its last ones;
+    for an aligned pooler also one that repeats its first. Samples that torchvision clamps to a level's edge are read
+    there.
     """
 
     GUARD = 2
@@ -55,7 +56,7 @@ class PackedRoIAlign(_SameRoIAlign):
     def forward(  # type: ignore[override]
         self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
     ) -> Tensor:
-        """As of `GatheredRoIAlign`; no box reaches beyond its image."""
+        """Pool as `GatheredRoIAlign` does; no box may reach beyond its image."""
         maps, scales, level_of = self.assigned(x, [boxes], [frame])
         before = int(self.aligned)
         guarded = [F.pad(level, (before, self.GUARD) * 2, mode="replicate") for level in maps]
@@ -75,9 +76,10 @@ class PackedRoIAlign(_SameRoIAlign):
         return inside
 
     def _inside(self, start: Tensor, end: Tensor, length: Tensor, bins: int) -> Tensor:
-        """Along one side: the share of each bin's samples that lie on the level, (N, bins).
+        """Compute the share of each bin's samples that lie on the level along one side, (N, bins).
 
-        Others count nothing, for a pooler that is not aligned makes regions at least 1 long, also at a level's end.
+        Samples beyond it count as zero. They occur because a pooler that is not aligned makes regions at least 1
+        long, also at a level's end.
         """
         samples = max(self.sampling_ratio, 1)
         places = _samples(start, (end - start).clamp_min(1), bins * samples)
@@ -86,15 +88,15 @@ class PackedRoIAlign(_SameRoIAlign):
 
 
 class BagRoIAlign(_SameRoIAlign):
-    """For torch on a CPU: every bin is a weighted sum of a map's positions, which is what an embedding bag computes.
+    """A RoIAlign for torch on a CPU: an embedding bag computes every bin as a weighted sum of a map's positions.
 
-    That one is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
-    samples, each between four positions, sums 2s x 2s of them, with weights that are products of one for the row and
-    one for the column. Where s depends on the region (a sampling ratio below 1) torchvision's kernel runs.
+    An embedding bag is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
+    samples, each between four positions, sums 2s x 2s positions; each weight is the product of one for the row and
+    one for the column. If s depends on the region (a sampling ratio below 1), torchvision's kernel runs.
     """
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Pooled features (N, C, h, w), channels_last, of the boxes (N, 4) of all images in their order."""
+        """Return the pooled features (N, C, h, w), channels_last, of all images' boxes (N, 4) in their order."""
         if self.sampling_ratio < 1:
             adaptive: Tensor = super().forward(x, boxes, image_shapes)
             return adaptive
@@ -109,7 +111,7 @@ class BagRoIAlign(_SameRoIAlign):
         return pooled.permute(0, 3, 1, 2)
 
     def _bags(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-        """Sums over bins, from maps (B, C, H, W) and boxes in their positions (n, 4): (n, h, w, C)."""
+        """Compute the bins (n, h, w, C) of boxes (n, 4), given in positions of the maps (B, C, H, W)."""
         _, channels, rows, columns = maps.shape
         (height, width), samples = self.output_size, self.sampling_ratio
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -132,16 +134,16 @@ class BagRoIAlign(_SameRoIAlign):
 
 
 def pool_by_bags(detector: nn.Module) -> None:
-    """Let a detector's heads pool by `BagRoIAlign`, in place; one of one stage has none."""
+    """Let a detector's heads pool by `BagRoIAlign`, in place; a one-stage detector has none and stays as it is."""
     heads: Any = getattr(detector, "roi_heads", None)
     for kind, region in regions(detector).items():
         setattr(heads, f"{kind}_roi_pool", BagRoIAlign(region.pooler))
 
 
 def _positions(start: Tensor, side: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
-    """Along one side: the positions between which each bin's samples lie, and their weights, both (n, bins, 2s).
+    """Compute along one side the positions between which each bin's samples lie, and their weights, (n, bins, 2s).
 
-    As in torchvision a sample beyond -1 or the length counts nothing.
+    As in torchvision a sample below -1 or beyond the length counts as zero.
     """
     places = _samples(start, side, bins * samples)
     outside = (places < -1) | (places > length)
@@ -154,6 +156,6 @@ def _positions(start: Tensor, side: Tensor, bins: int, samples: int, length: int
 
 
 def _samples(start: Tensor, side: Tensor, count: int) -> Tensor:
-    """The places of so many samples of each region along one side, (n, count)."""
+    """Compute the places of `count` samples of each region along one side, (n, count)."""
     step = side[:, None] / count
     return start[:, None] + step * (torch.arange(count) + 0.5)

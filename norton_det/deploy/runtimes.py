@@ -1,4 +1,4 @@
-"""An exported file as a detector: called like the one that it came from, run by onnxruntime or OpenVINO."""
+"""Loads an exported file as a detector, called like the one that it came from, run by onnxruntime or OpenVINO."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,21 +18,21 @@ EXPORTED = (".onnx", ".xml")
 """How the names of exported files end."""
 Array = np.ndarray[Any, Any]
 Session = Callable[[Array, Array], Sequence[Array]]
-"""From images and their sizes to the outputs of an `ExportedGraph`."""
+"""Maps images and their sizes to the outputs of an `ExportedGraph`."""
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 class ExportedDetector:
     """A detector for inference, from an exported file.
 
-    Takes a list of images (3, H, W), float RGB in 0 to 1, and gives torchvision's list of dictionaries. Images are
-    resized, keypoints found in heatmaps, detections scaled back and masks pasted as torchvision does, or a variant of
-    its transform; what lies between is the file's.
+    It takes a list of images (3, H, W), float RGB in 0 to 1, and returns torchvision's list of dictionaries.
+    torchvision's transform, or a variant of it, resizes images, scales detections back and pastes masks; keypoints
+    are found in heatmaps as torchvision does. The file computes what lies between.
 
     Attributes:
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
-        keypoints: what it finds of each object; None: it finds none.
+        keypoints: the keypoints that it finds of each object; None: it finds none.
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
         session: the file's graph.
     """
@@ -49,23 +49,23 @@ class ExportedDetector:
         self.keypoints = description.keypoints
 
     def eval(self) -> "ExportedDetector":
-        """Itself: there is no training mode."""
+        """Return itself: there is no training mode."""
         return self
 
     def to(self, device: torch.device | str) -> "ExportedDetector":
-        """Itself: the runtime has chosen where it runs."""
+        """Return itself: the runtime has chosen where it runs."""
         return self
 
     def at_size(self, min_size: int, max_size: int, fixed_size: tuple[int, int] | None = None) -> "ExportedDetector":
-        """The same file for images that are resized otherwise, arguments as torchvision's transform takes them."""
+        """Return the same file for images that are resized otherwise; arguments as for torchvision's transform."""
         description = replace(self._description, min_size=min_size, max_size=max_size, fixed_size=fixed_size)
         return ExportedDetector(self.session, description)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections of each image, all in one batch, or one at a time where the file has a frame.
+        """Return the detections of each image, found in one batch, or one image at a time if the file has a frame.
 
-        Raises ValueError where an image is larger than the frame when it is resized.
+        Raises ValueError if a resized image is larger than the frame.
         """
         size = 1 if self._description.frame else max(len(images), 1)
         batches = [images[start : start + size] for start in range(0, len(images), size)]
@@ -76,14 +76,14 @@ class ExportedDetector:
         return self.detections(self.session(*inputs), inputs[1], images)
 
     def inputs(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
-        """What the session takes for a batch: images (B, 3, H, W), resized and padded, and their heights and widths
-        before they were padded (B, 2)."""
+        """Return what the session takes for a batch: images (B, 3, H, W), resized and padded, and their heights and
+        widths before padding (B, 2)."""
         resized = [self._transform.resize(image.cpu(), None)[0] for image in images]
         batch, sizes = framed(resized, self._description.frame)
         return batch.contiguous().numpy(), sizes.numpy()
 
     def detections(self, outputs: Sequence[Array], sizes: Array, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The detections of each image from what the session gives for a batch."""
+        """Return the detections of each image from the session's outputs for a batch."""
         counts, *arrays = outputs
         ends = np.cumsum(counts)
         split = [np.split(array, ends)[: len(images)] for array in arrays]
@@ -103,10 +103,10 @@ class ExportedDetector:
 
 
 def load_exported(path: str | Path, precision: Precision = "float32") -> ExportedDetector:
-    """The detector of an exported .onnx file (onnxruntime) or .xml file (OpenVINO, in float32 or bfloat16).
+    """Load the detector of an exported .onnx file (onnxruntime) or .xml file (OpenVINO, in float32 or bfloat16).
 
-    Raises ValueError naming the file where it is missing, damaged or not written by this package, or where the
-    runtime is not installed.
+    Raises ValueError naming the file if it is missing, damaged or not written by this package, or if the runtime is
+    not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -134,7 +134,7 @@ def _load_onnx(path: Path) -> ExportedDetector:
 
 
 def _check_graph(source: str, description: Description, ranks: Sequence[int], outputs: int) -> None:
-    """Raises ValueError where a graph, its inputs of these ranks, is not what its file says of it."""
+    """Raise ValueError if a graph's inputs, of these ranks, or its outputs are not those that its file describes."""
     if list(ranks) != [4, 2] or outputs != 1 + len(description.outputs):
         raise ValueError(f"{source}: its graph is not that of the detector that it describes")
 
@@ -148,9 +148,9 @@ def _read_openvino(path: Path) -> Any:
 
 
 def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedDetector:
-    """An OpenVINO model of ours as a detector; `bfloat16` lets it run in that where the machine has it.
+    """Compile one of our OpenVINO models to a detector; `bfloat16` is used if the machine supports it.
 
-    Raises ValueError naming `source` where the model was not written by this package.
+    Raises ValueError naming `source` if the model was not written by this package.
     """
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
@@ -166,14 +166,14 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
 
 
 def compile_options(precision: Precision) -> dict[str, str]:
-    """How OpenVINO runs a model."""
+    """Return OpenVINO's options for a precision."""
     hint = "bf16" if precision == "bfloat16" else "f32"
     return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
 
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO's entrance, one for the process. Raises ValueError where it is not installed."""
+    """Return OpenVINO's core, one for the process. Raises ValueError if OpenVINO is not installed."""
     try:
         import openvino
     except ImportError:
@@ -182,6 +182,6 @@ def openvino_core() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Its last line: before it stands where in the runtime's source it was raised."""
+    """Return the last line of an error: the lines before it say where in the runtime's source it was raised."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1][:200]

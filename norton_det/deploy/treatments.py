@@ -1,4 +1,4 @@
-"""The ways in which a detector can be made to run, side by side, and a workload that is the same for all."""
+"""Lists the treatments, ways to run a detector, and makes a workload that is the same for all of them."""
 
 import copy
 import importlib.util
@@ -23,16 +23,16 @@ OPTIMISED: dict[str, tuple[Runtime, Precision]] = {
     "openvino bfloat16": ("openvino", "bfloat16"),
     "openvino int8": ("openvino", "int8"),
 }
-"""What `optimize` is asked for, by the treatment's name."""
+"""The runtime and the precision for `optimize`, by the treatment's name."""
 TREATMENTS = (SHIPPED, *OPTIMISED)
 FLOAT32 = (SHIPPED, *(name for name, (_, precision) in OPTIMISED.items() if precision == "float32"))
 _SPREAD = 0.01
-"""What random weights of scores are multiplied by, so that they rank candidates but decide nothing."""
+"""Factor of the random weights of scores, which then rank candidates but decide nothing else."""
 
 
 def usable_treatments(device: torch.device) -> list[str]:
-    """The treatments that a device and the installed packages allow; on a CPU no float16, and bfloat16 where it has
-    instructions for it."""
+    """Return the treatments that a device and the installed packages allow; on a CPU never float16, and bfloat16 only
+    if it has instructions for it."""
     if device.type == "cuda":
         return [SHIPPED, "torch", "torch bfloat16", "torch float16"]
     return [name for name in TREATMENTS if name == SHIPPED or runs_on_cpu(*OPTIMISED[name])]
@@ -49,9 +49,9 @@ def runs_on_cpu(runtime: Runtime, precision: Precision) -> bool:
 
 
 def treated(detector: Any, treatment: str, images: Sequence[Tensor]) -> Any:
-    """A detector as a treatment runs it; `images` as `optimize` takes them.
+    """Return a detector as a treatment runs it; `images` are as for `optimize`.
 
-    As shipped is as torchvision runs it: BatchNorm not folded, layers in the contiguous layout.
+    "As shipped" is as torchvision runs it: BatchNorm is not folded, and layers have the contiguous layout.
     """
     if treatment == SHIPPED:
         return copy.deepcopy(detector).to(memory_format=torch.contiguous_format).eval()
@@ -60,12 +60,12 @@ def treated(detector: Any, treatment: str, images: Sequence[Tensor]) -> Any:
 
 @torch.no_grad()
 def fix_workload(detector: Any, detections: int) -> None:
-    """Make a detector with random weights do what a trained one does, in place, whatever its weights.
+    """Make a detector with random weights do as much work as a trained one, in place, whatever its weights.
 
-    Candidates are the anchors themselves, so that NMS leaves full-size models all that they may have, and small ones
-    about as many; each is called one class with a score above the threshold and no other; of what NMS leaves, the
-    best `detections` are found, or go to the mask and keypoint heads. Of a detector of one stage each level has as
-    many candidates as it may have.
+    Candidates are the anchors themselves, so that NMS leaves full-size models the most that they may have, and small
+    ones about as many. Each candidate has a score above the threshold for one class only. Of what NMS leaves, the
+    best `detections` are found, and go to the mask and keypoint heads. In a one-stage detector each level has the
+    most candidates that it may have.
     """
     if regions(detector):
         _fix_proposals(detector.rpn.head, detector.roi_heads.box_predictor)
@@ -83,8 +83,11 @@ def _fix_proposals(rpn: Any, predictor: Any) -> None:
 
 
 def _fix_places(classes: Any, boxes: Any) -> None:
-    """Scores are sigmoids: the others' must be low too. FCOS's are multiplied by its centreness, and its boxes reach
-    from the middle of an anchor to its four sides, half its length away."""
+    """Set the biases of a one-stage detector's heads.
+
+    Scores are sigmoids, so those of all other classes must be low. FCOS multiplies scores by its centreness, and its
+    boxes reach from the middle of an anchor to its four sides, half its length away.
+    """
     classes.cls_logits.weight.mul_(_SPREAD)
     classes.cls_logits.bias.fill_(-10.0).view(-1, classes.num_classes)[:, 1] = 3.0
     boxes.bbox_reg.weight.zero_()
@@ -97,7 +100,7 @@ def _fix_places(classes: Any, boxes: Any) -> None:
 
 @torch.inference_mode()
 def count_regions(detector: Any, images: Sequence[Tensor]) -> dict[str, int]:
-    """Count the regions that each head of a detector sees, by REGION_KINDS; a detector of one stage has none."""
+    """Count the regions that each head of a detector sees, by REGION_KINDS; a one-stage detector has none."""
     seen: dict[str, int] = {}
     heads = {kind: region.head for kind, region in regions(detector).items()}
     with watch_inputs(heads, lambda kind, x: seen.update({kind: len(x)})):

@@ -1,4 +1,4 @@
-"""From a detector to a file of another runtime, which takes its place only when it detects what torch does."""
+"""Writes a detector to a file for another runtime, and keeps the file only if it detects what torch does."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from norton_det.replacing import replaced
 
 FilePrecision = Literal["float32", "int8"]
 CHECKED = 8
-"""Images that a file is checked on, at most."""
+"""The most images on which a file is checked."""
 
 
 def export_file(
@@ -34,20 +34,20 @@ def export_file(
     """Write a detector to an .onnx file, or to an .xml file of OpenVINO with its .bin, and compare it with torch.
 
     `images` are float RGB (3, H, W) in 0 to 1: the file is fast at the size of the first one, and compared on the
-    first CHECKED; int8, which only OpenVINO runs, takes the ranges of its numbers from all of them. Folders are made
-    where they are missing.
+    first CHECKED; int8, which only OpenVINO runs, takes the ranges of its numbers from all of them. Missing folders
+    are made.
 
-    A file with a `frame`, a height and a width, has tensors of constant shapes: it takes one image that is padded to
-    the frame when it is resized, and gives as many detections as an image can have and how many there are. It is
-    compared with torch on images that are padded alike.
+    A file with a `frame`, a height and a width, has tensors of constant shapes: it takes one image that is resized
+    and then padded to the frame. It returns the most detections that an image can have, and how many of them are
+    real. It is compared with torch on images that are padded alike.
 
     Returns:
         how far the file's detections lie from torch's.
 
     Raises:
-        ValueError: no image, one larger than the frame, another ending or precision, a runtime that is not installed,
-            a detector that is not supported, or, in float32, detections that are not torch's: then nothing is
-            written.
+        ValueError: there is no image, or one is larger than the frame; the ending or precision is unknown; the
+            runtime is not installed; the detector is not supported; or, in float32, detections differ from torch's,
+            and nothing is written.
     """
     path = Path(path)
     check_target(path, precision)
@@ -74,7 +74,7 @@ def write_model(
     recipe: Int8Recipe = PLAIN,
     frame: Size | None = None,
 ) -> None:
-    """Write a detector to an .onnx or .xml file that nobody has compared yet; images as for `export_file`."""
+    """Write a detector to an .onnx or .xml file without comparing it; images as for `export_file`."""
     if path.suffix == ".onnx":
         write_onnx(detector, images[0], path, frame)
     else:
@@ -82,13 +82,13 @@ def write_model(
 
 
 def check_target(path: Path, precision: str) -> None:
-    """Raise ValueError where a file of such an ending cannot hold such a precision."""
+    """Raise ValueError if a file with this ending cannot hold this precision."""
     if (path.suffix, precision) not in ((".onnx", "float32"), (".xml", "float32"), (".xml", "int8")):
         raise ValueError(f"{path}, {precision!r}: float32 goes to an .onnx or .xml file, int8 to an .xml file")
 
 
 def files_of(path: Path) -> list[Path]:
-    """An exported model's files: OpenVINO's are two."""
+    """Return an exported model's files; OpenVINO has two."""
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
@@ -96,7 +96,7 @@ def files_of(path: Path) -> list[Path]:
 def _compare(detector: Any, path: Path, images: list[Tensor], frame: Size | None) -> Parity:
     device = device_of(detector)
     with evaluating(detector):
-        detector([images[0].to(device)])  # which decides the scales of its levels, by an image without a frame
+        detector([images[0].to(device)])  # the first image, without a frame, decides the scales of the levels
         with _padded_to(frame, detector.transform) if frame else nullcontext():
             expected = [detector([image.to(device)])[0] for image in images]
     exported = load_exported(path)
@@ -105,7 +105,7 @@ def _compare(detector: Any, path: Path, images: list[Tensor], frame: Size | None
 
 
 def _padded_to(frame: Size, transform: Any) -> Any:
-    """While it lasts torchvision's transform pads images as beside another one of that size."""
+    """Make torchvision's transform pad images inside the context as if an image of that size stood beside them."""
     batch = transform.batch_images
 
     def batch_images(images: list[Tensor], size_divisible: int = 32) -> Tensor:

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights while it trains."""
+"""Keeps an exponential moving average of a model's weights while it trains."""
 
 from copy import deepcopy
 from typing import Generic, TypeVar
@@ -10,10 +10,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class WeightAverage(Generic[M]):
-    """`model` is a copy whose weights and statistics follow the trained one's: a <- d a + (1 - d) w.
+    """Holds in `model` a copy whose weights and statistics follow the trained model's: a <- d a + (1 - d) w.
 
     d is the lesser of `decay` and (1 + i) / (10 + i) at iteration i, so that the start is soon forgotten.
-    Whole numbers are copied. Raises ValueError for a decay outside 0 to 1.
+    Integer tensors are copied. Raises ValueError for a decay outside 0 to 1.
     """
 
     def __init__(self, trained: M, decay: float) -> None:
@@ -24,7 +24,7 @@ class WeightAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, trained: nn.Module, iteration: int) -> None:
-        """Follow the weights that the trained model has after an iteration."""
+        """Move the average towards the weights that the trained model has after an iteration."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         state = trained.state_dict()
         for name, mine in self.model.state_dict().items():

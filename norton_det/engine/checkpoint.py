@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, resumable; tensors and plain types only."""
+"""Writes and reads training checkpoints: atomically, tensors and plain types only."""
 
 import logging
 from pathlib import Path
@@ -10,15 +10,15 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """The newest few training checkpoints of one run, `iteration_0001000.pth` and so on."""
+    """Holds the newest few training checkpoints of one run, `iteration_0001000.pth` and so on."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def save(self, iteration: int, content: dict[str, Any]) -> None:
-        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`.
+        """Write the checkpoint of an iteration, then delete all but the newest `keep`.
 
-        What a process that was killed left half-written is removed first.
+        Half-written files that a killed process left are removed first.
         """
         for unfinished in self.folder.glob(".*-iteration_*.pth"):
             unfinished.unlink()
@@ -27,7 +27,7 @@ class CheckpointFolder:
             old.unlink()
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None; a damaged one is named in a warning and passed over."""
+        """Return the newest checkpoint that can be read, or None; a warning names each damaged one that it skips."""
         for path in reversed(self._paths()):
             try:
                 content: dict[str, Any] = load_tensors(path)

@@ -1,4 +1,4 @@
-"""How many damaged images a training may meet."""
+"""Limits how many damaged images a training may meet."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def within_limit(batches: Iterable[tuple[T, list[str]]], limit: int) -> Iterator[T]:
-    """Batches without what comes with each: a line on every damaged image that another one stands in for.
+    """Yield the batches, without the lines on replaced damaged images that come with each, and log those lines.
 
-    All processes ask for batches in step. Each damaged image is told and counted once, whichever process met it.
-    Raises ValueError in all of them where more than `limit` were met.
+    All processes must ask for batches in step. Each damaged image is logged and counted once, whichever process met
+    it. Raises ValueError in all processes if more than `limit` were met.
     """
     met: set[str] = set()
     for batch, damaged in batches:

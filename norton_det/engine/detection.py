@@ -1,4 +1,4 @@
-"""Training a detector: its losses on a batch, with or without a teacher, and the names of the batch's images."""
+"""Computes a detector's training losses on a batch, with or without a teacher, and names the batch's images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +23,11 @@ def detection_losses(
     teacher: Any = None,
     distill_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """torchvision's losses of a batch of images and targets; networks run in `precision`, all else in float32.
+    """Compute torchvision's losses of a batch (images, targets); networks run in `precision`, all else in float32.
 
-    With a teacher, a detector whose pyramid has as many channels and which is left as it is, there is one more,
-    `loss_distillation`: `distill_weight` times `pyramid_loss` on the very tensor that entered the model's backbone.
+    The teacher is a detector whose pyramid has as many channels; it is left as it is. It adds one more loss,
+    `loss_distillation`: `distill_weight` times `pyramid_loss`, where the teacher sees the same tensor that entered
+    the model's backbone.
     """
     images, targets = batch
     detector = distributed.unwrapped(model)
@@ -45,7 +46,7 @@ def detection_losses(
 
 @contextmanager
 def backbone_passes(detector: Any) -> Iterator[list[tuple[Tensor, Pyramid]]]:
-    """While it lasts, the list gets what enters the detector's backbone, (N, 3, H, W), and its pyramid."""
+    """Record each pass of the detector's backbone inside the context: its input (N, 3, H, W) and its pyramid."""
     passes: list[tuple[Tensor, Pyramid]] = []
     hook = detector.backbone.register_forward_hook(lambda _, inputs, output: passes.append((inputs[0], output)))
     try:
@@ -55,5 +56,5 @@ def backbone_passes(detector: Any) -> Iterator[list[tuple[Tensor, Pyramid]]]:
 
 
 def image_ids(batch: Batch) -> list[int]:
-    """The dataset's ids of a batch's images."""
+    """Return the dataset's ids of a batch's images."""
     return [int(target["image_id"]) for target in batch[1]]

@@ -1,4 +1,4 @@
-"""The thin layer over torch.distributed: a plain process and one started by torchrun run the same code."""
+"""Wraps torch.distributed thinly, so that a plain process and one started by torchrun run the same code."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long processes wait for one that has much to do alone; elsewhere torch's own limit counts, of minutes."""
+"""How long processes wait for one that works alone for long; elsewhere torch's own limit of minutes counts."""
 _patient: Any = None
 
 
 def find_device(name: str) -> torch.device:
-    """The device that `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N` names for this process.
+    """Return the device that `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N` names for this process.
 
     Raises ValueError for another name and for a GPU that is not there.
     """
@@ -40,13 +40,13 @@ def find_device(name: str) -> torch.device:
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun started, if any, and leave them at the end.
 
-    Raises ConnectionError where one of them ends before its time.
+    Raises ConnectionError if one of them ends too early.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where NCCL puts what `gather` exchanges
+        torch.cuda.set_device(device)  # NCCL puts what `gather` exchanges there
     global _patient
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -63,55 +63,56 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number, 0 where there is only one."""
+    """Return this process's number, 0 if there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Return how many processes work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and prints."""
+    """Tell whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the GPU that it takes."""
+    """Return this process's number on its machine: the GPU that it takes."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The model as the processes train it together: gradients are averaged over them."""
+    """Return the model wrapped for training by all processes together: gradients are averaged over them."""
     return DistributedDataParallel(model) if world_size() > 1 else model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, of what `parallel` gave."""
+    """Return the model itself from what `parallel` returned."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def gradients(model: nn.Module, *, shared: bool) -> AbstractContextManager[None]:
-    """Forward and backward passes whose gradients are averaged over the processes, or stay with each for now."""
+    """Return a context for forward and backward passes: `shared` gradients are averaged over the processes, others
+    stay in each process for now."""
     return nullcontext() if shared or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def wait_for_all() -> None:
-    """Wait until every process has come here, however long one of them works alone before."""
+    """Wait until every process has come here, however long one of them works alone first."""
     if world_size() > 1:
         dist.barrier(_patient)
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Give every process the main one's numbers, in place."""
+    """Copy the main process's tensors into those of every process, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
 def gather(value: T) -> list[T]:
-    """One value of each process, in the order of their ranks, on every process."""
+    """Return on every process the values of all processes, in the order of their ranks."""
     values: list[T | None] = [None] * world_size()
     if world_size() == 1:
         return [value]
@@ -120,7 +121,7 @@ def gather(value: T) -> list[T]:
 
 
 def largest(*values: int) -> list[int]:
-    """The largest of each value over the processes, on every process."""
+    """Return on every process the largest of each value over the processes."""
     if world_size() == 1:
         return list(values)
     shared = torch.tensor(values, device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -129,6 +130,6 @@ def largest(*values: int) -> list[int]:
 
 
 def mean(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each value over the processes, on every process; all have the same names."""
+    """Return on every process the mean of each value over the processes, whose values must have the same names."""
     parts = gather(values)
     return {name: sum(part[name] for part in parts) / len(parts) for name in values}

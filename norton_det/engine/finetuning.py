@@ -1,4 +1,4 @@
-"""Training a classifier: on cross-entropy, and on the logits of a teacher; the paper's fine-tuning stage."""
+"""Trains a classifier on cross-entropy and on the logits of a teacher: the paper's fine-tuning stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LOG_PERIOD = 20
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far a student's logits (N, C) are from its teacher's, a scalar:
+    """Compute how far a student's logits (N, C) are from its teacher's, a scalar:
 
         T^2 * mean over N of KL( softmax(teacher / T) || softmax(student / T) )
 
@@ -31,20 +31,20 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 @dataclass(frozen=True)
 class ClassificationLosses:
-    """The losses of a classifier on a batch of images (N, 3, H, W) and labels (N,), for `TrainingRun.losses`.
+    """Computes a classifier's losses on a batch of images (N, 3, H, W) and labels (N,), for `TrainingRun.losses`.
 
     They are cross-entropy or, with a teacher, (1 - a) times cross-entropy and a times `distillation_loss`.
 
     Args:
-        device: where the networks are.
-        precision: networks run under autocast to it; losses are float32 always.
+        device: the device of the networks.
+        precision: networks run under autocast to it; losses are always float32.
         label_smoothing: share of the target that is spread over all classes, 0 to 1.
         teacher: a network with the same classes, left as it is.
         distill_weight: a, 0 to 1.
         temperature: see `distillation_loss`; above 0.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
     """
 
     device: torch.device
@@ -62,7 +62,7 @@ class ClassificationLosses:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The losses by name, scalars to be summed."""
+        """Return the losses by name, scalars to be summed."""
         images = batch[0].to(self.device, memory_format=torch.channels_last)
         labels = batch[1].to(self.device)
         logits = self._logits(model, images)
@@ -99,7 +99,7 @@ def finetuning_run(
     checkpoint_period: int,
     description: Callable[[], dict[str, Any]],
 ) -> TrainingRun:
-    """SGD with momentum under a cosine schedule after a linear warm-up.
+    """Build the training run: SGD with momentum under a cosine schedule after a linear warm-up.
 
     An epoch has `epoch_length` iterations; `max_iterations` overrides the epochs, and the warm-up shrinks with it.
     Raises ValueError for a number out of its range.

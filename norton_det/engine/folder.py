@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time has it, and what an earlier one left there to go on with is put aside."""
+"""Guards the folder of a run: only one run at a time uses it, and the files of an earlier run are put aside."""
 
 import errno
 import fcntl
@@ -17,20 +17,21 @@ from norton_det.files import free_path
 log = logging.getLogger(__name__)
 LOCK = ".lock"
 KEPT = ("checkpoints", "metrics.jsonl", "tensorboard")
-"""What belongs to one run and is gone on with when it is resumed."""
+"""Files of one run that it continues when it is resumed."""
 _RESULTS = ("config.yaml", "model_final.pth", "evaluation", "compression.json", "backbone_compressed.pth")
-"""What a run leaves beside that."""
+"""Other files that a run leaves."""
 
 
 @contextmanager
 def sole_run(lock: Path, place: str) -> Iterator[None]:
-    """Keep other runs from a place while this one lasts, its several processes being one run.
+    """Keep other runs from a place inside the context; the several processes of one run count as one.
 
-    The file `lock` says who is there. It is locked for as long as its process lives: where that died, the next one
-    takes its place, and that is told. Folders in which the run leaves nothing are not left either.
+    The file `lock` names the run that has the place, and is locked for as long as its process lives. If that process
+    has died, the next run takes over with a warning. Folders that were made for the lock are removed if they are
+    empty at the end.
 
     Raises:
-        ValueError: another run is there, which the message names, or the place cannot be written to.
+        ValueError: another run has the place (the message names it), or the place cannot be written to.
     """
     file, problem = None, ""
     made = [folder for folder in lock.parents if not folder.exists()]
@@ -49,7 +50,7 @@ def sole_run(lock: Path, place: str) -> Iterator[None]:
         if file:
             lock.unlink(missing_ok=True)
             file.close()
-            with suppress(OSError):  # where something is in them
+            with suppress(OSError):  # a folder with something in it stays
                 for folder in made:
                     folder.rmdir()
 
@@ -81,7 +82,7 @@ def _take(lock: Path, place: str) -> TextIO:
 
 
 def put_aside(folder: Path, names: Iterable[str] = KEPT) -> None:
-    """Move what an earlier run left in a folder to `earlier-N` in it, with its results, and tell it."""
+    """Move what an earlier run left in a folder, with its results, to `earlier-N` inside it, and log a warning."""
     left = [folder / name for name in names if (folder / name).exists()]
     if not (left and distributed.is_main()):
         return

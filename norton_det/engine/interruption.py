@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a terminal that is closed, as a number to look at, so that work is saved before it ends."""
+"""Notes SIGTERM, Ctrl-C and a closed terminal instead of ending at once, so that work can be saved first."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,10 +8,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, the first of SIGNALS is only noted, in `received` (0: none), and others are ignored.
+    """A context in which the first of SIGNALS is only noted, in `received` (0: none), and later ones are ignored.
 
-    A SIGHUP that is ignored, as `nohup` has it, stays so.
-    Works in the main thread only, as Python's signal handlers do.
+    A SIGHUP that was ignored before, as under `nohup`, stays ignored.
+    It works in the main thread only, as Python's signal handlers do.
     """
 
     def __init__(self) -> None:

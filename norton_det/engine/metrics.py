@@ -1,4 +1,4 @@
-"""Where numbers go while a run lasts: a JSON-lines file, TensorBoard, and the console's progress bar."""
+"""Writes a run's numbers to a JSON-lines file, to TensorBoard and to the console's progress bar."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to `path`, and shows a few numbers on a progress bar with the time left.
+    """Appends JSON objects, one a line, to `path`, and shows a few numbers on a progress bar with the time left.
 
-    Where TensorBoard is installed, the same numbers go into the folder `tensorboard` beside `path`. Of several
+    If TensorBoard is installed, the same numbers go into the folder `tensorboard` beside `path`. Of several
     processes only the main one writes and shows anything.
     """
 
@@ -45,7 +45,7 @@ class MetricsWriter:
         self._file.close()
 
     def step(self) -> None:
-        """One iteration is done."""
+        """Advance the progress bar by one iteration."""
         self._bar.update()
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
@@ -59,7 +59,7 @@ class MetricsWriter:
 
     @staticmethod
     def _drop_lines_from(path: Path, start: int) -> None:
-        """A resumed run writes the lines after its checkpoint again; a fresh run starts an empty file."""
+        """Drop the lines after the checkpoint, which a resumed run writes again; for a fresh run drop all lines."""
         lines: list[str] = []
         if path.exists() and start:
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -72,26 +72,28 @@ class MetricsWriter:
 
 
 def _tensorboard(folder: Path, start: int) -> Any:
-    """A writer of events, those after iteration `start` being written anew; None where TensorBoard is not installed,
-    or not so that it can be imported, which is told."""
+    """Return TensorBoard's writer, which replaces events after iteration `start`, or None if it is not installed.
+
+    Also returns None, with a warning, if it is installed but cannot be imported.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    except Exception as error:  # packages of versions that do not go together raise many kinds
+    except Exception as error:  # packages of incompatible versions raise errors of many kinds
         log.warning("TensorBoard cannot be imported, so it gets no numbers: %s", error)
         return None
     return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def gpu_memory() -> dict[str, float]:
-    """The most memory that tensors took on this process's GPU so far, in MiB; nothing without a GPU."""
+    """Return the most memory that tensors took on this process's GPU so far, in MiB; an empty dict without a GPU."""
     used = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
     return {"gpu_memory": used} if used else {}
 
 
 class Averages:
-    """Means over the steps since the last reading."""
+    """Holds the means over the steps since the last reading."""
 
     def __init__(self) -> None:
         self._values: dict[str, deque[float]] = {}
@@ -102,7 +104,7 @@ class Averages:
             self._values.setdefault(name, deque()).append(value)
 
     def read(self) -> dict[str, float]:
-        """The means, and start over."""
+        """Return the means, and start over."""
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         self._values.clear()
         return means

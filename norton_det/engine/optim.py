@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule."""
+"""Builds the optimiser and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,13 +8,14 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 REFERENCE_BATCH = 16
-"""The images a step that a configured learning rate is meant for."""
+"""Images in a step for which a configured learning rate is meant."""
 Schedule = Callable[[int], float]
 """The learning rate after so many iterations."""
 
 
 def scaled_lr(lr: float, optimizer: Literal["sgd", "adamw"], batch_size: int) -> float:
-    """The rate for `batch_size` images a step: linear for SGD (Goyal et al. 2017), square root for AdamW.
+    """Scale a learning rate to `batch_size` images a step: linearly for SGD (Goyal et al. 2017), by the square root
+    for AdamW.
 
     Examples:
         >>> scaled_lr(0.02, "sgd", batch_size=8)
@@ -27,7 +28,7 @@ def scaled_lr(lr: float, optimizer: Literal["sgd", "adamw"], batch_size: int) ->
 def build_optimizer(
     model: nn.Module, optimizer: Literal["sgd", "adamw"], *, lr: float, momentum: float, weight_decay: float
 ) -> Optimizer:
-    """An optimiser over the trainable parameters; vectors (norms and biases) are not decayed."""
+    """Build an optimiser of the trainable parameters; vectors (norms and biases) get no weight decay."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
@@ -46,7 +47,7 @@ def build_schedule(
     warmup: int,
     milestones: Sequence[float] = (),
 ) -> Schedule:
-    """The learning rate by the number of iterations done: linear warm-up from a thousandth, then the schedule.
+    """Return the learning rate by the number of iterations done: linear warm-up from a thousandth, then the schedule.
 
     `multistep` divides by ten at each of `milestones`, given as shares of `iterations`; `cosine` ends at zero.
     """
@@ -67,6 +68,6 @@ def build_schedule(
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:
-    """Let an optimiser's next step be taken at this learning rate."""
+    """Set the learning rate of an optimiser's next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,4 +1,4 @@
-"""What of a run's settings may be others when it is resumed, and what stays."""
+"""Decides which of a run's settings may change when it is resumed, and which must stay."""
 
 import logging
 import os
@@ -10,31 +10,32 @@ from norton_det.files import sha256
 log = logging.getLogger(__name__)
 Rule = Literal["changes", "may not become none", "by content"]
 Contents = Mapping[str, str]
-"""Digests of the files that settings name, by setting; what is no file, or is gone, is left out."""
+"""Digests of the files that settings name, by setting; settings whose value is no file, or is gone, are left out."""
 
 
 def by_setting(names: Mapping[Rule, str]) -> dict[str, Rule]:
-    """The rule of each setting, from the settings' names by rule."""
+    """Return the rule of each setting, from the settings' names by rule."""
     return {name: rule for rule, text in names.items() for name in text.split()}
 
 
 def digests(named: Mapping[str, Any]) -> Contents:
-    """The contents of the settings that name a file which is there."""
+    """Return the digests of the files that settings name, of those that are there."""
     return {name: sha256(path) for name, path in named.items() if isinstance(path, str) and os.path.isfile(path)}
 
 
 def check_changes(
     old: Mapping[str, Any], new: Mapping[str, Any], rules: Mapping[str, Rule], before: Contents, now: Contents
 ) -> Contents:
-    """Tell which settings are others than when the run began; those that have no rule stay what they were.
+    """Log which settings have changed since the run began, and refuse changes that no rule allows.
 
-    Returns the contents that the run goes on with: of a file that is gone those of before.
+    The rules: "changes": the new value counts from here on. "may not become none": likewise, unless the new value is
+    none. "by content": the file may lie elsewhere, but must have the same content, unless it is gone. A setting
+    without a rule must stay what it was.
 
-    "changes": the new value counts from here on. "may not become none": so does it, unless it is none. "by content":
-    a file may lie elsewhere, but has to be the same one, unless it is gone.
+    Returns the contents that the run goes on with; for a file that is gone, those of before.
 
     Raises:
-        ValueError: a setting that stays is another one, which the message names with both values.
+        ValueError: a setting that must stay has changed; the message names it with both values.
     """
     refused, taken = [], []
     for name, value in new.items():

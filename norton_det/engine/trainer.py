@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Runs the training loop."""
 
 import itertools
 import logging
@@ -28,30 +28,30 @@ log = logging.getLogger(__name__)
 Batch = Any
 Losses = Callable[[nn.Module, Batch], dict[str, Tensor]]
 SMALLEST_SCALE = 2.0**-14
-"""Of the loss in float16: 30 steps in a row overflow before a scaler that starts at 2^16 comes below it."""
+"""Least scale of the loss in float16: a scaler that starts at 2^16 falls below it after 30 overflows in a row."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What one run trains and how.
+    """Says what one run trains and how.
 
     Args:
-        model: what is trained; it is on its device.
+        model: the model to train, on its device.
         losses: maps the model and a batch to named scalar losses, which are summed.
-        optimizer: of the model's parameters.
+        optimizer: the optimiser of the model's parameters.
         schedule: the learning rate after so many iterations.
-        iterations: in all.
-        images_per_step: of all processes together.
-        checkpoints: where they go.
-        description: what a checkpoint says beside its tensors, plain types.
+        iterations: the number of iterations in all.
+        images_per_step: images in a step of all processes together.
+        checkpoints: the folder of the checkpoints.
+        description: returns what a checkpoint says beside its tensors, plain types.
         checkpoint_period: iterations between checkpoints.
         log_period: iterations between lines of metrics.
-        seed: of what the model draws.
-        clip_norm: the largest norm of a step's gradient; None leaves it.
+        seed: seed of the random numbers that the model draws.
+        clip_norm: the largest norm of a step's gradient; None does not clip.
         accumulation: batches whose gradients make up one step of this process.
-        average: follows the weights; its model is the result then.
-        scaler: of the loss, for float16.
-        image_ids: names the images of a batch where its loss is not finite.
+        average: an average of the weights; if there is one, its model is the result.
+        scaler: the scaler of the loss, for float16.
+        image_ids: returns the ids of a batch's images, to name them if a loss is not finite.
     """
 
     model: nn.Module
@@ -73,20 +73,20 @@ class TrainingRun:
 
     @property
     def result(self) -> nn.Module:
-        """What is evaluated and kept: the averaged weights where there are any."""
+        """Return the model to evaluate and keep: the averaged one if there is one."""
         return self.average.model if self.average else self.model
 
 
 def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, start: int) -> None:
     """Train from iteration `start` to the end, writing metrics and checkpoints on the way.
 
-    Several processes average their gradients, `batches` being each one's share, `run.accumulation` of them a
-    step; the main one writes, and all end with the same model.
+    Several processes average their gradients. `batches` are this process's share, `run.accumulation` of them in each
+    step. The main process writes, and all end with the same model.
 
     Raises:
-        FloatingPointError: a loss or a gradient is not finite, in whichever process, or float16 overflows in every
-            step; the last checkpoint stays.
-        SystemExit: one of StopSignals' came, with 128 + its number, after the iteration's end and a checkpoint.
+        FloatingPointError: a loss or a gradient is not finite in any process, or float16 overflows in every step; the
+            last checkpoint stays.
+        SystemExit: a signal of StopSignals came; raised with 128 + its number after the iteration and a checkpoint.
     """
     run.model.train()
     model = distributed.parallel(run.model)
@@ -138,7 +138,7 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
 def add_up_gradients(
     run: TrainingRun, model: nn.Module, batches: list[Batch], iteration: int
 ) -> list[dict[str, float]]:
-    """Leave the mean gradient of a step's batches in the parameters; returns the losses of each batch."""
+    """Compute the mean gradient of a step's batches in the parameters, and return the losses of each batch."""
     run.optimizer.zero_grad()
     found, names = [], ["loss"]
     for number, batch in enumerate(batches):
@@ -154,23 +154,23 @@ def add_up_gradients(
 
 
 def seed_generators(*numbers: int) -> None:
-    """Seed what a forward pass draws from: (seed, iteration, number of the batch in its step) say all.
+    """Seed the generators of a forward pass by (seed, iteration, number of the batch in its step).
 
-    So a resumed run, and one whose batches are spread over other processes, draws the same.
+    So a resumed run, and one whose batches are spread over other processes, draws the same random numbers.
     """
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def clip_gradients(run: TrainingRun) -> float:
-    """Bring the gradient's norm down to `clip_norm`, if one is set; returns the norm before."""
+    """Bring the gradient's norm down to `clip_norm`, if one is set, and return the norm before."""
     run.scaler.unscale_(run.optimizer)
     return float(clip_grad_norm_(run.model.parameters(), run.clip_norm or math.inf))
 
 
 def suspect_batches(run: TrainingRun, losses: list[dict[str, float]], norm: float) -> list[int]:
-    """Which of a step's batches have a loss that is not finite: all of them where only their gradient is not.
+    """Return the numbers of a step's batches whose loss is not finite, or of all if only the gradient is not.
 
-    Under a scaler gradients may overflow: it leaves out such a step by itself and scales less.
+    With a scaler gradients may overflow: it skips such a step by itself and scales less.
     """
     suspects = [number for number, values in enumerate(losses) if not math.isfinite(values["loss"])]
     if not suspects and not math.isfinite(norm) and not run.scaler.is_enabled():
@@ -179,7 +179,7 @@ def suspect_batches(run: TrainingRun, losses: list[dict[str, float]], norm: floa
 
 
 def check_steps_are_made(run: TrainingRun, iteration: int, made: int) -> None:
-    """Raise FloatingPointError where a scaler has left out all steps of a run, or will leave out all that follow."""
+    """Raise FloatingPointError if the scaler has skipped all steps of a run, or will skip all that follow."""
     if not run.scaler.is_enabled():
         return
     if run.scaler.get_scale() < SMALLEST_SCALE:
@@ -192,7 +192,7 @@ def check_steps_are_made(run: TrainingRun, iteration: int, made: int) -> None:
 
 
 def save_checkpoint(run: TrainingRun, iteration: int) -> None:
-    """The main process writes, and the others wait for it. Raises OSError in all where it cannot."""
+    """Write a checkpoint in the main process, while the others wait. Raises OSError in all if that fails."""
     problem = ""
     if distributed.is_main():
         try:
@@ -204,7 +204,7 @@ def save_checkpoint(run: TrainingRun, iteration: int) -> None:
 
 
 def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:
-    """Everything that a resumed run needs, tensors and plain types only; no generator, see `seed_generators`."""
+    """Return all that a resumed run needs, tensors and plain types only; no generators, see `seed_generators`."""
     return {
         "model": run.model.state_dict(),
         "average": run.average.model.state_dict() if run.average else None,
@@ -216,9 +216,9 @@ def training_state(run: TrainingRun, iteration: int) -> dict[str, Any]:
 
 
 def resume(run: TrainingRun, state: dict[str, Any] | None) -> int:
-    """Put a run back where a checkpoint left it; returns the iteration, 0 without a checkpoint.
+    """Put a run back where a checkpoint left it, and return its iteration, 0 without a checkpoint.
 
-    Raises ValueError where the processes have not found the same one.
+    Raises ValueError if the processes have not found the same checkpoint, or it has more iterations than the run.
     """
     start = restore(run, state) if state else 0
     if start > run.iterations:
@@ -239,9 +239,9 @@ def resume(run: TrainingRun, state: dict[str, Any] | None) -> int:
 
 
 def restore(run: TrainingRun, state: dict[str, Any]) -> int:
-    """Put a run back where `training_state` left it; returns the iteration.
+    """Put a run back where `training_state` left it, and return its iteration.
 
-    Raises ValueError where the state is another model's.
+    Raises ValueError if the state is another model's.
     """
     load_state(run.model, state["model"], f"--resume: {run.checkpoints.folder}")
     options = run.optimizer.state_dict()["param_groups"]  # as configured now
@@ -254,7 +254,7 @@ def restore(run: TrainingRun, state: dict[str, Any]) -> int:
 
 
 def _failure(run: TrainingRun, iteration: int, suspects: list[Batch]) -> str:
-    """One line on a step that is not finite; every process must ask for it."""
+    """Return a line on a step that is not finite; every process must call this, as they exchange image ids."""
     mine = [image_id for batch in suspects for image_id in run.image_ids(batch)]
     ids = [image_id for part in distributed.gather(mine) for image_id in part]
     images = f", images {', '.join(map(str, ids))}" if ids else ""

@@ -1,4 +1,4 @@
-"""The report's plots: numbers in, SVG out that takes its text's font and colour from the page around it."""
+"""Draws the report's plots as SVG that takes its text's font and colour from the page around it."""
 
 import io
 import re
@@ -16,9 +16,9 @@ from norton_det.compression.compress import LayerReport, PartReport
 from norton_det.evaluation.coco import PrecisionRecall
 
 BEFORE, AFTER = "#9aa5b1", "#2f81d8"
-"""Colours of what was there before, or is compared, and of what is told."""
+"""Colours of what was there before, or is compared, and of the run that is told."""
 _COLOURS = ("#e0803a", "#3aa17e", "#9068be", "#d1495b", "#c2a12b", "#4cb3c9", "#a1667a", "#7a8f3c")
-_INK, _GRID = "#010203", "#040506"  # which `_svg` replaces by what the page has
+_INK, _GRID = "#010203", "#040506"  # `_svg` replaces them by the page's colours
 _WIDTH = 4.6  # inches; 72 units each
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -50,13 +50,13 @@ _styled = rc_context(_STYLE)
 
 
 def short_number(value: float) -> str:
-    """A number in three digits, or whole."""
+    """Format a number with three digits, or whole if it has more."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 @_styled
 def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> str:
-    """Curves over the iterations of training, by name; the last one is emphasised."""
+    """Draw curves over the iterations of training, by name; the last one is emphasised."""
     figure, axes = _axes(2.9)
     for (name, points), colour in zip(curves.items(), _colours(len(curves)), strict=True):
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=2.4 if colour == AFTER else 1.4, label=name)
@@ -72,9 +72,9 @@ def plot_steps(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) 
 def plot_categories(
     name: str, values: Mapping[str, float], others: Mapping[str, Mapping[str, float | None]], highest: float
 ) -> str:
-    """AP of categories, in the order given from above: a bar for the run `name`, a dot for each of the others.
+    """Draw AP of categories, from top to bottom: a bar for the run `name`, a dot for each of the others.
 
-    `highest` is the AP that the axis reaches to.
+    `highest` is the largest AP that the axis has to show.
     """
     categories = list(values)
     figure, axes = _axes(0.8 + 0.26 * len(categories))
@@ -97,7 +97,7 @@ def plot_categories(
 
 @_styled
 def plot_precision_recall(curves: PrecisionRecall, measure: str) -> str:
-    """Mean precision at two thresholds of `measure` (IoU or OKS), the categories behind it."""
+    """Draw the mean precision at two thresholds of `measure` (IoU or OKS), with the categories behind it."""
     figure, axes = _axes(3.6)
     recall = np.linspace(0, 1, 101)
     named = len(curves.by_category) <= len(_COLOURS)
@@ -116,7 +116,7 @@ def plot_precision_recall(curves: PrecisionRecall, measure: str) -> str:
 
 @_styled
 def plot_layers(layers: Sequence[LayerReport]) -> str:
-    """Filters of each layer before and after, and the NMSE of those that were decomposed, in the order given."""
+    """Draw the filters of each layer before and after, and the NMSE of decomposed layers, in the order given."""
     figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
     widths, errors = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     places = range(len(layers))
@@ -141,7 +141,7 @@ def plot_layers(layers: Sequence[LayerReport]) -> str:
 
 @_styled
 def plot_recovery(parts: Sequence[PartReport]) -> str:
-    """The error of each part before and after it was restored, in the order of the data from above."""
+    """Draw the error of each part before and after it was restored, from top to bottom in the order of the data."""
     figure, axes = _axes(0.9 + 0.22 * len(parts))
     names = [part.name for part in parts]
     before, after = [part.before for part in parts], [part.after for part in parts]
@@ -158,7 +158,7 @@ def plot_recovery(parts: Sequence[PartReport]) -> str:
 
 @_styled
 def plot_parts(models: Mapping[str, Mapping[str, Count]], value: str, unit: float, label: str) -> str:
-    """`value`, a field of Count, in units of `unit`, by part of the detector: a bar a model."""
+    """Draw `value`, a field of Count, in units of `unit`, by part of the detector, with a bar for each model."""
     parts = list(dict.fromkeys(part for counts in models.values() for part in counts))
     rows: dict[str, dict[str, float]] = {part.replace("_", " "): {} for part in parts}
     for model, counts in models.items():
@@ -169,7 +169,7 @@ def plot_parts(models: Mapping[str, Mapping[str, Count]], value: str, unit: floa
 
 @_styled
 def plot_latencies(treatments: Mapping[str, Mapping[str, Latency]]) -> str:
-    """Median milliseconds by treatment: a bar a model, with the 5th to 95th percentile as a line."""
+    """Draw median milliseconds by treatment: a bar for each model, with a line from 5th to 95th percentile."""
     medians = {name: {model: row.median for model, row in models.items()} for name, models in treatments.items()}
     spreads = {
         name: {model: (row.median - row.p5, row.p95 - row.median) for model, row in models.items()}
@@ -180,7 +180,7 @@ def plot_latencies(treatments: Mapping[str, Mapping[str, Latency]]) -> str:
 
 @_styled
 def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
-    """AP against milliseconds; the line joins the runs that no other beats in both, `told` is emphasised."""
+    """Draw AP against milliseconds; a line joins the runs that no other beats in both, and `told` is emphasised."""
     figure, axes = _axes(3.4)
     best = -1.0
     frontier = []
@@ -202,7 +202,7 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
 def plot_choices(
     points: Mapping[str, Sequence[tuple[float, float]]], front: Sequence[tuple[float, float]], label: str
 ) -> str:
-    """`label` against milliseconds: groups of points by name, the last one emphasised, and a line through a front."""
+    """Draw `label` against milliseconds: groups of points by name, the last emphasised, and a line, the front."""
     figure, axes = _axes(3.6)
     axes.plot(*zip(*front, strict=True), color=BEFORE, linewidth=1.4, linestyle="--", zorder=1)
     for number, ((name, group), colour) in enumerate(zip(points.items(), _colours(len(points)), strict=True)):
@@ -226,7 +226,7 @@ def _bars(
     label: str,
     spreads: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> str:
-    """Horizontal bars: a cluster a row, in it a bar a model; `spreads` are what a bar may be shorter and longer."""
+    """Draw horizontal bars: a cluster for each row, in it a bar for each model; `spreads` are its error bars."""
     models = list(dict.fromkeys(model for values in rows.values() for model in values))
     figure, axes = _axes(0.9 + 0.24 * len(rows) * (len(models) + 0.6))
     thickness = 0.82 / len(models)
@@ -247,7 +247,7 @@ def _bars(
 
 
 def _colours(count: int) -> list[str]:
-    """Of `count` models: the first is what the last, which is emphasised, is compared with."""
+    """Return the colours of `count` models: the last is emphasised, the first is what it is compared with."""
     others = [BEFORE, *(_COLOURS[number % len(_COLOURS)] for number in range(count))]
     return [*others[: count - 1], AFTER]
 
@@ -263,14 +263,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _stage(name: str) -> str:
-    """Where a layer stands: layer1 .. layer4 of the body, "other" parts of the detector; "" for the stem."""
+    """Return the stage of a layer: layer1 to layer4 of the body, "other" for other parts, "" for the stem."""
     if name.startswith("layer"):
         return name.split(".")[0]
     return "" if name == "conv1" else "other"
 
 
 def _svg(figure: Figure) -> str:
-    """The figure without what only files of their own need; ink and grid are the page's."""
+    """Return the figure as SVG for use in a page: without a file's header, ink and grid in the page's colours."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)

@@ -1,4 +1,4 @@
-"""All that a report is made from."""
+"""Holds all that a report is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Material:
     """Holds a report's runs and what is known of them.
 
     Attributes:
-        runs: by name; the last one is told in detail, the others are compared with it.
-        reference: the name of the dense model, one of the runs or one that is only counted; or of the first run.
-        counts: by name, then by part of the detector.
-        input_size: what is counted, (height, width) in pixels as the image enters the body.
-        compression, curves, pairs: of the run that is told; None or empty where they are unknown.
+        runs: the runs by name; the last one is told in detail, the others are compared with it.
+        reference: the name of the dense model, a run or a model that is only counted; or of the first run.
+        counts: parameters and MACs by name, then by part of the detector.
+        input_size: the (height, width) in pixels for which is counted, as the image enters the body.
+        compression, curves, pairs: those of the run that is told; None or empty if they are unknown.
         benchmarks: latencies; the trained models in them are runs by name.
     """
 
@@ -35,16 +35,16 @@ class Material:
 
     @property
     def told(self) -> Run:
-        """The run that is told in detail."""
+        """Return the run that is told in detail."""
         return list(self.runs.values())[-1]
 
     @property
     def kinds(self) -> list[Task]:
-        """What was evaluated: bbox, and segm or keypoints."""
+        """Return the kinds that were evaluated: bbox, and segm or keypoints."""
         return list(dict.fromkeys(kind for run in self.runs.values() for kind in run.accuracy))
 
     def latencies(self) -> dict[str, float]:
-        """The runs' median milliseconds, of the first benchmark of runs, in its first treatment."""
+        """Return the runs' median milliseconds in the first treatment of the first benchmark that has any of them."""
         for benchmark in self.benchmarks:
             trained = {name: model for name, model in benchmark.models.items() if model.trained and name in self.runs}
             if trained:

@@ -1,4 +1,4 @@
-"""HTML: tables, plots and pictures, and the page that holds them, which loads nothing from anywhere."""
+"""Writes HTML: tables, plots and pictures, and the page that holds them, which loads nothing from elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from norton_det.report.pictures import Pair
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; one without `html` is left out, and `source` says which command leaves what it needs.
+    """Holds a section of the page.
 
-    On a large screen two stand next to each other, unless they are `wide`.
+    A section without `html` is left out, and the page names in its place `source`, the command that makes what it
+    needs. On a large screen two sections stand side by side, unless they are `wide`.
     """
 
     title: str
@@ -22,13 +23,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The title as an id."""
+        """Return the title as an id."""
         return self.title.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number to be seen first: what it is, its value, and what it is compared with."""
+    """Holds a number to be seen first: its label, its value, and what it is compared with."""
 
     label: str
     value: str
@@ -36,7 +37,7 @@ class Fact:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     shown = [section for section in sections if section.html]
     missing = [section for section in sections if not section.html]
     links = "".join(f'<a href="#{escape(s.anchor)}">{escape(s.title)}</a>' for s in shown)
@@ -47,7 +48,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )
     left_out = "".join(f"<li>{escape(s.title)}: <code>{escape(s.source)}</code></li>" for s in missing)
     footer = (
-        '<footer class="missing"><p>Not in this report, and the command that leaves what it needs:</p>'
+        '<footer class="missing"><p>Not in this report, with the command that makes what it needs:</p>'
         f"<ul>{left_out}</ul></footer>\n"
     )
     return (
@@ -61,7 +62,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def facts(items: Sequence[Fact]) -> str:
-    """Numbers side by side."""
+    """Return numbers side by side."""
     return '<dl class="facts">' + "".join(
         f"<div><dt>{escape(item.label)}</dt><dd>{escape(item.value)}</dd><dd>{escape(item.comparison)}</dd></div>"
         for item in items
@@ -69,7 +70,7 @@ def facts(items: Sequence[Fact]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], told: str | None = None) -> str:
-    """A table whose first column names the rows; the row named `told` is emphasised."""
+    """Return a table whose first column names the rows; the row named `told` is emphasised."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     lines = []
     for name, *cells in rows:
@@ -80,14 +81,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], told: str | Non
 
 
 def plots(*figures: tuple[str, str]) -> str:
-    """Plots, each an SVG and its caption, next to each other where there is room."""
+    """Return plots, each an SVG and its caption, side by side if there is room."""
     return '<div class="plots">' + "".join(
         f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for svg, caption in figures
     ) + "</div>"  # fmt: skip
 
 
 def pictures(pairs: Sequence[Pair], titles: tuple[str, str] = ("ground truth", "predictions")) -> str:
-    """Images twice, next to each other, under their titles."""
+    """Return pairs of images, side by side, under the two titles."""
     first, second = map(escape, titles)
     return '<div class="pairs">' + "".join(
         f'<figure><img src="{pair.truth}" alt="{first}, image {escape(str(pair.image_id))}">'
@@ -99,10 +100,10 @@ def pictures(pairs: Sequence[Pair], titles: tuple[str, str] = ("ground truth", "
 
 
 def note(text: str) -> str:
-    """A paragraph that explains."""
+    """Return a paragraph that explains."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def folded(title: str, html: str) -> str:
-    """What is shown when its title is touched."""
+    """Return a block that opens when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{html}</details>"

@@ -1,4 +1,4 @@
-"""Validation images with their ground truth and the predictions, as images that stand inside a page."""
+"""Draws validation images with their ground truth and the predictions, embedded in a page."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ from norton_det.evaluation.results import to_output
 from norton_det.visualization.draw import draw_predictions, draw_targets
 
 LONGEST_SIDE = 480
-"""Pixels that a picture in the page has at most."""
+"""The longest side, in pixels, of a picture in the page."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image twice, as data URIs: with its ground truth, or what else it is compared with, and the predictions."""
+    """Holds an image twice, as data URIs: with its ground truth, or what replaces it, and with the predictions."""
 
     image_id: int | str
     truth: str
@@ -38,7 +38,7 @@ def draw_pairs(
     count: int = 12,
     confidence: float = 0.5,
 ) -> list[Pair]:
-    """`count` images, evenly spread over the dataset, with what `results` (COCO's) say of them at `confidence`."""
+    """Draw `count` images, evenly spread over the dataset, with the COCO `results` of at least `confidence`."""
     dataset = CocoDataset(files, categories, task, training=True, keep_empty=True)
     by_image = defaultdict(list)
     for result in results:
@@ -55,7 +55,7 @@ def draw_pairs(
 
 
 def data_uri(picture: Tensor) -> str:
-    """A picture, uint8 RGB (3, H, W), made smaller where it is large, as a JPEG inside a URI."""
+    """Return a picture, uint8 RGB (3, H, W), made smaller if it is large, as a JPEG in a data URI."""
     scale = min(1.0, LONGEST_SIDE / max(picture.shape[1:]))
     smaller = resize(picture, [round(scale * side) for side in picture.shape[1:]])
     buffer = io.BytesIO()

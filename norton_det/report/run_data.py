@@ -1,4 +1,4 @@
-"""What training, compression and benchmarks leave in files, as plain data."""
+"""Reads the files that training, compression and benchmarks write, as plain data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ Accuracy = dict[Task, dict[str, float | None]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder; what it lacks is empty, or None.
+    """Holds what a run's folder holds; what is missing is empty, or None.
 
     Attributes:
-        name: the folder's.
-        weights: its model_final.pth.
-        config: config.yaml.
+        name: the folder's name.
+        weights: the path of its model_final.pth.
+        config: the content of config.yaml.
         steps: the lines of metrics.jsonl.
         accuracy: AP in points by kind (bbox, segm, keypoints), then by metric.
         by_category: AP in points by kind, then by category.
-        predictions: evaluation/predictions.json.
-        compression: what made it, or the weights that it started from.
+        predictions: the path of evaluation/predictions.json.
+        compression: the report of the run's compression, or of the weights that it started from.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class BenchmarkedModel:
-    """Latencies of a model by treatment; `trained`: it is the run of that name, not random weights."""
+    """Holds a model's latencies by treatment; `trained` says that it is the run of that name, not random weights."""
 
     treatments: dict[str, Latency]
     trained: bool = False
@@ -49,7 +49,7 @@ class BenchmarkedModel:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Latencies of models, by name, on one machine, for images of (height, width) pixels."""
+    """Holds latencies of models, by name, on one machine, for images of (height, width) pixels."""
 
     machine: str
     image: tuple[int, int]
@@ -57,7 +57,7 @@ class Benchmark:
 
 
 def read_run(folder: Path, config: dict[str, Any]) -> Run:
-    """What `norton-det train` or `compress` left in a folder; `config` is its configuration, {} where it has none.
+    """Read what `norton-det train` or `compress` wrote into a folder; `config` is its configuration, {} if none.
 
     Raises ValueError for a folder that holds no run, and for a damaged file, which it names.
     """
@@ -77,12 +77,12 @@ def read_run(folder: Path, config: dict[str, Any]) -> Run:
 
 
 def read_compression(path: Path) -> CompressionReport:
-    """The report that `norton-det compress` leaves beside the weights. Raises ValueError for a damaged file."""
+    """Read the report that `norton-det compress` writes beside the weights. Raises ValueError for a damaged file."""
     return _parse(path, CompressionReport, path.read_bytes())
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """What `norton-det benchmark --json` writes. Raises ValueError for a damaged file, or one without latencies."""
+    """Read what `norton-det benchmark --json` writes. Raises ValueError for a file damaged or without latencies."""
     benchmark = _parse(path, Benchmark, path.read_bytes())
     if not (benchmark.models and all(model.treatments for model in benchmark.models.values())):
         raise ValueError(f"{path} is damaged: a model without latencies")
@@ -90,7 +90,7 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 def _find_compression(folder: Path, config: dict[str, Any]) -> CompressionReport | None:
-    """Of the run's own compression; else of the weights that it started from."""
+    """Read the report of the run's own compression, or else of the weights that it started from."""
     own = [folder / "compression.json", folder / "model_final.json"]
     started_from = [Path(config["model"]["weights"]).with_suffix(".json")] if config else []
     return next((read_compression(path) for path in own + started_from if path.is_file()), None)
@@ -112,7 +112,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
 
 def _parse(path: Path, kind: type[T], text: bytes) -> T:
-    """JSON as a type. Raises ValueError naming the file and the first thing that is wrong in it."""
+    """Parse JSON as a type. Raises ValueError naming the file and the first thing that is wrong in it."""
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a report tells, section by section."""
+"""Writes a report section by section."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ _WORDS = {
     "faster": "Faster", "mask": "Mask", "keypoint": "Keypoint", "rcnn": "R-CNN", "retinanet": "RetinaNet",
     "fcos": "FCOS",
 }  # fmt: skip
-"""As the words in a detector's name are written."""
+"""Spelling of the words in a detector's name."""
 _TRAIN = "norton-det train"
 _COMPRESS = "norton-det compress"
 _LONGEST_PLOT = 40
-"""Categories in a plot; the others stand in one beside it."""
+"""The most categories in a plot; further ones get a plot beside it."""
 
 
 def report(material: Material) -> str:
-    """The report's HTML."""
+    """Return the report's HTML."""
     sections = [
         _results(material),
         _average_precision(material),
@@ -73,7 +73,7 @@ def _results(material: Material) -> Section:
 
 @dataclass(frozen=True)
 class _Quantity:
-    """A number that models have, by their names; how it is written, and compared with that of another model."""
+    """Holds a number of each model, by name, and how it is written and compared with another model's."""
 
     label: str
     values: Mapping[str, float | None]
@@ -136,7 +136,7 @@ def _precision_recall(material: Material) -> Section:
 def _validation_images(material: Material) -> Section:
     if not material.pairs:
         return Section("Validation images", "", _TRAIN)
-    explained = note("Evenly spread over the validation set; predictions of at least 50 %.")
+    explained = note("Evenly spread over the validation set; predictions with a score of at least 50 %.")
     return Section("Validation images", explained + pictures(material.pairs), _TRAIN, wide=True)
 
 
@@ -224,8 +224,8 @@ def _recovery(compression: CompressionReport | None) -> Section:
     if compression is None or not compression.recovery:
         return Section(title, "", source)
     caption = (
-        "Error of each part beside the dense network's, on images held back, before and after recovery; of the whole"
-        " detector, how far what it says lies from what the dense one says"
+        "Error of each part relative to the dense network, on held-back images, before and after recovery; for the"
+        " whole detector, how far its outputs lie from the dense one's"
     )
     return Section(title, plots((figures.plot_recovery(compression.recovery), caption)), source)
 
@@ -264,13 +264,13 @@ def _curve(steps: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, 
 
 
 def _place(layer: LayerReport) -> tuple[bool, list[str | int]]:
-    """The body first, in the order of the data, then other parts; block 2 comes before block 10."""
+    """Return a key that sorts the body first, in the order of the data, then other parts; block 2 before block 10."""
     numbered: list[str | int] = [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", layer.name)]
     return not layer.name.startswith(("conv1", "layer")), numbered
 
 
 def _plain(value: Any) -> str:
-    """A value of the configuration as it stands in YAML, on one line."""
+    """Return a value of the configuration as it stands in YAML, on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -287,7 +287,7 @@ def _points(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    """A count in three digits: 2.07 M."""
+    """Format a count with three digits: 2.07 M."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{figures.short_number(value / unit)} {letter}"

@@ -1,4 +1,4 @@
-"""What measures a detector: builds it for the runtime that will run it, times a call, computes its agreement."""
+"""Measures a detector: builds it for the runtime that will run it, times its calls, computes its agreement."""
 
 import copy
 import statistics
@@ -23,28 +23,28 @@ from norton_det.shrink.levers import set_levers, size_settings
 Built = Any
 """A detector as its runtime runs it, called like torchvision's."""
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 2, 12, 3.0
-"""So many rounds over the photos are timed, more than the least while they take less than so many seconds."""
+"""At least LEAST_ROUNDS rounds over the photos are timed, and up to MOST_ROUNDS while they take less than SECONDS."""
 TYPICAL = 0.25
 FEW_RESAMPLES = 2
-"""For an interval that nobody looks at."""
+"""Resamples for an interval that nobody looks at."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a call takes, in shares of a reference call's: typically, and in the 95th percentile."""
+    """Holds the time of a call, as a share of a reference call's: the typical one, and the 95th percentile."""
 
     typical: float
     p95: float
 
 
 class Stopwatch:
-    """Times calls on photos beside those of a reference, in turn, so that a machine's moods hit both alike.
+    """Times calls on photos in turn with those of a reference, so that other load on the machine slows both alike.
 
-    What a photo typically takes is the lower quartile of its calls: what else a machine does makes them longer only.
-    What a detector does is the median over the photos, which may be of several shapes.
+    A photo's typical time is the lower quartile of its calls, since other load can only make calls longer. A
+    detector's is the median over the photos, which may be of several shapes.
 
     Attributes:
-        beside: milliseconds of the reference at the start, and beside each detector since.
+        beside: milliseconds of the reference at the start, and then beside each detector.
     """
 
     def __init__(self, reference: Built, photos: Sequence[Tensor]) -> None:
@@ -53,12 +53,12 @@ class Stopwatch:
 
     @property
     def unit(self) -> float:
-        """Milliseconds of the reference while the machine does nothing else, as far as it was seen."""
+        """Return the milliseconds of the reference while the machine does nothing else, as far as was measured."""
         return quantile(self.beside, TYPICAL)
 
     @property
     def moods(self) -> list[float]:
-        """How many times the unit the reference took, each time."""
+        """Return the reference's time beside each detector, in multiples of the unit; far above 1: a busy machine."""
         return [milliseconds / self.unit for milliseconds in self.beside]
 
     def time(self, built: Built) -> Timed:
@@ -69,7 +69,7 @@ class Stopwatch:
         return Timed(_typical(own) / reference, quantile(list(chain(*own)), 0.95) / reference)
 
     def _times(self, *detectors: Built) -> list[list[list[float]]]:
-        """Milliseconds of each call, by detector and photo, in turn, after a call that does not count."""
+        """Return the milliseconds of each call, by detector and photo, in turn, after an uncounted first call."""
         for detector in detectors:
             detector([self._photos[0]])
         times: list[list[list[float]]] = [[[] for _ in self._photos] for _ in detectors]
@@ -89,13 +89,13 @@ def _typical(times: Sequence[Sequence[float]]) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """What measures; tests replace its functions by plain ones.
+    """Holds the functions that measure; tests replace them by plain ones.
 
     Attributes:
-        build: from a detector and a precision to what the runtime runs.
-        sketch: likewise, quickly: it takes the same time, and int8 finds anything.
-        share: of one image's time in a reference's.
-        agreement: with the dense detector on the photos that are held back, 0 to 100.
+        build: builds a detector in a precision for the runtime.
+        sketch: builds it quickly for timing only: it takes the same time, but in int8 what it finds means nothing.
+        share: measures the time of one image, as a share of the reference's.
+        agreement: computes the agreement with the dense detector on the held-back photos, 0 to 100.
     """
 
     build: Callable[[nn.Module, Precision], Built]
@@ -107,14 +107,14 @@ class Bench:
 def build(
     detector: nn.Module, runtime: Runtime, precision: Precision, photos: Sequence[Tensor], recipe: Int8Recipe = PLAIN
 ) -> Built:
-    """Return a detector as its runtime runs it; int8 takes its ranges from the photos, by a recipe."""
+    """Return a detector as its runtime runs it; int8 follows a recipe and takes its ranges from the photos."""
     if precision != "int8":
         return optimize(detector, photos[:1], runtime, precision)
     return compile_openvino(openvino_model(detector, photos, precision, recipe), precision, "a detector in int8")
 
 
 def at_size(built: Built, detector: nn.Module, share: float) -> Built:
-    """Return the same built detector for images at a share of the size of `detector`'s."""
+    """Return the same built detector for images at a share of the image size of `detector`."""
     if isinstance(built, ExportedDetector):
         settings = size_settings(detector, share)
         return built.at_size(settings["min_size"][0], settings["max_size"], settings["fixed_size"])
@@ -136,5 +136,5 @@ def first_images(findings: Findings, count: int) -> Findings:
 
 
 def points(agreement: Agreement) -> float:
-    """Put an agreement into one number, 0 to 100: AP, the mean over boxes and what else both find."""
+    """Put an agreement into one number, 0 to 100: the AP, its mean over boxes and masks or keypoints."""
     return statistics.mean(task.metrics["AP"] for task in agreement.tasks.values())

@@ -1,4 +1,4 @@
-"""The choice: of all that could be made, what serves a goal best. All of it is looked at, so the choice is exact."""
+"""Chooses what serves a goal best among all that could be made; it looks at every option, so the choice is exact."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Protocol
 from norton_det.shrink.levers import Choice
 
 POINTS = 0.5
-"""Of agreement, that make it worth another attempt."""
+"""Points of agreement that a further attempt must promise to gain."""
 FASTER = 0.97
-"""Of the milliseconds of the best, that make it worth another attempt."""
+"""Share of the best option's milliseconds below which a further attempt must promise to come."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A detector that could be made or was, with its milliseconds an image and its agreement, 0 to 100."""
+    """Holds a detector that could be made or was, with its milliseconds for an image and its agreement, 0 to 100."""
 
     choice: Choice
     milliseconds: float
@@ -22,41 +22,41 @@ class Option:
 
 
 class Goal(Protocol):
-    """What is asked for."""
+    """Says what is asked for."""
 
     def is_met(self, option: Option) -> bool:
-        """Whether an option does what is asked."""
+        """Tell whether an option meets the goal."""
 
     def rank(self, option: Option) -> tuple[float, float]:
-        """Sort options that do, the best one last."""
+        """Return a key that sorts options that meet the goal, the best one last."""
 
     def nearest(self, options: Sequence[Option]) -> Option:
         """Return the best of options that all fail."""
 
     def is_clearly_better(self, option: Option, than: Option) -> bool:
-        """Whether an option is worth making beside another that does what is asked."""
+        """Tell whether an option is worth making although another already meets the goal."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The most agreement within so many milliseconds an image."""
+    """Asks for the most agreement within a number of milliseconds for an image."""
 
     milliseconds: float
 
     def is_met(self, option: Option) -> bool:
-        """Whether it is fast enough."""
+        """Tell whether an option is fast enough."""
         return option.milliseconds <= self.milliseconds
 
     def rank(self, option: Option) -> tuple[float, float]:
-        """By agreement, of equal ones the fastest last."""
+        """Return a key that sorts by agreement, and equal ones so that the fastest is last."""
         return option.agreement, -option.milliseconds
 
     def nearest(self, options: Sequence[Option]) -> Option:
-        """The fastest."""
+        """Return the fastest option."""
         return min(options, key=lambda option: option.milliseconds)
 
     def is_clearly_better(self, option: Option, than: Option) -> bool:
-        """Whether it agrees by POINTS more."""
+        """Tell whether an option agrees by more than POINTS more."""
         return option.agreement > than.agreement + POINTS
 
     def __str__(self) -> str:
@@ -65,24 +65,24 @@ class Deadline:
 
 @dataclass(frozen=True)
 class LeastAgreement:
-    """The fewest milliseconds with at least so much agreement, 0 to 100."""
+    """Asks for the fewest milliseconds with at least a given agreement, 0 to 100."""
 
     agreement: float
 
     def is_met(self, option: Option) -> bool:
-        """Whether it agrees enough."""
+        """Tell whether an option agrees enough."""
         return option.agreement >= self.agreement
 
     def rank(self, option: Option) -> tuple[float, float]:
-        """By speed, of equal ones that which agrees most last."""
+        """Return a key that sorts by speed, and equal ones so that the one that agrees most is last."""
         return -option.milliseconds, option.agreement
 
     def nearest(self, options: Sequence[Option]) -> Option:
-        """The one that agrees most."""
+        """Return the option that agrees most."""
         return max(options, key=lambda option: option.agreement)
 
     def is_clearly_better(self, option: Option, than: Option) -> bool:
-        """Whether it is faster by more than measuring errs."""
+        """Tell whether an option is faster by more than the error of measuring."""
         return option.milliseconds < FASTER * than.milliseconds
 
     def __str__(self) -> str:
@@ -90,12 +90,12 @@ class LeastAgreement:
 
 
 def best(options: Iterable[Option], goal: Goal) -> Option | None:
-    """Return the best option that does what is asked; None where none does."""
+    """Return the best option that meets the goal, or None if none does."""
     return max((option for option in options if goal.is_met(option)), key=goal.rank, default=None)
 
 
 def front(options: Iterable[Option]) -> list[Option]:
-    """Return the options that no other beats in both, the fastest first."""
+    """Return the options that no other beats in both speed and agreement, the fastest first."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda each: (each.milliseconds, -each.agreement)):
         if not kept or option.agreement > kept[-1].agreement:

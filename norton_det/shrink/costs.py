@@ -1,8 +1,8 @@
-"""How many milliseconds a choice takes, from the few that were measured.
+"""Predicts how many milliseconds a choice takes from a few measured ones.
 
-An image takes what never changes, what grows with its area (the layers that look at all of it), and what grows with
-the number of proposals (the heads that look at each). A plan changes the last two: by how much, a fixed workload at
-two sizes of images shows.
+The time of an image has a constant part, a part that grows with its area (the layers that look at all of it), and a
+part that grows with the number of proposals (the heads that look at each). A plan changes the last two; a fixed
+workload at two sizes of images shows by how much.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,21 +15,21 @@ from norton_det.shrink.choosing import Option
 from norton_det.shrink.levers import DENSE, Choice
 
 SLOWEST = 2.0
-"""What a plan's heads may take at most, in shares of the dense one's: more would be noise."""
+"""The most time that a plan's heads may take, in shares of the dense one's: more would be noise."""
 FASTEST = 0.1
-"""What a choice takes at least, in shares of the dense one at that size; less would be noise."""
+"""The least time that a choice takes, in shares of the dense one's at that size; less would be noise."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """The time of a fixed workload: so much for an image without an area, so much more for one of full size."""
+    """Holds the time of a fixed workload: `fixed` for an image without area, `layers` more for one of full size."""
 
     fixed: float
     layers: float
 
     @classmethod
     def through(cls, full: float, small: float, size: float) -> "Line":
-        """Of what an image takes at full size, and at a share `size` of its sides.
+        """Compute the line through the times of an image at full size and at a share `size` of its sides.
 
         Examples:
             >>> Line.through(10.0, 4.0, 0.5)
@@ -39,7 +39,7 @@ class Line:
         return cls(full - layers, layers)
 
     def share_between(self, least: "Line", most: "Line") -> float:
-        """Return how far its layers are on the way from those of one line, 0, to those of another, 1."""
+        """Return how far the time of its layers is on the way from one line's, 0, to another's, 1."""
         way = most.layers - least.layers
         return min(max((self.layers - least.layers) / way, 0.0), 1.0) if way > 0 else 1.0
 
@@ -50,14 +50,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, in any unit of time.
+    """Holds what was measured, in any unit of time.
 
     Attributes:
         sizes: times of the dense detector with all its proposals, by precision and size.
-        proposals: of the dense detector at full size, by precision and number of proposals, all of them included.
-        plans: of a fixed workload, by plan, DENSE included, and precision.
+        proposals: times of the dense detector at full size, by precision and number of proposals, its full number
+            included.
+        plans: times of a fixed workload, by plan (DENSE included) and precision.
         unit: milliseconds of that unit.
-        corrections: what the milliseconds of a plan in a precision are multiplied by, as finished files have shown.
+        corrections: factors of the milliseconds of a plan in a precision, as finished files have shown.
     """
 
     sizes: Mapping[Precision, Mapping[float, float]]
@@ -67,11 +68,11 @@ class Costs:
     corrections: Mapping[tuple[str, Precision], float] = field(default_factory=dict)
 
     def predict(self, choice: Choice) -> float:
-        """Return the milliseconds of a choice."""
+        """Return the predicted milliseconds of a choice."""
         return self._uncorrected(choice) * self._correction(choice)
 
     def corrected(self, made: Iterable[Option]) -> "Costs":
-        """Return the costs as the milliseconds of finished files show them."""
+        """Return the costs corrected by the milliseconds of finished files."""
         ratios: dict[tuple[str, Precision], list[float]] = {}
         for option in made:
             ratio = option.milliseconds / self._uncorrected(option.choice)
@@ -80,7 +81,7 @@ class Costs:
         return replace(self, corrections=corrections)
 
     def _correction(self, choice: Choice) -> float:
-        """That of the same plan; of a plan that was not made, the mean of others in the same precision."""
+        """Return the correction of the same plan, or if it was not made, the mean of others in the same precision."""
         own = self.corrections.get((choice.plan, choice.precision))
         if own is not None:
             return own

@@ -1,4 +1,4 @@
-"""A family of plans, from the smallest possible to hardly any: each is the best one for its MACs."""
+"""Finds a family of plans, from the smallest possible to almost none: each is the best one for its MACs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ PLANS = 6
 
 @dataclass(frozen=True)
 class Family:
-    """Plans by name, the smallest first and the one that changes nothing last, and their predicted errors."""
+    """Holds plans by name, the smallest first and the one that changes nothing last, and their predicted errors."""
 
     plans: Mapping[str, CompressionPlan]
     errors: Mapping[str, float]
 
 
 def find_smallest(memory: Memory, dense: nn.Module, photo: Tensor) -> tuple[CompressionPlan, float]:
-    """Find the plan of the fewest MACs, and its share of the dense detector's on a photo."""
+    """Find the plan with the fewest MACs, and its share of the dense detector's MACs on a photo."""
     memory.expect(1)
 
     def search() -> dict[str, Any]:
@@ -40,8 +40,10 @@ def find_smallest(memory: Memory, dense: nn.Module, photo: Tensor) -> tuple[Comp
 def find_family(
     memory: Memory, dense: nn.Module, photos: Sequence[Tensor], least: float, seed: int, count: int = PLANS
 ) -> Family:
-    """Find the plans for `count` budgets from the share `least` of MACs on, evenly by their logarithm, with
-    sensitivities measured on the photos."""
+    """Find the plans for `count` budgets of MACs, from the share `least` on, evenly spaced by their logarithm.
+
+    Sensitivities are measured on the photos.
+    """
     memory.expect(1)
     size = seen_size(dense, photos[0])
 

@@ -1,4 +1,4 @@
-"""What measures the detectors of one command, put together."""
+"""Sets up all that measures the detectors of one command."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ from norton_det.shrink.photos import Photos
 from norton_det.shrink.quantising import Recipes
 
 TIMED = 4
-"""Photos that are timed."""
+"""Photos on which detectors are timed."""
 CALIBRATION = 64
-"""Photos that int8 takes its ranges from, at most."""
+"""The most photos from which int8 takes its ranges."""
 LOOKED_AT = 32
-"""Photos of those held back, for the tables and for the parts to leave in floating point, at most; a finished file is
-compared on all."""
+"""The most held-back photos that are used for the tables and to choose the parts to leave in floating point; a
+finished file is compared on all."""
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """What measures.
+    """Holds all that measures.
 
     Attributes:
-        bench: for the tables.
-        stopwatch: what times.
-        compare: what computes the agreement of a built detector with the dense one.
-        recipes: how detectors are quantised.
+        bench: the functions that measure the tables.
+        stopwatch: times detectors.
+        compare: computes the agreement of a built detector with the dense one.
+        recipes: finds how detectors are quantised.
     """
 
     bench: Bench
@@ -55,8 +55,11 @@ class Instruments:
 def set_up(
     memory: Memory, dense: nn.Module, photos: Photos, runtime: Runtime, first: Precision, reference: Findings
 ) -> Instruments:
-    """Return what measures in a runtime beside what the dense detector found; times are taken beside the dense one at
-    the smallest size, in the `first` precision."""
+    """Set up what measures detectors in a runtime.
+
+    Agreement is with the dense detector's findings, `reference`; times are taken beside the dense detector at the
+    smallest size, in the `first` precision.
+    """
     calibration = photos.fitted[:CALIBRATION]
     timed = [photos.held[number * len(photos.held) // TIMED] for number in range(TIMED)]
     smallest_images = at_size(build(dense, runtime, first, calibration), dense, SIZES[-1])

@@ -1,4 +1,5 @@
-"""What can be chosen: a plan, the size of images, the number of proposals, the precision; and how it is set."""
+"""Defines the levers that can be chosen (a plan, the size of images, the number of proposals, the precision), and
+sets them."""
 
 import copy
 import importlib.util
@@ -18,26 +19,26 @@ from norton_det.models.settings import read_settings, write_settings
 DENSE = "dense"
 """The name of the plan that changes nothing."""
 SIZES = (1.0, 0.85, 0.7, 0.6, 0.5)
-"""Of images, in shares of the detector's own; times and agreement are measured at these."""
+"""Sizes of images, in shares of the detector's own, at which times and agreement are measured."""
 FINE_SIZES = tuple(round(1 - 0.05 * step, 2) for step in range(11))
-"""Those that are chosen from: between the measured ones they are interpolated."""
+"""Sizes to choose from; between the measured ones times and agreement are interpolated."""
 PROPOSALS = (1.0, 0.5, 0.3, 0.15)
-"""Of an R-CNN, in shares of its own number."""
+"""Numbers of proposals of an R-CNN, in shares of its own."""
 LEAST_PROPOSALS = 10
 RUNTIMES: dict[str, Runtime] = {".xml": "openvino", ".onnx": "onnxruntime", ".pth": "torch"}
-"""What runs a file, by its ending."""
+"""The runtime of a file, by its ending."""
 _PRECISIONS: dict[str, tuple[Precision, ...]] = SUPPORTED | {"torch": ("float32",)}
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """One detector that could be made.
+    """Describes one detector that could be made.
 
     Attributes:
         plan: a plan's name, or DENSE.
-        size: of images, a share of the detector's own.
-        proposals: of an R-CNN, at most so many regions are looked at; 0 for a detector of one stage.
-        precision: in which the file is run.
+        size: the size of images, as a share of the detector's own.
+        proposals: the most regions that an R-CNN looks at; 0 for a one-stage detector.
+        precision: the precision in which the file is run.
     """
 
     plan: str
@@ -59,7 +60,7 @@ def all_choices(
 
 
 def find_runtime(path: Path) -> Runtime:
-    """Return what runs a file of this ending. Raises ValueError for an unknown one, or a runtime that is missing."""
+    """Return the runtime of a file by its ending. Raises ValueError for an unknown one, or a missing runtime."""
     if path.suffix not in RUNTIMES:
         endings = ", ".join(f"{suffix} ({runtime})" for suffix, runtime in RUNTIMES.items())
         raise ValueError(f"--output {path}: expected a name that ends in {endings}")
@@ -78,14 +79,14 @@ def usable_precisions(runtime: Runtime) -> tuple[Precision, ...]:
 
 
 def what_is_missing(runtime: Runtime) -> str:
-    """Say in a line what packages that are not installed, or another ending, would add; empty where nothing would."""
+    """Return a line that says what missing packages, or another ending, would add; empty if nothing would."""
     if runtime != "openvino":
         return "a file for OpenVINO (--output NAME.xml) is faster on most CPUs, and knows bfloat16 and int8"
     return "" if "int8" in usable_precisions(runtime) else "nncf would add int8: pip install norton_det[deploy]"
 
 
 def proposal_counts(detector: nn.Module) -> tuple[int, ...]:
-    """Return the numbers of proposals that are tried, a detector's own first; (0,) where it makes none."""
+    """Return the numbers of proposals to try, a detector's own first; (0,) if it makes none."""
     own = read_settings(detector).get("rpn_post_nms_top_n_test")
     if own is None:
         return (0,)
@@ -93,7 +94,7 @@ def proposal_counts(detector: nn.Module) -> tuple[int, ...]:
 
 
 def share_of_size(detector: nn.Module, pixels: int) -> float:
-    """Return the share of a detector's own size. Raises ValueError for one that is not between those of SIZES."""
+    """Return `pixels` as a share of a detector's own size. Raises ValueError if it lies outside those of SIZES."""
     own = read_settings(detector)["min_size"][-1]
     if not SIZES[-1] <= pixels / own <= SIZES[0]:
         raise ValueError(f"--size {pixels}: expected {round(SIZES[-1] * own)} to {own} pixels")
@@ -101,7 +102,7 @@ def share_of_size(detector: nn.Module, pixels: int) -> float:
 
 
 def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
-    """Return the settings of a detector that looks at images of a share of its own size."""
+    """Return the size settings of a detector for images at a share of its own size."""
     own = read_settings(detector)
     fixed = own["fixed_size"]
     return {
@@ -112,7 +113,7 @@ def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
 
 
 def set_levers(detector: nn.Module, of: nn.Module, size: float, proposals: int) -> nn.Module:
-    """Return a copy of a detector with the size of images in shares of that `of` another, and so many proposals."""
+    """Return a copy of a detector with so many proposals, for images at a share of the size of the detector `of`."""
     changed = copy.deepcopy(detector)
     found = {"rpn_post_nms_top_n_test": proposals} if proposals else {}
     write_settings(changed, size_settings(of, size) | found)

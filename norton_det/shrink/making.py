@@ -1,4 +1,4 @@
-"""One choice made: the plan's detector compressed and restored, its levers set, written as a file and measured."""
+"""Makes one choice: compresses and restores the plan's detector, writes it as a file, and loads that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from norton_det.shrink.bench import Built
 from norton_det.shrink.levers import DENSE
 
 MINUTES = 5
-"""That the recovery of a plan takes, unless another length is asked for."""
+"""Minutes of a plan's recovery, unless another length is asked for."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a compressed detector is restored: gradient steps, or minutes in their place, and the seed."""
+    """Says how a compressed detector is restored: gradient steps, or minutes in their place, and the seed."""
 
     steps: int
     minutes: float | None
@@ -38,9 +38,9 @@ class Recovery:
 def restored(
     folder: Path, dense: nn.Module, name: str, plan: CompressionPlan, photos: Sequence[Tensor], recovery: Recovery
 ) -> nn.Module:
-    """Return the detector of a plan, compressed and restored on the photos; the dense one where nothing changes.
+    """Return the detector of a plan, compressed and restored on the photos, or the dense one if nothing changes.
 
-    It is kept in the folder, where the next call finds it; one that was stopped goes on.
+    It is kept in the folder, where the next call finds it; a recovery that was stopped goes on.
     """
     if name == DENSE:
         return dense
@@ -67,14 +67,14 @@ def write(
 
 
 def load(path: Path, precision: Precision, photo: Tensor) -> Built:
-    """Return a written file as whoever uses it should run it: weights optimised for torch."""
+    """Load a written file as its users should run it; weights (.pth) are optimised for torch."""
     if path.suffix == ".pth":
         return optimize(detector_from_weights(read_weights(path)), [photo], "torch", precision)
     return load_exported(path, precision if precision == "bfloat16" else "float32")
 
 
 def how_to_run(path: Path, precision: Precision) -> str:
-    """Say what runs a file as it was measured."""
+    """Return the Python call that runs a file as it was measured."""
     if path.suffix == ".pth":
         return f'norton_det.optimize(norton_det.load_detector("{path}"), images, "torch")'
     told = ', precision="bfloat16"' if precision == "bfloat16" else ""
@@ -82,5 +82,5 @@ def how_to_run(path: Path, precision: Precision) -> str:
 
 
 def file_size(path: Path) -> int:
-    """Return the bytes of all files of a detector."""
+    """Return the size in bytes of all files of a detector."""
     return sum(file.stat().st_size for file in files_of(path))

@@ -1,4 +1,4 @@
-"""The tables: times and agreements of the dense detector by lever, and times of plans, each measured once."""
+"""Measures the tables, each value once: times and agreements of the dense detector by lever, and times of plans."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from norton_det.shrink.memory import Memory
 
 @dataclass(frozen=True)
 class DenseTable:
-    """What the dense detector takes and how far it agrees with itself as shipped, a lever at a time.
+    """Holds the dense detector's times, and its agreement with itself as shipped, one lever at a time.
 
     Attributes:
-        times: in shares of a reference call's, by precision and size, with all its proposals.
+        times: times with all proposals, in shares of a reference call's, by precision and size.
         by_proposals: times at full size, by precision and number of proposals.
-        sizes, proposals, precisions: agreement in shares of 1, those of sizes and proposals beside full size and all
-            proposals.
+        sizes, proposals, precisions: agreement in shares of 1; by size and by number of proposals relative to full
+            size and all proposals.
     """
 
     times: Mapping[Precision, Mapping[float, float]]
@@ -40,8 +40,8 @@ def measure_dense(
 ) -> DenseTable:
     """Measure the dense detector in each precision and, with the first, at each number of proposals.
 
-    `counts` begin with its own number and end with the least; the other precisions are measured at these two, and
-    scaled between.
+    `counts` begin with its own number of proposals and end with the least; the other precisions are measured at these
+    two, and scaled between them.
     """
     first, own, least = precisions[0], counts[0], counts[-1]
     memory.expect(len(SIZES) * (len(precisions) + 1) + 2 * (len(counts) - 1) + 2 * (len(precisions) - 1))
@@ -85,7 +85,7 @@ def measure_dense(
 
 
 def _scaled(times: Mapping[int, float], own: int, least: int, at_own: float, at_least: float) -> dict[int, float]:
-    """Times by number of proposals that lie between two known ones as those of another precision do."""
+    """Scale another precision's times by number of proposals to the two known ones, at `own` and at `least`."""
     saved = times[own] - times[least]
     scale = max(0.0, at_own - at_least) / saved if saved > 0 else 0.0
     return {count: at_own + scale * (taken - times[own]) for count, taken in times.items()}
@@ -101,7 +101,7 @@ def measure_plans(
 ) -> dict[tuple[str, Precision], Line]:
     """Measure the times of plans, the smallest first and the one that changes nothing last, by `measure_plan`.
 
-    All are measured in the first precision; in the others these two, and what lies between as it does in the first.
+    In the first precision all are measured; in the others only these two, and the rest is scaled as in the first.
     """
 
     def line(name: str, precision: Precision) -> Line:
@@ -120,7 +120,7 @@ def measure_plans(
 def measure_plan(
     bench: Bench, memory: Memory, dense: nn.Module, name: str, plan: CompressionPlan, precision: Precision, found: int
 ) -> Line:
-    """Measure the time of a plan in a precision, by a fixed workload in which `found` objects are found."""
+    """Measure the time of a plan in a precision, by a fixed workload that finds `found` objects."""
     memory.expect(2)
 
     @lru_cache(maxsize=1)
@@ -137,9 +137,10 @@ def measure_plan(
 def measure_fastest(
     bench: Bench, memory: Memory, dense: nn.Module, plan: CompressionPlan, precisions: Sequence[Precision], count: int
 ) -> float:
-    """Measure the time of the smallest plan at the smallest size with `count` proposals, none found.
+    """Measure the time of the smallest plan at the smallest size with `count` proposals, where one object is found.
 
-    It is that in the fastest of the precisions, as `measure_plan`: nothing that could be made takes less.
+    It is the time in the fastest of the precisions, measured like `measure_plan`: nothing that could be made takes
+    less.
     """
     memory.expect(len(precisions))
     network = workload(set_levers(dense, dense, SIZES[-1], count), plan, found=1)
@@ -154,7 +155,7 @@ def measure_fastest(
 
 
 def workload(dense: nn.Module, plan: CompressionPlan, found: int) -> nn.Module:
-    """Return a detector of a plan with random weights that does what a trained one does: finds so many objects."""
+    """Return a detector of a plan with random weights that works like a trained one that finds `found` objects."""
     network = initialise(Scope(dense, True, None).network(plan)).eval()
     fix_workload(network, found)
     return network

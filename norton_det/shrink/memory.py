@@ -1,4 +1,4 @@
-"""What was measured, kept in a file as it is measured: whoever comes again, also for another goal, goes on there."""
+"""Keeps measurements in a file as they are made, so that a later run goes on from there, also for another goal."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Memory:
-    """Values of plain types by name, and the bar that shows how many of them are there.
+    """Holds values of plain types by name, and a progress bar that shows how many of them are there.
 
     Attributes:
-        folder: where they are kept, with whatever files belong to them.
-        bar: a step a value.
+        folder: the folder of the values and of the files that belong to them.
+        bar: the progress bar, with one step for each value.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,12 +28,12 @@ class Memory:
         self._values: dict[str, Any] = _read(self._path)
 
     def expect(self, steps: int) -> None:
-        """Tell the bar that so many further values will be asked for."""
+        """Tell the bar that `steps` further values will be asked for."""
         self.bar.total = (self.bar.total or 0) + steps
         self.bar.refresh()
 
     def recall(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Return the value of a name, of plain types; where there is none yet, measure it and keep it."""
+        """Return the value of a name, of plain types; measure and keep it if there is none yet."""
         self.bar.set_postfix_str(name)
         if name not in self._values:
             self._values[name] = measure()
@@ -42,11 +42,11 @@ class Memory:
         return self._values[name]
 
     def forget(self, name: str) -> None:
-        """Let a value be measured anew."""
+        """Drop a value, so that it is measured anew."""
         self._values.pop(name, None)
 
     def known(self, beginning: str) -> dict[str, Any]:
-        """Return the values whose names begin like that, by the rest of the name."""
+        """Return the values whose names begin with `beginning`, by the rest of the name."""
         return {
             name.removeprefix(beginning): value for name, value in self._values.items() if name.startswith(beginning)
         }

@@ -1,4 +1,4 @@
-"""The report: one HTML page on what became of a detector, beside the file that was made."""
+"""Writes the report, one HTML page on what became of a detector, beside the file that was made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ CONFIDENCE = 0.5
 
 @torch.inference_mode()
 def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small: Any) -> None:
-    """Write the page; `dense` and `small` find objects on the photos that were held back, as torchvision's do."""
+    """Write the page; `dense` and `small` are called on the held-back photos like torchvision's detectors."""
     choice = result.after.option.choice
     sections = [
         Section("Before and after", _before_and_after(result), "", wide=True),
@@ -42,9 +42,9 @@ def _before_and_after(result: Result) -> str:
     low, high = after.interval
     told = "" if result.is_met else note(f"{result.goal} is not reached: this is the nearest that was found.")
     moods = note(
-        "Beside each detector one and the same call was timed, and its moods taken off: it took "
-        f"{min(result.moods):.0%} to {max(result.moods):.0%} of what it typically does. Far above 100%, the machine "
-        "was busy with something else."
+        "One reference call was timed beside each detector, to take the machine's other load off the times: it took "
+        f"{min(result.moods):.0%} to {max(result.moods):.0%} of its typical time. Far above 100%, the machine was "
+        "busy with something else."
     )
     return (
         told
@@ -87,7 +87,7 @@ def _points(options: Sequence[Option]) -> list[tuple[float, float]]:
 
 
 def _plans(family: Family, made: Sequence[Option]) -> str:
-    """The plans, what each leaves out, and which of them were restored."""
+    """Return a table of the plans: what each leaves out, and which of them were restored."""
     restored = {option.choice.plan for option in made}
     rows = [
         [
@@ -99,12 +99,12 @@ def _plans(family: Family, made: Sequence[Option]) -> str:
         ]
         for name, plan in family.plans.items()
     ]
-    told = "The best plan for each share of MACs; one is restored only where it is predicted to be worth it."
+    told = "The best plan for each share of MACs; a plan is restored only if it is predicted to be worth it."
     return note(told) + table(["MACs", "predicted error", "blocks left out", "ranks of parts", "restored"], rows)
 
 
 def _int8(report: Int8Report) -> str:
-    """What int8 cost, and each part left in floating point."""
+    """Return a table of what int8 costs, and what each part shows that is left in floating point."""
     base = report.floating
     shown: Mapping[str, Any] = {
         "floating point": base,
@@ -119,7 +119,7 @@ def _int8(report: Int8Report) -> str:
 
 
 def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
-    """The photos that agree least first, dense beside small."""
+    """Return the photos that agree least, the worst first, dense beside small."""
     order = sorted(range(len(photos)), key=result.after.by_image.__getitem__)[:PICTURES]
     pairs = []
     for number in order:
@@ -127,5 +127,5 @@ def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
         how = small.categories, CONFIDENCE, small.keypoints
         drawn = [data_uri(draw_predictions((255 * photo).byte(), run([photo])[0], *how)) for run in (dense, small)]
         pairs.append(Pair(f"{photos.paths[number].name} ({result.after.by_image[number]:.0f})", *drawn))
-    told = "Photos on which nothing was fitted, those that agree least first: F1 of what both find is in brackets."
+    told = "Photos on which nothing was fitted, those that agree least first; F1 of what both find is in brackets."
     return note(told) + pictures(pairs, ("dense", "small"))

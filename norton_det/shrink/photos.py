@@ -1,4 +1,4 @@
-"""The photos of a folder: those that a detector is fitted on, and those that are held back to measure on."""
+"""Splits the photos of a folder into those on which a detector is fitted and those held back to measure on."""
 
 import logging
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from norton_det.data.images import DamagedImageError, ImageFiles, find_images, r
 
 log = logging.getLogger(__name__)
 LEAST = 12
-"""Photos, below which nothing can be measured."""
+"""The fewest photos on which anything can be measured."""
 HELD_BACK = 4
 """One photo in so many is held back."""
 _THUMBNAIL = 512
-"""Pixels that a photo is tried at: of a large JPEG less is decoded."""
+"""Pixels of the longer side at which a photo is tried: of a large JPEG only a smaller version is decoded."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos without labels.
+    """Holds photos without labels.
 
     Attributes:
-        fitted: what recovery, sensitivities and int8's ranges are taken from.
-        held: what agreement and time are measured on; nothing else sees these.
+        fitted: the photos for recovery, sensitivities and int8's ranges.
+        held: the photos on which agreement and time are measured; nothing else sees these.
     """
 
     fitted: ImageFiles
@@ -31,7 +31,7 @@ class Photos:
 
 
 def read_photos(folder: Path, count: int) -> Photos:
-    """Split at most `count` photos, evenly from all over a folder; broken ones are named in a warning, left out.
+    """Split at most `count` photos, taken evenly from a folder; a warning names broken ones, which are left out.
 
     Raises ValueError for a folder without images, or with fewer than LEAST that can be read.
     """

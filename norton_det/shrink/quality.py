@@ -1,7 +1,7 @@
-"""How far a choice will agree with the dense detector, from what each lever costs alone: the shares multiply.
+"""Predicts how far a choice agrees with the dense detector, as the product of what each lever leaves by itself.
 
-What a size, a number of proposals and a precision cost is measured. What a plan costs is known once it was recovered;
-until then a curve over its predicted error tells it, which is fitted to the plans that were recovered.
+What a size, a number of proposals and a precision leave is measured. What a plan leaves is known once it was
+recovered; until then it is read off a curve over its predicted error, which is fitted to the recovered plans.
 """
 
 import math
@@ -15,21 +15,21 @@ from norton_det.shrink.choosing import Option
 from norton_det.shrink.levers import Choice
 
 STEEPNESS = 1.0
-"""Of the curve, exp(-STEEPNESS * predicted error), before a plan was recovered: less than plans show, so that one is
-tried."""
+"""Steepness of the curve, exp(-STEEPNESS * predicted error), before a plan was recovered: less than plans show, so
+that one is tried."""
 LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Agreement in shares of 1.
+    """Holds agreements in shares of 1, and predicts those of choices.
 
     Attributes:
-        sizes: of the dense detector at each size of images.
-        proposals: at each number of proposals.
-        precisions: in each precision.
-        errors: the predicted error of each plan, 0 of the one that changes nothing.
-        recovered: of the plans that were recovered, as their files showed them.
+        sizes: agreement of the dense detector at each size of images.
+        proposals: its agreement at each number of proposals.
+        precisions: its agreement in each precision.
+        errors: the predicted error of each plan, 0 for the one that changes nothing.
+        recovered: agreement of the recovered plans, as their files showed it.
     """
 
     sizes: Mapping[float, float]
@@ -43,7 +43,7 @@ class Quality:
         return 100 * self._without_plan(choice) * self.plan(choice.plan)
 
     def corrected(self, made: Iterable[Option]) -> "Quality":
-        """Return the quality as finished files show it."""
+        """Return the quality corrected by the agreement of finished files."""
         shares: dict[str, list[float]] = {}
         for option in made:
             if self.errors[option.choice.plan]:
@@ -53,7 +53,7 @@ class Quality:
         return Quality(self.sizes, self.proposals, self.precisions, self.errors, recovered)
 
     def plan(self, name: str) -> float:
-        """Return the share of a plan: between those of recovered plans of smaller and of larger error."""
+        """Return the share that a plan leaves, which lies between those of plans with smaller and larger errors."""
         if name in self.recovered:
             return self.recovered[name]
         error = self.errors[name]
@@ -63,7 +63,7 @@ class Quality:
 
     @property
     def steepness(self) -> float:
-        """What the curve falls by, fitted to the recovered plans by least squares."""
+        """Return the steepness of the curve, fitted to the recovered plans by least squares."""
         points = [(self.errors[plan], -math.log(share)) for plan, share in self.recovered.items()]
         squares = sum(error**2 for error, _ in points)
         return sum(error * fall for error, fall in points) / squares if squares else STEEPNESS

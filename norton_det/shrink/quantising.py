@@ -1,6 +1,7 @@
-"""int8 that does not hurt silently: the better preset, and in floating point what costs more than it saves.
+"""Finds how int8 does least harm: the better preset, with parts in floating point that cost more than they save.
 
-Both are tried on a model that is quantised once a preset: a part that is left out is put back, not calibrated anew.
+Parts are tried on the models that are quantised once for each preset: a part is put back to floating point, and
+nothing is calibrated anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,37 +17,37 @@ from norton_det.deploy.runtimes import compile_openvino
 from norton_det.shrink.memory import Memory
 
 WORTH = 20.0
-"""Points of agreement that are worth twice the time: 0.2 a percent."""
+"""Points of agreement that are worth twice the time: 0.2 points for each percent of time."""
 HARMLESS = 0.3
 """Points that int8 may cost before parts are looked at one by one."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model showed: its time in any unit, and its agreement, 0 to 100."""
+    """Holds what a model showed: its time in any unit, and its agreement, 0 to 100."""
 
     time: float
     agreement: float
 
     def beats(self, other: "Seen") -> bool:
-        """Whether it is worth its time beside another."""
+        """Tell whether its agreement is worth its time, compared with another."""
         return self.agreement - other.agreement > WORTH * (self.time / other.time - 1)
 
 
 Look = Callable[[Any], Seen]
-"""What measures a model of OpenVINO."""
+"""Measures a model of OpenVINO."""
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What int8 cost, and what was done about it.
+    """Holds what int8 costs, and what was done about it.
 
     Attributes:
-        recipe: the one that was chosen.
-        floating: the model in floating point.
-        presets: each preset, all parts quantised.
-        parts: with the better preset, each part left in floating point alone.
-        chosen: with the recipe.
+        recipe: the chosen recipe.
+        floating: what the model shows in floating point.
+        presets: what it shows with each preset, all parts quantised.
+        parts: what it shows with the better preset, each part alone left in floating point.
+        chosen: what it shows with the recipe.
     """
 
     recipe: Int8Recipe
@@ -57,7 +58,7 @@ class Int8Report:
 
 
 def find_recipe(detector: nn.Module, photos: Sequence[Tensor], look: Look) -> Int8Report:
-    """Find how a detector is quantised best; its ranges are taken from the photos."""
+    """Find the best recipe to quantise a detector; its ranges are taken from the photos."""
     original = openvino_model(detector, photos[:1], "float32")
     models = {preset: quantize(original, detector, photos, Int8Recipe(preset)) for preset in PRESETS}
     presets = {preset: look(model) for preset, model in models.items()}
@@ -80,9 +81,10 @@ def find_recipe(detector: nn.Module, photos: Sequence[Tensor], look: Look) -> In
 def leave_out(
     parts: Sequence[str], quantised: Seen, with_parts: Callable[[Sequence[str]], Seen]
 ) -> tuple[dict[str, Seen], tuple[str, ...], Seen]:
-    """Choose the parts to leave in floating point; return what each shows alone, those, and what they show together.
+    """Choose the parts to leave in floating point, greedily.
 
-    Greedily: the part that gains most alone first, then each next one that beats what there is.
+    The part that gains most alone comes first, then each next one that beats what there is. Returns what each part
+    shows alone, the chosen parts, and what these show together.
     """
     alone = {part: with_parts([part]) for part in parts}
     chosen, left = quantised, tuple[str, ...]()
@@ -97,12 +99,12 @@ def leave_out(
 
 @dataclass(frozen=True)
 class Recipes:
-    """How each detector is quantised, found once.
+    """Finds how each detector is quantised, once.
 
     Attributes:
-        memory: where that is kept.
-        photos: those that ranges are taken from.
-        time, agreement: of a built detector.
+        memory: keeps what was found.
+        photos: the photos from which ranges are taken.
+        time, agreement: measure a built detector.
     """
 
     memory: Memory
@@ -111,7 +113,7 @@ class Recipes:
     agreement: Callable[[Any], float]
 
     def of(self, name: str, detector: Callable[[], nn.Module]) -> Int8Report:
-        """Return what is known of the detector of a name, found now where it is not."""
+        """Return the report on the detector of a name, which is made now if there is none yet."""
         self.memory.expect(1)
         found = self.memory.recall(f"int8: {name}", lambda: asdict(find_recipe(detector(), self.photos, self._look)))
         return Int8Report(

@@ -1,4 +1,4 @@
-"""The search: make what is predicted to be best, look at it, correct the predictions, and go on while that pays."""
+"""Searches: makes what is predicted to be best, measures it, corrects the predictions, goes on while that pays."""
 
 from collections.abc import Callable, Collection, Mapping
 
@@ -8,13 +8,13 @@ from norton_det.shrink.levers import DENSE, Choice
 from norton_det.shrink.quality import Quality
 
 RECOVERIES = 3
-"""Plans that are recovered for one goal, at most: they take the time."""
+"""The most plans that are recovered for one goal: recovery takes most of the time."""
 ATTEMPTS = 6
-"""Files that are made for one goal, at most."""
+"""The most files that are made for one goal."""
 
 
 def predicted(choices: Collection[Choice], costs: Costs, quality: Quality) -> list[Option]:
-    """Predict what each choice would do."""
+    """Predict the milliseconds and the agreement of each choice."""
     return [Option(choice, costs.predict(choice), quality.predict(choice)) for choice in choices]
 
 
@@ -28,8 +28,8 @@ def search(
 ) -> dict[Choice, Option]:
     """Make choices until one meets the goal and none is predicted to be clearly better; return all that were made.
 
-    What was `made` before, for another goal too, counts. The first is one without a plan, where that is predicted to
-    be enough: it takes no recovery, and what comes after must be better.
+    What was `made` before counts too, also for another goal. If a choice without a plan is predicted to be enough, it
+    is made first, as it takes no recovery; a later one must then be better.
     """
     made = dict(made)
     before = set(made)

@@ -1,4 +1,4 @@
-"""From a trained detector, photos and a goal to a file: measure the levers, choose, make, look, go on."""
+"""Turns a trained detector, photos and a goal into a file: measures the levers, chooses, makes, measures, goes on."""
 
 import hashlib
 import math
@@ -35,15 +35,15 @@ from norton_det.shrink.workshop import Made, Workshop
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for.
+    """Says what is asked for.
 
     Attributes:
-        goal: a deadline or an agreement.
-        runtime: what is to run the file.
-        precisions: those that it may be run in; the first is the dense detector's.
+        goal: a deadline or a least agreement.
+        runtime: the runtime of the file.
+        precisions: the precisions in which it may be run; the first is the dense detector's.
         recovery: how plans are restored.
-        sizes: of images, in shares of the detector's own.
-        among: what may be chosen of all that could be.
+        sizes: sizes of images, in shares of the detector's own.
+        among: tells whether a choice may be made.
     """
 
     goal: Goal
@@ -56,18 +56,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it.
+    """Holds the result of shrinking.
 
     Attributes:
         before: the dense detector as a file for the same runtime.
-        after: the chosen one.
+        after: the chosen detector.
         made: all files that were made, for earlier goals too.
-        considered: all that could have been made, as predicted in the end.
-        is_met: whether the chosen one does what was asked.
-        goal: what was asked.
+        considered: all choices that could have been made, as predicted in the end.
+        is_met: whether the chosen detector meets the goal.
+        goal: what was asked for.
         family: the plans.
-        int8: what int8 costs the chosen detector, or the dense one where that is not in int8; None without int8.
-        moods: how many times its typical milliseconds the reference took beside each detector.
+        int8: what int8 costs the chosen detector, or the dense one if the chosen is not in int8; None without int8.
+        moods: the reference's time beside each detector, in multiples of its typical time.
     """
 
     before: Made
@@ -82,10 +82,10 @@ class Result:
 
 
 def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder: Path) -> Result:
-    """Write the file that serves the goal best, with what is measured kept in a folder for the next goal.
+    """Write the file that serves the goal best, and keep measurements in a folder for the next goal.
 
     Raises ValueError for a detector that is compressed already or finds nothing on the photos, and for a deadline
-    below what the cheapest choice takes.
+    that the fastest choice cannot meet.
     """
     memory = Memory(folder)
     with memory.bar:
@@ -132,7 +132,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
 
 
 def digest(weights: Path, photos: Photos, asked: Asked) -> str:
-    """Compute what tells all that measurements depend on: weights, photos, the runtime, the seed and this machine."""
+    """Compute a digest of all that measurements depend on: weights, photos, the runtime, the seed, this machine."""
     told = sha256(weights), asked.runtime, str(asked.recovery.seed), describe_machine(torch.device("cpu"))
     seen = hashlib.sha256(" ".join(told).encode())
     for path in [*photos.fitted.paths, *photos.held.paths]:
@@ -141,7 +141,7 @@ def digest(weights: Path, photos: Photos, asked: Asked) -> str:
 
 
 def _reference(memory: Memory, dense: Any, photos: Photos) -> Findings:
-    """What the dense detector finds on the photos that are held back."""
+    """Return what the dense detector finds on the held-back photos. Raises ValueError if that is nothing."""
     memory.expect(1)
     found = findings_of(dense, photos.held, "dense")
     memory.bar.update()
@@ -151,7 +151,7 @@ def _reference(memory: Memory, dense: Any, photos: Photos) -> Findings:
 
 
 def _objects(found: Findings) -> int:
-    """How many objects a photo shows, mean of them, rounded up."""
+    """Return the mean number of objects found in a photo, rounded up."""
     return math.ceil(sum(bool(result["score"] >= SCORE) for result in found.results) / found.images)
 
 

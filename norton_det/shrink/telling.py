@@ -1,4 +1,4 @@
-"""What came of it, as plain data and as a table."""
+"""Tells the result as plain data and as a table."""
 
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +28,7 @@ def _figures(made: Made) -> dict[str, Any]:
 
 
 def format_result(result: Result) -> str:
-    """Format a table, dense beside small, and tell what was chosen."""
+    """Format a table of the dense and the small detector, and say what was chosen."""
     rows = [f"{'':8}{'ms':>9}{'p95':>9}{'agreement':>11}{'95 %':>15}{'parameters':>13}{'MMACs':>9}{'MiB':>7}"]
     for name, made in (("dense", result.before), ("small", result.after)):
         low, high = made.interval

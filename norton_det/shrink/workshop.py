@@ -1,4 +1,4 @@
-"""Where choices become files that are measured: one is made once, whatever goals ask for it."""
+"""Makes files of choices and measures them, each once, whatever goals ask for it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,16 +21,16 @@ from norton_det.shrink.quantising import Int8Report
 
 @dataclass(frozen=True)
 class Made:
-    """A file that was made and measured.
+    """Holds a file that was made and measured.
 
     Attributes:
-        option: the choice, its milliseconds an image, and its agreement.
+        option: the choice, its milliseconds for an image, and its agreement.
         p95: the 95th percentile of the milliseconds.
-        interval: in which 95 % of the agreement would lie, were the photos drawn anew.
-        by_image: F1 on each photo that is held back.
-        parameters, macs: of the network, MACs for a photo.
-        bytes: of the file.
-        path: where it lies.
+        interval: the 95 % interval of the agreement if the photos were drawn anew.
+        by_image: F1 on each held-back photo.
+        parameters, macs: the network's parameters, and its MACs for a photo.
+        bytes: the size of the file.
+        path: the path of the file.
     """
 
     option: Option
@@ -50,11 +50,11 @@ class Workshop:
     Attributes:
         dense: the detector.
         family: its plans.
-        photos: those that plans are restored on.
+        photos: the photos on which plans are restored.
         recovery: how plans are restored.
-        suffix: of the files.
-        memory: where files and what they showed are kept.
-        tools: what measures them.
+        suffix: the ending of the files.
+        memory: keeps the files and their measurements.
+        tools: measure the files.
     """
 
     dense: nn.Module
@@ -66,7 +66,7 @@ class Workshop:
     tools: Instruments
 
     def make(self, choice: Choice) -> Made:
-        """Write the file of a choice and measure it, where that was not done before."""
+        """Write the file of a choice and measure it, unless that was done before."""
         name = self._name(choice)
         path = self.memory.folder / f"{name}{self.suffix}"
         self.memory.expect(2)
@@ -109,12 +109,12 @@ class Workshop:
         )
 
     def int8(self, plan: str) -> Int8Report:
-        """Return how the detector of a plan is quantised best, and what that costs."""
+        """Return the best recipe to quantise the detector of a plan, and what it costs."""
         name = DENSE if plan == DENSE else f"plan {plan}; {self.recovery}"
         return self.tools.recipes.of(name, lambda: self._restored(plan))
 
     def known(self) -> dict[Choice, Option]:
-        """Return what was made before, plans by the same recovery."""
+        """Return the options that were made before; those with a plan must have had the same recovery."""
         seen = self.memory.known("measured: ")
         options = [self._option(value) for value in seen.values()]
         return {

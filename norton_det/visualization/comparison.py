@@ -1,4 +1,4 @@
-"""Detectors beside each other on the frames of a video: what each finds, how fast, and both in one picture."""
+"""Compares detectors on the frames of a video: what each finds and how fast, side by side in one picture."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from norton_det.visualization.draw import draw_predictions, side_by_side
 
 @dataclass(frozen=True)
 class Found:
-    """Holds a frame, uint8 RGB (3, H, W), and what each detector found on it, in so many milliseconds."""
+    """Holds a frame, uint8 RGB (3, H, W), and what each detector found on it in how many milliseconds."""
 
     frame: Tensor
     predictions: list[dict[str, Tensor]]
@@ -35,9 +35,10 @@ def detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: 
 
 
 def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence[float], confidence: float) -> Tensor:
-    """Draw the frame once a detector, next to each other, under its name, latency, frame rate and ratio to the first.
+    """Draw the frame once for each detector, side by side, under the detector's name, latency and frame rate.
 
-    `recent` are the milliseconds that are shown, one a detector.
+    The last of several also shows its speed relative to the first. `recent` are the milliseconds to show, one for
+    each detector.
     """
     pictures, titles = [], []
     for detector, prediction, milliseconds in zip(detectors, found.predictions, recent, strict=True):
@@ -51,7 +52,7 @@ def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence
 
 
 def summarise(detectors: Sequence[DemoDetector], latencies: Sequence[Sequence[float]], seconds: float) -> str:
-    """Tell in lines how fast all went in so many seconds, and each detector in its milliseconds on each frame."""
+    """Return lines that say how fast all frames went in `seconds`, and each detector by its `latencies` on frames."""
     count = len(latencies[0])
     lines = [f"{number_of(count, 'frame')}, {count / seconds:.1f} frames/s from end to end"]
     if count:

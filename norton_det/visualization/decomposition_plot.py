@@ -1,4 +1,4 @@
-"""The plot of decompositions of convolutions against each other."""
+"""Plots decompositions of convolutions against each other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ def save_decomposition_plot(path: Path, layers: Mapping[str, Sequence[Mapping[st
 
     Args:
         path: the PNG file.
-        layers: by a layer's title its measurements: method, nmse, parameters, macs, latency_ms. Costs are drawn
-            as shares of those of the method "dense", which must be there; the first of the others is emphasised.
-            Where a cost comes near the dense layer's, a dotted line marks that.
+        layers: the measurements of each layer by its title: method, nmse, parameters, macs, latency_ms. Costs are
+            drawn as shares of those of the method "dense", which must be there; the first of the others is
+            emphasised. If costs come near the dense layer's, a dotted line marks the latter.
     """
     figure = Figure(figsize=(11, 0.9 + 2.8 * len(layers)), layout="constrained")
     grid = figure.subplots(len(layers), len(_COSTS), squeeze=False, sharey="row")

@@ -1,4 +1,4 @@
-"""Drawing predictions and annotations on images: boxes with names, masks, skeletons."""
+"""Draws predictions and annotations on images: boxes with names, masks, skeletons."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _LEFT, _RIGHT, _MIDDLE = (255, 159, 28), (46, 196, 241), (122, 229, 130)
 
 
 def category_colour(label: int) -> tuple[int, int, int]:
-    """A steady, well-separated RGB colour for a label: hues by the golden angle, two levels of saturation."""
+    """Return a label's RGB colour, always the same one: hues by the golden angle, two levels of saturation."""
     hue = int(179 * ((label * _GOLDEN_ANGLE) % 1.0))
     pixel = np.array([[[hue, 200 if label % 2 else 255, 235]]], np.uint8)
     red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
@@ -37,11 +37,11 @@ def draw_predictions(
     confidence: float = 0.5,
     keypoints: Keypoints | None = None,
 ) -> Tensor:
-    """A copy of an image, uint8 RGB (3, H, W), with the predictions of at least `confidence` drawn on it.
+    """Draw the predictions of at least `confidence` on a copy of an image, uint8 RGB (3, H, W).
 
     `prediction` is a torchvision detector's dictionary: boxes (N, 4) xyxy pixels, labels, scores, and optionally
-    masks (N, 1, H, W) and keypoints (N, K, 3), with the skeleton of `keypoints`, where these are not told COCO's for
-    17 and for others none. Returns uint8 (3, H, W).
+    masks (N, 1, H, W) and keypoints (N, K, 3). The skeleton is that of `keypoints`; with None it is COCO's for 17
+    keypoints, and other numbers get none. Returns uint8 (3, H, W).
     """
     shown = prediction["scores"] >= confidence
     objects = {key: value[shown] for key, value in prediction.items() if key in _DRAWN}
@@ -57,11 +57,11 @@ def draw_predictions(
 def draw_targets(
     image: Tensor, target: Mapping[str, Tensor], categories: Sequence[str], keypoints: Keypoints | None = None
 ) -> Tensor:
-    """A copy of an image, uint8 RGB (3, H, W), with the objects that a detector is trained on drawn on it.
+    """Draw the objects on which a detector is trained on a copy of an image, uint8 RGB (3, H, W).
 
     `target` is a torchvision detector's: boxes (N, 4) xyxy pixels, labels, and optionally masks (N, H, W) and
-    keypoints (N, K, 3), those of visibility 0 not drawn, with a skeleton as `draw_predictions` has it. Returns uint8
-    (3, H, W).
+    keypoints (N, K, 3), where those of visibility 0 are not drawn. The skeleton is as for `draw_predictions`. Returns
+    uint8 (3, H, W).
     """
     objects = {key: value for key, value in target.items() if key in _DRAWN}
     if "masks" in objects:
@@ -78,7 +78,7 @@ def _draw_objects(
     keypoints: Keypoints | None,
     visible: Tensor | None = None,
 ) -> Tensor:
-    """Objects with boxes, labels and optionally masks (N, H, W) bool and keypoints; `visible`: (N, K) bool."""
+    """Draw objects with boxes, labels and optionally masks (N, H, W) bool and keypoints; `visible` is (N, K) bool."""
     if not names:
         return image.clone()
     colours = [category_colour(label) for label in objects["labels"].tolist()]
@@ -99,7 +99,7 @@ def _draw_objects(
 def _with_skeletons(
     picture: Tensor, objects: Tensor, limbs: Sequence[Limb], visible: Tensor | None, thickness: int
 ) -> Tensor:
-    """The points (N, K, 2) of each object, and limbs between them."""
+    """Draw the points (N, K, 2) of each object, and limbs between them."""
     canvas = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
     if visible is None:
         visible = torch.ones(objects.shape[:2], dtype=torch.bool)
@@ -113,9 +113,9 @@ def _with_skeletons(
 
 
 def _limbs(keypoints: Keypoints) -> list[Limb]:
-    """The skeleton, in a colour each what lies on one side, on the other, and between them.
+    """Return the limbs of a skeleton, with one colour for the left side, one for the right, and one for the rest.
 
-    Of two keypoints that change places in a mirror the first is on the left, as in COCO.
+    Of two keypoints that a mirror swaps, the first is on the left, as in COCO.
     """
     sides = [np.sign(partner - index) for index, partner in enumerate(keypoints.flip)]
     colours = {(1, 1): _LEFT, (-1, -1): _RIGHT}
@@ -123,13 +123,13 @@ def _limbs(keypoints: Keypoints) -> list[Limb]:
 
 
 def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:
-    """Pictures of equal height, uint8 (3, H, W), next to each other, each under its title."""
+    """Put pictures of equal height, uint8 (3, H, W), side by side, each under its title."""
     titled = [with_title(picture, title) for picture, title in zip(pictures, titles, strict=True)]
     return torch.cat(titled, dim=2)
 
 
 def with_title(picture: Tensor, title: str) -> Tensor:
-    """A picture, uint8 RGB (3, H, W), under a bar with a title; the height stays even, as video codecs want."""
+    """Put a picture, uint8 RGB (3, H, W), under a bar with a title; the height becomes even, as video codecs want."""
     _, height, width = picture.shape
     scale = max(0.4, height / 700)
     (_, text_height), baseline = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
@@ -151,7 +151,7 @@ def with_title(picture: Tensor, title: str) -> Tensor:
 def _with_labels(
     picture: Tensor, boxes: Tensor, names: Sequence[str], colours: Sequence[tuple[int, int, int]]
 ) -> Tensor:
-    """Each name on a plate of its colour at its box, inside the image, and beside the other plates where it can."""
+    """Draw each name on a plate of its colour at its box, inside the image, and beside other plates if possible."""
     canvas = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
     height, width = canvas.shape[:2]
     scale = max(0.32, min(height, width) / 1000)
@@ -172,8 +172,8 @@ def _with_labels(
 def _place_plate(
     box: Sequence[float], size: tuple[int, int], image: tuple[int, int], taken: Sequence[Plate]
 ) -> Plate:
-    """Where a plate of a size goes: above its box, below its upper edge, above its lower one or below the box, the
-    first place that is free. Sizes are (width, height)."""
+    """Return the first free place for a plate: above its box, below the box's upper edge, above its lower edge, or
+    below the box; above it if none is free. `size` and `image` are (width, height)."""
     plate_width, plate_height = size
     left = int(max(0, min(box[0], image[0] - plate_width)))
     tops = (box[1] - plate_height, box[1], box[3] - plate_height, box[3])

@@ -1,4 +1,4 @@
-"""A grid of heat maps on images: a row an image, a column a model."""
+"""Draws a grid of heat maps on images, with a row for each image and a column for each model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _PANEL = 2.1
 _LABEL = 1.3
 """Width of the rows' names in inches."""
 _OPACITY = 0.65
-"""Of the hottest place."""
+"""Opacity of the hottest place."""
 
 
 @dataclass(frozen=True)
 class HeatRow:
-    """A picture, uint8 RGB (3, H, W); the area of it that the maps cover, xyxy pixels; and for each column a map
+    """Holds a picture, uint8 RGB (3, H, W); its area that the maps cover, xyxy pixels; and for each column a map
     (h, w), at least 0, and a caption."""
 
     name: str
@@ -37,9 +37,9 @@ class HeatRow:
 
 
 def save_heat_grid(path: Path, titles: Sequence[str], rows: Sequence[HeatRow]) -> None:
-    """Write a PNG: each row's name and picture, then the picture under each of its maps, below the column's title.
+    """Write a PNG with each row's name and picture, then the picture under each of its maps; columns have titles.
 
-    Each map is scaled by its own maximum: the colours say where, not how much. An area that is small in the picture
+    Each map is scaled by its own maximum: the colours show where, not how much. An area that is small in the picture
     is enlarged under the maps.
     """
     ratios = [row.picture.shape[1] / row.picture.shape[2] for row in rows]
@@ -82,7 +82,7 @@ def explanation_grid(
 
 
 def _lay_over(axes: Axes, row: HeatRow, cam: Tensor) -> None:
-    """Colours over the area, the more opaque the hotter."""
+    """Lay a map's colours over the area, more opaque where it is hotter."""
     left, top, right, bottom = row.area
     size = (max(1, round(bottom - top)), max(1, round(right - left)))
     enlarged = F.interpolate(cam[None, None], size, mode="bicubic")[0, 0].clamp(min=0)
@@ -94,7 +94,11 @@ def _lay_over(axes: Axes, row: HeatRow, cam: Tensor) -> None:
 
 
 def _window(row: HeatRow) -> Box:
-    """The part of the picture, of its shape, half as long as which the area is, or longer; xyxy pixels."""
+    """Return the window of the picture to show, xyxy pixels.
+
+    It has the picture's aspect ratio, lies around the area, and is as small as it can be with twice the area's sides,
+    but never larger than the picture.
+    """
     left, top, right, bottom = row.area
     height, width = row.picture.shape[1:]
     share = min(1.0, 2 * max((right - left) / width, (bottom - top) / height))

@@ -1,4 +1,4 @@
-"""Plots of measurements."""
+"""Plots measurements."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from norton_det.files import atomic_path
 
 
 def save_latency_plot(path: Path, groups: Mapping[str, Mapping[str, Latency]]) -> None:
-    """Bars of the median latency in milliseconds, a cluster a group, a bar a model, with the 5th to 95th
-    percentile as a line."""
+    """Draw bars of the median latency in milliseconds: a cluster for each group, in it a bar for each model, with a
+    line from the 5th to the 95th percentile."""
     figure = Figure(figsize=(1.5 + 2.2 * len(groups), 3.6), layout="constrained")
     axes = figure.subplots()
     models = list(next(iter(groups.values())))

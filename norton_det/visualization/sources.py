@@ -1,4 +1,4 @@
-"""Frames in: a video file, a stream from the net or a camera as an iterator of uint8 RGB (3, H, W)."""
+"""Reads frames, uint8 RGB (3, H, W), from a video file, a network stream or a camera."""
 
 import logging
 import os
@@ -15,18 +15,18 @@ from norton_det import opencv as cv2
 
 log = logging.getLogger(__name__)
 FRAME_RATE = 25.0
-"""Where a source does not say it."""
+"""Frames a second of a source that does not say it."""
 PATIENCE = 20.0
 """Seconds that an address may take to answer, and a stream to go on."""
 WHOLE = 0.95
-"""Share of the frames that a video promises, as some promise one or two too many."""
+"""The least share of the promised frames that a whole video has, as some promise one or two too many."""
 
 
 class Video:
-    """The frames of a file or of an address (http, https, rtsp, ..), upright as a phone was held.
+    """Reads the frames of a file or of an address (http, https, rtsp, ..), upright as the phone was held.
 
-    `is_live` tells an address without an end. Damaged frames are left out, a warning tells where many are missing.
-    Raises ValueError naming it where it cannot be opened, has no pictures, or has no frame that can be read.
+    `is_live` says that an address has no end. Damaged frames are left out, and a warning tells if many are missing.
+    Raises ValueError naming the source if it cannot be opened, has no pictures, or has no frame that can be read.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -37,7 +37,7 @@ class Video:
             raise ValueError(f"no video file {source!r}")
         try:
             self._container = av.open(
-                source if is_address else os.path.abspath(source),  # as FFmpeg takes 12:30.mp4 for an address
+                source if is_address else os.path.abspath(source),  # FFmpeg takes 12:30.mp4 for an address
                 timeout=PATIENCE if is_address else None,
                 options={"rtsp_transport": "tcp"} if source.startswith("rtsp") else {},
             )
@@ -74,7 +74,7 @@ class Video:
             log.warning("%s: %s%s", self.name, missing, self._reason)
 
     def _packets(self) -> Iterator["av.Packet[av.VideoStream] | None"]:
-        """What is to be decoded; where it breaks off, None at last, for which a decoder gives what it holds back."""
+        """Yield the packets to decode; if they break off, None comes last, for which the decoder returns the rest."""
         try:
             yield from self._container.demux(self._stream)
         except av.FFmpegError as error:
@@ -83,7 +83,7 @@ class Video:
 
 
 class Camera:
-    """The frames of a camera, by its number. Raises ValueError where it cannot be opened."""
+    """Reads the frames of a camera, by its number. Raises ValueError if it cannot be opened."""
 
     is_live = True
 

@@ -1,4 +1,4 @@
-"""Frames out: into a file or a window, taken ahead by threads. They are uint8 RGB (3, H, W)."""
+"""Shows frames, uint8 RGB (3, H, W), in a file or a window, and takes them ahead by threads."""
 
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -16,15 +16,15 @@ from norton_det.visualization.window import Window
 
 T = TypeVar("T")
 CLOCK = Fraction(1, 1000)
-"""Seconds, of the times at which live frames are shown."""
+"""Resolution in seconds of the times at which live frames are shown."""
 AHEAD = 4
-"""Items that wait between two stages of work; of a live source it is the newest alone."""
+"""The most items that wait between two stages of work; of a live source only the newest one waits."""
 
 
 def ahead(items: Iterable[T], newest_only: bool = False) -> Generator[T]:
-    """The same items, taken by a thread of their own up to AHEAD before they are asked for.
+    """Yield the same items, which a thread takes up to AHEAD items before they are asked for.
 
-    With `newest_only` an item that nobody has asked for is dropped when the next one is there. An exception in the
+    With `newest_only` an item that was not asked for is dropped when the next one arrives. An exception in the
     thread is raised here. Closing the iterator waits for the thread's end.
     """
     waiting: Queue[tuple[list[T], BaseException | None]] = Queue(1 if newest_only else AHEAD)
@@ -45,7 +45,7 @@ def ahead(items: Iterable[T], newest_only: bool = False) -> Generator[T]:
                 if stopped.is_set():
                     return
             put([])
-        except BaseException as error:  # whatever it is, it belongs to the one who waits
+        except BaseException as error:  # any error is raised where items are asked for
             put([], error)
 
     thread = Thread(target=take, daemon=True)
@@ -64,17 +64,18 @@ def ahead(items: Iterable[T], newest_only: bool = False) -> Generator[T]:
 
 
 class Screen(Protocol):
-    """Where frames are shown."""
+    """Shows frames."""
 
     def show(self, frame: Tensor) -> bool:
-        """Take a frame; False: whoever looks wants no more."""
+        """Show a frame; return False if no more are wanted."""
 
 
 class VideoFile:
-    """An MP4 file in H.264, which browsers and phones play; it takes frames of one size.
+    """Writes an MP4 file in H.264, which browsers and phones play; it takes frames of one size.
 
-    It bears its name once it is finished. An odd last row or column, which the codec lacks, is cut off. With
-    `is_live` a frame is shown when it came, otherwise all at `frame_rate`. Raises ValueError for a folder's name.
+    The file gets its name once it is finished. An odd last row or column, which the codec does not allow, is cut off.
+    With `is_live` each frame is shown at the time it came, otherwise all at `frame_rate`. Raises ValueError for a
+    folder's name.
     """
 
     def __init__(self, path: Path, frame_rate: float, is_live: bool = False) -> None:
@@ -87,7 +88,7 @@ class VideoFile:
         self._writing: tuple[av.container.OutputContainer, av.VideoStream] | None = None
 
     def show(self, frame: Tensor) -> bool:
-        """Append a frame. Raises OSError naming the file where it cannot be written."""
+        """Append a frame. Raises OSError naming the file if it cannot be written."""
         with self._named_errors():
             height, width = (side - side % 2 for side in frame.shape[1:])
             container, stream = self._writing = self._writing or self._start(width, height)
@@ -98,7 +99,7 @@ class VideoFile:
         return True
 
     def close(self) -> None:
-        """Finish the file, so that it can be played. Raises OSError naming it where the disk did not take it."""
+        """Finish the file, so that it can be played. Raises OSError naming it if it cannot be written."""
         if self._writing is None:
             return
         with self._named_errors():
@@ -133,7 +134,7 @@ class VideoFile:
 
 @contextmanager
 def open_screen(output: Path | None, frame_rate: float, is_live: bool = False) -> Iterator[Screen]:
-    """A file, or without one a window, that is finished whatever happens."""
+    """Open a file, or a window if none is named, and close it at the end of the context, whatever happens."""
     screen = VideoFile(output, frame_rate, is_live) if output else Window("norton_det")
     try:
         yield screen

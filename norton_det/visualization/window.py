@@ -1,4 +1,4 @@
-"""A window to show frames in, uint8 RGB (3, H, W)."""
+"""Shows frames, uint8 RGB (3, H, W), in a window."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ QUIT_KEYS = (ord("q"), 27)
 
 
 class Window:
-    """A window; q and Esc close it. Raises ValueError where there is no display, or an OpenCV without windows."""
+    """A window that q and Esc close. Raises ValueError if there is no display, or OpenCV has no windows."""
 
     def __init__(self, title: str) -> None:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -28,7 +28,7 @@ class Window:
             ) from None
 
     def show(self, frame: Tensor, until_key: bool = False) -> bool:
-        """Show a frame, until a key is pressed where that is asked for; False where it was one to quit, or the window
+        """Show a frame, with `until_key` until a key is pressed; return False if a quit key was pressed or the window
         was closed."""
         if frame.shape != self._shape:
             self._shape = frame.shape
@@ -40,7 +40,7 @@ class Window:
         return key & 0xFF not in QUIT_KEYS and self._is_open()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the window."""
         cv2.destroyWindow(self._title)
 
     def _is_open(self) -> bool:

@@ -112,8 +112,8 @@ def test_what_stands_twice_is_told_by_a_check_and_by_a_run(split, shapes, caplog
     content = json.loads((shapes / f"annotations/instances_{split}.json").read_text())
     assert [annotation["id"] for annotation in content["annotations"]].count(7) > 2
     told = [
-        "ids that several annotations have: 1, as 7; each annotation is an object",
-        f"files that are images of several ids: 1, as {content['images'][0]['file_name']}; each id shows its own",
+        "ids that several annotations share: 1, such as 7; each annotation counts as an object",
+        f"files that several image ids name: 1, such as {content['images'][0]['file_name']}; each id shows its own",
     ]
     assert run("check") == 0
     out = capsys.readouterr().out
