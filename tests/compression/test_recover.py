@@ -13,7 +13,7 @@ from norton_det.compression import recover as module
 from norton_det.compression import recovery_run
 from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import compress
-from norton_det.compression.distill import Distillation, distill, relative_error, settle_statistics
+from norton_det.compression.distill import Distillation, distill, output_error, settle_statistics
 from norton_det.compression.plan import CompressionPlan, load_plan
 from norton_det.compression.recover import recover
 from norton_det.models.channels import read_body
@@ -286,7 +286,7 @@ def test_a_part_that_gets_worse_is_left_as_it_was(tmp_path):
     before, after = distill(part, inputs, targets, Distillation("part", 3, 4, 4, 2, torch.Generator().manual_seed(0)))
     assert before == after == pytest.approx(0.01 / 1.01, rel=1e-3)
     assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
-    assert relative_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
+    assert output_error(part, inputs, targets, range(16), 5) == pytest.approx(10 / 9, rel=0.01)
 
 
 @pytest.fixture(scope="module")
