@@ -75,7 +75,7 @@ def tell(output: Path) -> None:
     counts = {name: total(count_detector(detector, *image_size(config))) for name, detector in trained.items()}
     detectors: dict[str, Any] = {name: optimize(detector, [picture], runtime) for name, detector in trained.items()}
     deadline = SHARE_OF_TIME * detector_latency({"dense": detectors["dense"]}, [picture], runs=20)["dense"].median
-    weights["small"] = folders["small"] / f"model_final{'.xml' if runtime == 'openvino' else '.pth'}"
+    weights["small"] = folders["small"] / f"small{'.xml' if runtime == 'openvino' else '.pth'}"
     told = shrink(config, weights, deadline)
     detectors["small"] = load(weights["small"], told["small"]["choice"]["precision"], picture)
 
@@ -86,7 +86,8 @@ def tell(output: Path) -> None:
     draw_pictures(config, detectors, output / "pictures")
     machine = describe_machine(torch.device("cpu"))
     timed = {name: BenchmarkedModel({runtime: latency}, trained=True) for name, latency in latencies.items()}
-    write_report(output / "report.html", list(folders.values()), [Benchmark(machine, image_size(config), timed)])
+    reported = [folders[name] for name in ("dense", "compressed", "small", "recovered")]  # the last one in detail
+    write_report(output / "report.html", reported, [Benchmark(machine, image_size(config), timed)])
     print(f"\n{format_rows(rows, runtime)}\n\nEverything is in {output.resolve()}; open its report.html first,")
     print(f"then {weights['small'].with_suffix('.html')}: how the small one was found, and where it differs")
 

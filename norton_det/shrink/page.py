@@ -53,7 +53,7 @@ def _before_and_after(result: Result) -> str:
                 _fact("milliseconds an image", before, after, lambda made: f"{made.option.milliseconds:.3g}"),
                 _fact("p95", before, after, lambda made: f"{made.p95:.3g}"),
                 Fact("agreement", f"{after.option.agreement:.1f}", f"95 %: {low:.1f} to {high:.1f}"),
-                _fact("parameters", before, after, lambda made: f"{made.parameters / 1e6:.3g} million"),
+                _fact("parameters", before, after, lambda made: f"{made.parameters / 1e6:.3g} M"),
                 _fact("MACs", before, after, lambda made: f"{made.macs / 1e9:.3g} G"),
                 _fact("file", before, after, lambda made: f"{made.bytes / 2**20:.3g} MiB"),
             ]

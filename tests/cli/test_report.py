@@ -231,7 +231,8 @@ def test_the_quickstart_ends_with_its_report(runs, tmp_path, monkeypatch, capsys
     for name in ("dense", "compressed", "recovered", "small"):
         shutil.copytree(runs / ("dense" if name == "dense" else "small"), tmp_path / name)
     told = {"small": {"choice": {"precision": "float32"}, "parameters": 12345, "macs": 10**6}}
-    write_json(tmp_path / "small/model_final.shrink.json", told)
+    write_json(tmp_path / "small/small.shrink.json", told)
+    (tmp_path / "small/model_final.pth").rename(tmp_path / "small/small.pth")
     monkeypatch.setenv("NORTON_DATASETS", str(runs))
     monkeypatch.setattr(quickstart, "_command", lambda *words: None)
     monkeypatch.setattr(quickstart, "draw_pictures", lambda *arguments: None)
@@ -239,9 +240,9 @@ def test_the_quickstart_ends_with_its_report(runs, tmp_path, monkeypatch, capsys
     assert main(["quickstart", "--output", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert sections_of(text) == SECTIONS
-    assert "<h1>small</h1>" in text
+    assert "<h1>recovered</h1>" in text
     *_, table, _, first, then = capsys.readouterr().out.splitlines()
-    assert "12,345" in table and "report.html" in first and "small/model_final.html" in then
+    assert "12,345" in table and "report.html" in first and "small/small.html" in then
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["runtime"] == "torch" and [*summary["models"]] == ["dense", "compressed", "recovered", "small"]
     assert summary["models"]["small"]["latency_ms"] > 0
