@@ -31,7 +31,7 @@ from norton_det.visualization.draw import draw_predictions, side_by_side
 
 log = logging.getLogger(__name__)
 CONFIG = "quickstart.yaml"
-SHARE_OF_TIME = 0.5
+SHARE_OF_TIME = 0.7
 """The deadline, as a share of the dense detector's time in the same runtime."""
 PHOTOS, STEPS = 120, 150
 """Photos for recovery, and its gradient steps."""
