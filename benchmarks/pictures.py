@@ -8,7 +8,6 @@ the frame in its middle.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +17,17 @@ from torchvision.transforms.v2.functional import resize
 from norton_det.analysis.latency import detector_latency
 from norton_det.api import load_detector, optimize
 from norton_det.data.images import read_image
+from norton_det.deploy.demo import DemoDetector
 from norton_det.deploy.runtimes import EXPORTED
 from norton_det.files import atomic_path
-from norton_det.visualization.draw import draw_predictions, side_by_side
+from norton_det.visualization.comparison import detect, draw_found
 from norton_det.visualization.sources import Video
 
 HEIGHT, CONFIDENCE, RUNS = 360, 0.6, 15
 VIDEOS = (".mp4", ".webm")
 
 
-def read_photo(path: Path) -> Tensor:
+def read_picture(path: Path) -> Tensor:
     """A photo, or the frame in the middle of a video, uint8 RGB, HEIGHT pixels high."""
     if path.suffix in VIDEOS:
         frames = list(Video(path))
@@ -37,19 +37,12 @@ def read_photo(path: Path) -> Tensor:
     return resize(image, [HEIGHT, round(HEIGHT * image.shape[2] / image.shape[1])])
 
 
-def draw_row(photo: Tensor, detectors: dict[str, Any]) -> Tensor:
+def draw_row(photo: Tensor, detectors: list[DemoDetector]) -> Tensor:
     """One photo as each detector sees it."""
-    image = photo / 255
-    latencies = detector_latency(detectors, [image], runs=RUNS)
-    first = next(iter(latencies.values())).median
-    pictures, titles = [], []
-    for name, detector in detectors.items():
-        with torch.inference_mode():
-            [found] = detector([image])
-        pictures.append(draw_predictions(photo, found, detector.categories, CONFIDENCE, detector.keypoints))
-        median = latencies[name].median
-        titles.append(f"{name}: {median:.0f} ms" + ("" if median == first else f", {first / median:.1f}x"))
-    return side_by_side(pictures, titles)
+    latencies = detector_latency({each.name: each.detect for each in detectors}, [photo / 255], runs=RUNS)
+    with torch.inference_mode():
+        [found] = detect(detectors, [photo], torch.device("cpu"))
+    return draw_found(detectors, found, [latencies[each.name].median for each in detectors], CONFIDENCE)
 
 
 def main() -> None:
@@ -58,13 +51,14 @@ def main() -> None:
     parser.add_argument("--photos", nargs="+", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    photos = [read_photo(path) for path in args.photos]
-    detectors = {}
+    photos = [read_picture(path) for path in args.photos]
+    detectors = []
     for told in args.detectors:
         name, _, file = told.partition("=")
         detector = load_detector(file)
         exported = Path(file).suffix in EXPORTED
-        detectors[name] = detector if exported else optimize(detector, [photos[0] / 255], "openvino")
+        runs = detector if exported else optimize(detector, [photos[0] / 255], "openvino")
+        detectors.append(DemoDetector(name, runs))
     rows = [draw_row(photo, detectors) for photo in photos]
     width = max(row.shape[2] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[2]), value=255) for row in rows]

@@ -12,12 +12,10 @@ only the latter.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,12 @@ import numpy as np
 import torch
 from agreement import Labelled
 
-from norton_det.analysis.latency import detector_latency, quantile, seconds_of
+from norton_det.analysis.latency import detector_latency
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import findings_of, load_detector
-from norton_det.data.images import ImageFiles
 from norton_det.deploy.optimize import Runtime
 from norton_det.files import write_json
+from norton_det.shrink.bench import Stopwatch
 from norton_det.shrink.choosing import Deadline
 from norton_det.shrink.levers import DENSE, Choice, proposal_counts, usable_precisions
 from norton_det.shrink.making import Recovery, load
@@ -42,24 +40,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 RESULT, PAGE = DOCS / "shrink/deadlines.json", DOCS / "shrink.md"
 MARK = "<!-- Below: written by benchmarks/shrink.py -->\n"
 RUNTIME: Runtime = "openvino"
-ROUNDS = 5
 
 
 def only(lever: str, plain: Choice) -> Callable[[Choice], bool]:
     """What a single lever can set, all others as in `plain`."""
     return lambda choice: replace(choice, **{lever: getattr(plain, lever)}) == plain
-
-
-def time_file(path: Path, precision: Any, photos: ImageFiles) -> float:
-    """Median over photos of the lower quartile of a file's milliseconds."""
-    detector = load(path, precision, photos[0])
-    images = list(photos)
-    detector([images[0]])
-    times: list[list[float]] = [[] for _ in images]
-    for _ in range(ROUNDS):
-        for image, own in zip(images, times, strict=True):
-            own.append(1000 * seconds_of(partial(detector, [image])))
-    return statistics.median(quantile(own, 0.25) for own in times)
 
 
 def in_a_process_of_its_own(args: argparse.Namespace, made: Made) -> float:
@@ -105,8 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     plain = Choice(DENSE, 1.0, proposal_counts(dense)[0], precisions[0])
     whole = serve(Deadline(1e9), lambda choice: choice == plain)
-    fastest = fastest_of(serve)
-    goals = np.geomspace(1.05 * fastest, whole.before.option.milliseconds, args.deadlines)
+    goals = np.geomspace(1.05 * whole.fastest, whole.before.option.milliseconds, args.deadlines)
     shipped = detector_latency({"dense": dense}, [photos.held[0]], runs=10)["dense"].median
     results = {
         "photos": [len(photos.fitted), len(photos.held)],
@@ -115,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "machine": describe_machine(torch.device("cpu")),
         "as shipped": shipped,
         "dense": told(whole),
-        "fastest": fastest,
+        "fastest": whole.fastest,
         "deadlines": {},
     }
     for milliseconds in map(float, goals):
@@ -127,15 +111,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print(milliseconds, {name: (each["choice"], each["anew"], each["AP"]) for name, each in found.items()})
         keep(args.name, results)
     return results
-
-
-def fastest_of(serve: Callable[[Deadline], Result]) -> float:
-    """The milliseconds below which a deadline is refused, as the refusal says them."""
-    try:
-        serve(Deadline(1e-6))
-    except ValueError as error:
-        return float(str(error).split()[-2])
-    raise AssertionError("a deadline of a nanosecond was met")
 
 
 def keep(name: str, results: dict[str, Any]) -> None:
@@ -196,7 +171,9 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if args.time:
-        print(time_file(Path(args.time[0]), args.time[1], read_photos(args.images, args.image_count).held))
+        file, precision = args.time
+        photos = list(read_photos(args.images, args.image_count).held)
+        print(Stopwatch(load(Path(file), precision, photos[0]), photos).unit)
         return
     if not args.draw:
         if not all((args.name, args.weights, args.images, args.annotations, args.labelled)):

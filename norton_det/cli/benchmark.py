@@ -74,11 +74,12 @@ def run(args: argparse.Namespace) -> None:
     treatments = args.treatments or usable_treatments(device)
     measured = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
     roofline = measure_roofline(device)
-    profiles = {name: profile(model, images, roofline.macs) for name, model in models.items()}
     parts = {
         treatment: {name: time_by_part(model, treatment, images) for name, model in models.items()}
         for treatment in treatments
     }
+    in_torch = parts.get("torch") or {name: time_by_part(model, "torch", images) for name, model in models.items()}
+    profiles = {name: profile(model, in_torch[name], images, roofline.macs) for name, model in models.items()}
     shares = {
         treatment: {
             name: shares_of_arithmetic(model, rows[name], images, roofline.macs) for name, model in models.items()

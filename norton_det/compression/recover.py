@@ -142,7 +142,7 @@ def recover(
     with tempfile.TemporaryDirectory() as folder:
         key = "" if checkpoint is None else _key(compressed, dense, images, kept)
         setting = {"steps": steps, "minutes": minutes, "seed": seed, "content": key}
-        part_seconds = math.inf if minutes is None else 60 * minutes * PARTS_TIME / _count_parts(student)
+        part_seconds = math.inf if minutes is None else 60 * minutes * PARTS_TIME / _count_parts(student, kept)
         part_steps = math.ceil(steps / PART_SHARE)
         run = RecoveryRun(student, teacher, part_steps, part_seconds, seed, Path(folder), checkpoint, setting)
         if not run.whole:
@@ -205,10 +205,13 @@ def _restore_parts(
         run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
 
 
-def _count_parts(student: Any) -> int:
-    """Count the parts to restore, the stem and the neck included."""
-    detector = 0 if isinstance(student, ResNet) else 1 + len([*_towers(student, student)]) + len(regions(student))
-    return 1 + len(read_body(student).blocks) + detector
+def _count_parts(student: Any, kept: Mapping[str, Sequence[int]] | None) -> int:
+    """Return how many parts `_restore_parts` restores."""
+    body = 1 + len(read_body(student).blocks)
+    if isinstance(student, ResNet):
+        return body
+    body_and_neck = 1 if kept is None else body + 1
+    return body_and_neck + len([*_towers(student, student)]) + len(regions(student))
 
 
 def _towers(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:

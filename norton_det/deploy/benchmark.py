@@ -43,15 +43,14 @@ def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor],
         }
 
 
-def profile(model: Any, images: Sequence[Tensor], peak_macs: float) -> dict[str, Any]:
+def profile(model: Any, parts: Mapping[str, float], images: Sequence[Tensor], peak_macs: float) -> dict[str, Any]:
     """Measure what a detector consists of, in plain types.
 
-    They are parameters, MACs, bytes, regions, time by part in optimised torch, and the share of the machine's rate
-    (`peak_macs` a second) that is reached by the body, the neck and the head that looks at every level.
+    They are parameters, MACs, bytes, regions, time by part in optimised torch (`parts`, in seconds), and the share of
+    the machine's rate (`peak_macs` a second) that the body, the neck and the head that looks at every level reach.
     """
     counts = count_detector(model, *model.transform(list(images))[0].tensors.shape[2:])
     whole = total(counts)
-    parts = time_by_part(model, "torch", images)
     static = [count for part, count in counts.items() if part.removesuffix("_head") not in REGION_KINDS]
     body = [seconds for part, seconds in parts.items() if part == "stem" or part.startswith("stage")]
     seconds = sum(body) + parts["neck"] + parts[_every_level(parts)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
 from norton_det.models.parts import regions
-from norton_det.models.variants import Level, LevelRoIAlign
+from norton_det.models.variants import LevelRoIAlign
 
 
 class _SameRoIAlign(LevelRoIAlign):
@@ -39,7 +39,7 @@ class GatheredRoIAlign(_SameRoIAlign):
         height and width of the largest image."""
         levels = self.levels(x, [boxes], [frame])
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
-        pooled = [self.pool(level, regions[level.members]) for level in levels]
+        pooled = [self.pool(level.map, level.scale, regions[level.members]) for level in levels]
         return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
 
 
@@ -66,7 +66,7 @@ class PackedRoIAlign(_SameRoIAlign):
         boxes = boxes * torch.tensor(scales)[level_of][:, None]
         moved = boxes + torch.stack([torch.full_like(starts, before), starts], dim=1).repeat(1, 2).to(boxes)
         regions = torch.cat([images[:, None].to(boxes), moved], dim=1)
-        pooled = self.pool(Level(packed, 1.0, level_of), regions)
+        pooled = self.pool(packed, 1.0, regions)
         if self.aligned:
             return pooled
         sides = torch.tensor([[level.shape[2], level.shape[3]] for level in maps])[level_of]

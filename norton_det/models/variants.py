@@ -97,14 +97,12 @@ class LevelRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         levels = self.levels(x, boxes, image_shapes)
         pooled = levels[0].map.new_zeros(len(regions), levels[0].map.shape[1], *self.output_size)
         for level in levels:
-            pooled[level.members] = self.pool(level, regions[level.members]).to(pooled.dtype)
+            pooled[level.members] = self.pool(level.map, level.scale, regions[level.members]).to(pooled.dtype)
         return pooled
 
-    def pool(self, level: Level, regions: Any) -> Tensor:
-        """Return pooled features of a level's regions, given as torchvision's `roi_align` takes boxes."""
-        found: Tensor = roi_align(
-            level.map, regions, self.output_size, level.scale, self.sampling_ratio, self.aligned
-        )
+    def pool(self, features: Tensor, scale: float, regions: Any) -> Tensor:
+        """Return pooled features of regions of a map, given as torchvision's `roi_align` takes boxes."""
+        found: Tensor = roi_align(features, regions, self.output_size, scale, self.sampling_ratio, self.aligned)
         return found
 
 

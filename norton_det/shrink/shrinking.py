@@ -65,6 +65,7 @@ class Result:
         considered: all choices that could have been made, as predicted in the end.
         is_met: whether the chosen detector meets the goal.
         goal: what was asked for.
+        fastest: milliseconds that the fastest choice takes: a deadline below them is refused.
         family: the plans.
         int8: what int8 costs the chosen detector, or the dense one if the chosen is not in int8; None without int8.
         moods: the reference's time beside each detector, in multiples of its typical time.
@@ -76,6 +77,7 @@ class Result:
     considered: Sequence[Option]
     is_met: bool
     goal: Goal
+    fastest: float
     family: Family
     int8: Int8Report | None
     moods: Sequence[float]
@@ -125,6 +127,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
         considered=predicted(choices, costs.corrected(made.values()), quality.corrected(made.values())),
         is_met=chosen is not None,
         goal=asked.goal,
+        fastest=fastest,
         family=family,
         int8=int8,
         moods=tools.stopwatch.moods,
