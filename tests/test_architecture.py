@@ -18,10 +18,10 @@ ALLOWED = {
     "models": {"layers", "files", "keypoints", "names"},
     "compression": {"ops", "layers", "analysis", "models", "files", "names"},
     "data": {"files", "keypoints", "names", "opencv"},
-    "evaluation": {"data", "keypoints", "models", "replacing"},
+    "evaluation": {"data", "keypoints", "models", "names", "replacing"},
     "engine": {"models", "files"},
     "deploy": {"analysis", "layers", "models", "compression", "files", "keypoints", "replacing"},
-    "visualization": {"analysis", "data", "deploy", "files", "keypoints", "opencv"},
+    "visualization": {"analysis", "deploy", "files", "keypoints", "names", "opencv"},
     "report": {"analysis", "models", "compression", "data", "evaluation", "visualization"},
     "shrink": {
         *("analysis", "api", "compression", "data", "deploy", "evaluation", "files", "models", "report"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from norton_det.builders.checking import Health, check_data
 from norton_det.config import load_config
-from norton_det.data.reading import number_of
 from norton_det.files import write_json
+from norton_det.names import number_of
 
 MOST_LINES = 20
 """The most problems that are printed."""

@@ -17,8 +17,9 @@ from torchvision import tv_tensors
 from norton_det.data.annotations import describe_left_out, load_annotations
 from norton_det.data.catalog import Categories, DatasetFiles
 from norton_det.data.images import describe_misfit, read_header, read_image
-from norton_det.data.reading import Content, Task, number_of
+from norton_det.data.reading import Content, Task
 from norton_det.data.transforms import Target, Transform, seeded
+from norton_det.names import number_of
 
 logger = logging.getLogger(__name__)
 

@@ -52,11 +52,6 @@ def and_others(lines: list[str]) -> str:
     return lines[0] + more
 
 
-def number_of(count: int, noun: str) -> str:
-    """Return a count with its noun: "1 image", "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def read_annotations(path: Path) -> Record:
     """Read a JSON in COCO's format as it stands, with its lists `images`, `annotations` and `categories`.
 

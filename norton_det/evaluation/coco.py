@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pycocotools.cocoeval import Params
 
 from norton_det.data.catalog import Categories, read_keypoints
-from norton_det.data.reading import WITHOUT_MASK, Content, Task, number_of, read_content
+from norton_det.data.reading import WITHOUT_MASK, Content, Task, read_content
 from norton_det.evaluation.comparison import as_coco, average_precisions, compare, precisions, summarize
 from norton_det.evaluation.results import load_results, to_results
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
+from norton_det.names import number_of
 
 __all__ = ["CocoEvaluator", "PrecisionRecall", "evaluate_results", "load_results", "precision_recall"]
 

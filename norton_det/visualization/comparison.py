@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from norton_det.analysis.latency import Latency
-from norton_det.data.reading import number_of
 from norton_det.deploy.demo import DemoDetector
+from norton_det.names import number_of
 from norton_det.visualization.draw import draw_predictions, side_by_side
 
 
