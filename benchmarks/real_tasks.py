@@ -4,8 +4,8 @@
 
 DATA has a folder a task with `images`, `train.json` and `val.json`; the weights are those of a ResNet-50 of half
 width, trained on photos. Trains the dense detectors; compresses each by the plans, restores it on training images
-without reading a label, measures AP; then the same with fewer and with more images, with the other criterion, and
-fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md. What stands in
+without reading a label, measures AP; then the same with fewer and with more images, with more steps, with the other
+criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md. What stands in
 the folder already is not made again.
 """
 
@@ -33,6 +33,7 @@ PLANS = {
 }
 SEARCHED = {"searched, half the MACs": "macs=0.5"}
 IMAGES = 200
+LONGER = 4
 COUNTS = (50, 100, 200)
 FINE_TUNED = {"norton-59": (0.5,), "norton-77": (0.1, 0.5, 1.0)}
 FINE_RATE = {"compressed": 1.0, "restored": 0.2}
@@ -147,8 +148,7 @@ class Place:
             run("compress", "--weights", self.dense, *plan, *words, "--seed", seed, "--output", weights, *more)
             write_json(timing, round(time.perf_counter() - started))
         found = self.train(folder, "--eval-only", f"model.weights={weights}")
-        length = {"steps": STEPS} if images else {}
-        return {**found, **self.size(weights), **length, "seconds": json.loads(timing.read_text())}
+        return {**found, **self.size(weights), "seconds": json.loads(timing.read_text())}
 
     def search(self, name: str, budget: str, images: Path) -> list[str]:
         """A plan for a budget."""
@@ -177,7 +177,8 @@ def measure_plans(place: Place, seeds: range, names: list[str]) -> None:
         note(place.name, "compressed", name, 0, place.compress(f"{name}, compressed", plan, None, 0))
     for seed in seeds:
         for name, plan in plans.items():
-            note(place.name, "restored", name, seed, place.compress(name, plan, images, seed))
+            row = place.compress(name, plan, images, seed)
+            note(place.name, "restored", name, seed, {**row, "steps": STEPS})
 
 
 def measure_criterion(place: Place, seeds: range) -> None:
@@ -203,6 +204,16 @@ def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
             note(place.name, "images", "foreign too", seed, row)
 
 
+def measure_longer(place: Place, seeds: range) -> None:
+    """`norton-77` with LONGER times the steps, on IMAGES images and on all."""
+    steps = LONGER * STEPS
+    for seed in seeds:
+        for count in (IMAGES, len(place.photo_names)):
+            name = f"norton-77, {steps} steps, {count} images"
+            row = place.compress(name, PLANS["norton-77"], place.photos(count), seed, "--steps", steps)
+            note(place.name, "longer", f"{steps} steps, {count} images", seed, row)
+
+
 def measure_fine_tuning(place: Place) -> None:
     """Fine-tuned with labels and the dense teacher, from compressed and from restored."""
     for name, shares in FINE_TUNED.items():
@@ -223,7 +234,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("output/real_tasks"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
-    parts = ("plans", "criterion", "images", "fine-tuning")
+    parts = ("plans", "criterion", "images", "longer", "fine-tuning")
     parser.add_argument("--parts", nargs="*", choices=parts, default=parts, metavar="PART")
     plans = [*PLANS, *SEARCHED]
     parser.add_argument("--plans", nargs="+", choices=plans, default=plans, metavar="PLAN")
@@ -241,6 +252,8 @@ def main() -> None:
             measure_criterion(place, seeds)
         if "images" in args.parts:
             measure_images(place, seeds, args.foreign)
+        if "longer" in args.parts:
+            measure_longer(place, seeds)
         if "fine-tuning" in args.parts:
             measure_fine_tuning(place)
 
