@@ -8,6 +8,8 @@ from norton_det.shrink.levers import Choice
 
 POINTS = 0.5
 """Points of agreement that a further attempt must promise to gain."""
+WITHIN = 1.02
+"""Multiple of a deadline that still keeps it: a repetition of the same measurement differs by as much."""
 FASTER = 0.97
 """Share of the best option's milliseconds below which a further attempt must promise to come."""
 
@@ -44,8 +46,8 @@ class Deadline:
     milliseconds: float
 
     def is_met(self, option: Option) -> bool:
-        """Tell whether an option is fast enough."""
-        return option.milliseconds <= self.milliseconds
+        """Tell whether an option is fast enough, but for the error of measuring."""
+        return option.milliseconds <= WITHIN * self.milliseconds
 
     def rank(self, option: Option) -> tuple[float, float]:
         """Return a key that sorts by agreement, and equal ones so that the fastest is last."""

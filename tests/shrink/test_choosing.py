@@ -25,6 +25,12 @@ def test_a_deadline_takes_the_most_agreement_of_what_is_fast_enough_and_the_fast
     assert found.milliseconds == min(equals)
 
 
+def test_a_deadline_is_kept_by_what_misses_it_by_less_than_can_be_measured():
+    just_above, clearly_above = (Option(Choice(str(ms), 1.0, 0, "float32"), ms, 90.0) for ms in (60.6, 63.0))
+    fast = Option(Choice("fast", 1.0, 0, "float32"), 55.0, 40.0)
+    assert best([fast, just_above, clearly_above], Deadline(60)) == just_above
+
+
 @pytest.mark.parametrize("agreement", [1, 50, 99])
 def test_a_least_agreement_takes_the_fastest_of_what_agrees_enough(agreement):
     found = best(options(), LeastAgreement(agreement))
