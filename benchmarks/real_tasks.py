@@ -205,13 +205,12 @@ def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
 
 
 def measure_longer(place: Place, seeds: range) -> None:
-    """`norton-77` with LONGER times the steps, on IMAGES images and on all."""
-    steps = LONGER * STEPS
+    """`norton-77` with LONGER times the steps, on all training images."""
+    steps, count = LONGER * STEPS, len(place.photo_names)
+    name = f"{steps} steps on {count} images"
     for seed in seeds:
-        for count in (IMAGES, len(place.photo_names)):
-            name = f"norton-77, {steps} steps, {count} images"
-            row = place.compress(name, PLANS["norton-77"], place.photos(count), seed, "--steps", steps)
-            note(place.name, "longer", f"{steps} steps, {count} images", seed, row)
+        row = place.compress(f"norton-77, {name}", PLANS["norton-77"], place.photos(count), seed, "--steps", steps)
+        note(place.name, "longer", name, seed, row)
 
 
 def measure_fine_tuning(place: Place) -> None:
