@@ -5,8 +5,8 @@
 DATA has a folder a task with `images`, `train.json` and `val.json`; the weights are those of a ResNet-50 of half
 width, trained on photos. Trains the dense detectors; compresses each by the plans, restores it on training images
 without reading a label, measures AP; then the same with fewer and with more images, with more steps, with the other
-criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md. What stands in
-the folder already is not made again.
+criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md.
+What stands in the folder already is not made again.
 """
 
 import argparse
