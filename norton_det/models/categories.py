@@ -44,7 +44,7 @@ def published_categories(path: str | Path) -> dict[str, list[str]]:
     return {}
 
 
-def read_categories(path: str | Path) -> dict[str, Any]:
+def categories_from_file(path: str | Path) -> dict[str, Any]:
     """Read the categories that a detector finds from a JSON file: a list of their names, or data in COCO's format,
     whose categories are taken in the order of their ids.
 

@@ -18,7 +18,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, Keypoi
 
 from norton_det.files import load_tensors, sha256
 from norton_det.models.arrays import load_arrays
-from norton_det.models.categories import read_categories
+from norton_det.models.categories import categories_from_file
 from norton_det.models.channels import DETECTOR_BODY
 from norton_det.models.detectron2 import convert, is_detectron2
 from norton_det.models.foreign import find_weights, todays_description, todays_names
@@ -91,7 +91,7 @@ def read_weights(
 
     Besides tensors and plain types it lets through only `argparse.Namespace`, which the published checkpoints hold,
     and in a `.pkl` NumPy's arrays. `d2_config` is the YAML file of a detector of Detectron2's, `categories` a JSON
-    file that names what a detector finds, as `read_categories` takes it. Raises ValueError naming the file where it
+    file that names what a detector finds, as `categories_from_file` takes it. Raises ValueError naming the file where it
     is missing or damaged, or holds anything else or a network that is not supported.
     """
     if not Path(path).is_file():
@@ -111,7 +111,7 @@ def read_weights(
         elif d2_config:
             raise ValueError(f"no detector of Detectron2's, which {d2_config} is for")
         if categories:
-            metadata = {**metadata, **read_categories(categories)}
+            metadata = {**metadata, **categories_from_file(categories)}
         weights = Weights(str(path), todays_names(state), metadata)
     if categories and weights.structure.classes != len(metadata["categories"]):
         told, own = len(metadata["categories"]) - 1, weights.structure.classes - 1
