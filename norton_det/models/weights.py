@@ -91,8 +91,8 @@ def read_weights(
 
     Besides tensors and plain types it lets through only `argparse.Namespace`, which the published checkpoints hold,
     and in a `.pkl` NumPy's arrays. `d2_config` is the YAML file of a detector of Detectron2's, `categories` a JSON
-    file that names what a detector finds, as `categories_from_file` takes it. Raises ValueError naming the file where it
-    is missing or damaged, or holds anything else or a network that is not supported.
+    file that names what a detector finds, as `categories_from_file` takes it. Raises ValueError naming the file where
+    it is missing or damaged, or holds anything else or a network that is not supported.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights file {str(path)!r}")

@@ -73,7 +73,7 @@ def measure_dense(
     for precision in precisions[1:]:
         at_own = by_size[precision][1.0]
         at_least = time(precision, least) if least != own else at_own
-        by_count[precision] = _by_proposals(by_count[first], own, least, at_own, at_least)
+        by_count[precision] = _stretched(by_count[first], own, least, at_own, at_least)
     whole = of_size[1.0] or 1.0
     return DenseTable(
         by_size,
@@ -84,8 +84,8 @@ def measure_dense(
     )
 
 
-def _by_proposals(times: Mapping[int, float], own: int, least: int, at_own: float, at_least: float) -> dict[int, float]:
-    """Scale another precision's times by number of proposals to the two known ones, at `own` and at `least`."""
+def _stretched(times: Mapping[int, float], own: int, least: int, at_own: float, at_least: float) -> dict[int, float]:
+    """Stretch another precision's times by number of proposals to the two known ones, at `own` and at `least`."""
     saved = times[own] - times[least]
     scale = max(0.0, at_own - at_least) / saved if saved > 0 else 0.0
     return {count: at_own + scale * (taken - times[own]) for count, taken in times.items()}
