@@ -188,10 +188,12 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
 
     Raises ValueError if there are none.
     """
-    files = folder.iterdir() if folder.is_dir() else ()
-    paths = sorted(path for path in files if is_image_name(path))
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder, expected one with images")
+    paths = sorted(path for path in folder.iterdir() if is_image_name(path))
     if not paths:
-        raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"{folder}: no images ({known}) in this folder; subfolders are not looked into")
     taken = min(len(paths), len(paths) if count is None else count)
     return [paths[place * len(paths) // taken] for place in range(taken)]
 

@@ -43,6 +43,7 @@ def read_photos(folder: Path, count: int) -> Photos:
         except (DamagedImageError, ValueError) as error:
             log.warning("passed over: %s", error)
     if len(sound) < LEAST:
-        raise ValueError(f"{folder}: {len(sound)} photos that can be read, expected at least {LEAST}")
+        told = f"{folder}: {len(sound)} photos that can be read, expected at least {LEAST}"
+        raise ValueError(f"{told}; subfolders are not looked into")
     held = sound[HELD_BACK - 1 :: HELD_BACK]
     return Photos(ImageFiles([path for path in sound if path not in held]), ImageFiles(held))

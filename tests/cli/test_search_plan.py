@@ -67,7 +67,7 @@ def test_a_plan_file_is_written_and_used_by_its_name(capsys):
         ({"budget": "macs=0.01"}, "budget macs=0.01 is impossible: the smallest is macs=0."),
         ({"budget": "watts=5"}, "expected macs=NUMBER or parameters=NUMBER or milliseconds=NUMBER"),
         ({"images": "nowhere"}, "'nowhere' is neither a folder nor"),
-        ({"images": "."}, "no folder with images"),
+        ({"images": "."}, "no images (.jpg"),
         ({"output": "plan.pth"}, "a plan is a .json file"),
     ],
 )

@@ -163,8 +163,15 @@ def test_images_of_a_folder_come_by_name(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.png"]
     assert [path.name for path in find_images(tmp_path, 1)] == ["a.JPG"]
-    with pytest.raises(ValueError, match="no folder with images"):
+    with pytest.raises(ValueError, match="gone: not a folder, expected one with images"):
         find_images(tmp_path / "gone")
+
+
+def test_images_in_subfolders_are_not_looked_for_and_the_message_says_so(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/a.jpg").touch()
+    with pytest.raises(ValueError, match="no images .* in this folder; subfolders are not looked into"):
+        find_images(tmp_path)
 
 
 def test_a_few_of_many_images_come_from_all_over_the_folder(tmp_path):
