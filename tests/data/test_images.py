@@ -170,7 +170,7 @@ def test_images_of_a_folder_come_by_name(tmp_path):
 def test_images_in_subfolders_are_not_looked_for_and_the_message_says_so(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "below/a.jpg").touch()
-    with pytest.raises(ValueError, match="no images .* in this folder; subfolders are not looked into"):
+    with pytest.raises(ValueError, match=r"no images .* in this folder; subfolders are not looked into"):
         find_images(tmp_path)
 
 
