@@ -58,6 +58,9 @@ tenths. The dense ones have not converged: where a compressed one ends above, it
 """
 FULL_WIDTH = """At full width, `norton-77-all` started from ImageNet's filters and trained like the dense ones above:
 """
+PARTS = """Milliseconds by part, by the runtime's own counters; in brackets, in float32, the share that the part's
+multiply-accumulates alone would take at the machine's rate. *Rest* is what no part is counted for; counters slow a
+runtime down, and where that is more, it is negative."""
 PARITY = """
 Its boxes in {precision} beside those in float32, both by OpenVINO, at 800x1066: of {expected} detections {found} are
 found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.1f} pixels (median), {box_p99:.1f}
@@ -107,11 +110,35 @@ def table(name: str, result: dict, plot: Path) -> str:
             f"| {model} | {values['parameters']:,} | {values['macs'] / 1e9:.1f} | {values['bytes'] / 2**20:.0f} | "
             f"{regions} | {values['share_of_peak']:.0%} | {parts} |"
         )
+    lines += parts_table({name: models[name]["treatments"] for name in ("dense", PLANS[-1])})
     if "fewer" in result:
         fewer = result["fewer"]
         lines.append(FEWER.format(**fewer, small=_ms(fewer[PLANS[-1]]), shipped=_ms(fewer["dense"])))
     lines.append(f"\n![latency of {TITLES[name]}]({plot.relative_to(PAGE.parent)})")
     return "\n".join(lines) + "\n"
+
+
+def parts_table(models: dict[str, Any]) -> list[str]:
+    """Milliseconds of each part, a column a treatment and model, and in brackets the share that is arithmetic."""
+    columns = {
+        f"{treatment}, {model}": values
+        for treatment in next(iter(models.values()))
+        for model, treatments in models.items()
+        if "seconds_by_part" in (values := treatments[treatment])
+    }
+    if not columns:
+        return []
+    parts = dict.fromkeys(part for values in columns.values() for part in values["seconds_by_part"])
+    rows = []
+    for part in sorted(parts, key="rest".__eq__):
+        cells = []
+        for values in columns.values():
+            seconds, share = (values[name].get(part) for name in ("seconds_by_part", "share_of_arithmetic"))
+            told = "" if seconds is None else f"{1000 * seconds:.1f}"
+            cells.append(f"{told} ({share:.0%})" if share else told)
+        rows.append(f"| {part} | {' | '.join(cells)} |")
+    heads = [f"\n{PARTS}\n", f"| ms | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    return [*heads, *rows]
 
 
 def _ms(milliseconds: float) -> str:
