@@ -34,7 +34,9 @@ LESS_MEMORY = "lower --batch, --input-size or model.min_size, or measure fewer m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument(
+        "--config", default="faster_rcnn_norton.yaml", help="a YAML file, or the name of one in configs/ (%(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
     models = parser.add_mutually_exclusive_group()
     models.add_argument(

@@ -77,7 +77,7 @@ def test_detectors_of_any_kind_are_measured(kind, quick, tmp_path, monkeypatch, 
     for name, chosen in (("dense", None), ("small", plan)):
         norton_det.save(tiny_detector(kind, "resnet18", chosen, channels=64), f"{name}.pth")
     words = ["--weights", "dense.pth", "small.pth", "--treatments", SHIPPED, "--runs", "1", "--json", "out.json"]
-    assert main(["benchmark", "--config", "quickstart.yaml", *words, "--input-size", "64", "96"]) == 0
+    assert main(["benchmark", *words, "--input-size", "64", "96"]) == 0
     models = json.loads(Path("out.json").read_text())["models"]
     assert models["dense"]["macs"] > models["small"]["macs"] and models["dense"]["parameters"] > 0
     regions = {"box", "mask"} if kind == "mask_rcnn_v2" else set()
