@@ -19,8 +19,8 @@ def for_many(detector: Any) -> Any:
 def detect_stream(detector: Any, images: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield what a detector finds on each image (3, H, W), in order, several of them at a time.
 
-    An optimised or exported detector finds more images a second so than one by one; the first takes longer. Images
-    are taken as they are needed, a few ahead.
+    On a CPU an optimised or exported detector looks at more images a second so than one by one, though at each for
+    longer; any other detector takes them one by one. Images are read as they are needed, a few ahead.
     """
     many = for_many(detector)
 
