@@ -20,6 +20,7 @@ from norton_det.data.catalog import Categories
 from norton_det.deploy.optimize import TorchDetector, optimize
 from norton_det.deploy.parity import Parity, parity
 from norton_det.deploy.runtimes import EXPORTED, load_exported
+from norton_det.deploy.throughput import detect_stream, for_many
 from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
 from norton_det.evaluation.inference import find
@@ -35,6 +36,7 @@ __all__ = [
     "build_detector",
     "compress",
     "count_detector",
+    "detect_stream",
     "detector_latency",
     "export",
     "load_detector",
@@ -160,8 +162,8 @@ def findings_of(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
     network = detector.detector if isinstance(detector, TorchDetector) else detector
     if not isinstance(network, nn.Module):
         categories = Categories(tuple(detector.categories), tuple(detector.category_ids), detector.keypoints)
-        return find(detector, images, categories, torch.device("cpu"), name)
+        return find(for_many(detector), images, categories, torch.device("cpu"), name)
     names, ids = categories_of(network)
     categories = Categories(tuple(names), tuple(ids), keypoints_of(network))
     with evaluating(network):
-        return find(network, images, categories, device_of(network), name)
+        return find(for_many(detector), images, categories, device_of(network), name)

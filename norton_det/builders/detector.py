@@ -136,7 +136,7 @@ def build_evaluated(config: Config, categories: Categories) -> Any:
     path = config.model.weights
     if Path(path).suffix not in EXPORTED:
         return build_detector(config, categories, starting_weights(config), for_training=False).model
-    detector = load_exported(path)
+    detector = load_exported(path).for_many()
     adopt_names(detector, categories, path)
     wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[resolve_task(config)]
     if wanted not in detector.outputs:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,7 @@ from norton_det.cli.options import find_trained, require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
 from norton_det.deploy.demo import COCO_FRAMES, Treatment, compressed_coco, demo_detectors
 from norton_det.deploy.optimize import Runtime
+from norton_det.deploy.throughput import for_many
 from norton_det.engine.distributed import find_device
 from norton_det.visualization.comparison import detect, draw_found, summarise
 from norton_det.visualization.sources import Camera, Video
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
             first[0],
             Treatment(device, args.runtime, args.size),
         )
+        if not is_live and len(detectors) == 1:  # nothing waits for a single frame, and nothing is compared
+            detectors = [replace(detectors[0], detect=for_many(detectors[0].detect))]
         frames = itertools.islice(itertools.chain(first, frames), args.max_frames)
         latencies: list[list[float]] = [[] for _ in detectors]
         started = time.perf_counter()

@@ -11,36 +11,66 @@ import torch
 from torch import Tensor
 
 from norton_det.analysis.complexity import count_detector, total
-from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.latency import Latency, interleaved_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import macs_by_part, seconds_by_part
 from norton_det.deploy import counters
+from norton_det.deploy.throughput import for_many
 from norton_det.deploy.treatments import OPTIMISED, count_regions, treated
 from norton_det.deploy.writing import write_model
+from norton_det.in_flight import calls_at_once, in_order
 from norton_det.models.parts import REGION_KINDS
 
 PARTS_RUNS = 5
 """Runs over which the time by part is measured."""
+ROUNDS = 2
+"""Calls of each thread over which images a second are measured."""
 
 
 @dataclass(frozen=True)
 class Measured(Latency):
-    """Holds a latency, and the bytes that a call takes at its peak beside the model."""
+    """Holds a latency, and what else is measured.
 
+    Attributes:
+        images_a_second: with several calls at a time, where the treatment allows that.
+        throughput_gain: the same as a multiple of the images a second of one call after the other.
+        peak_memory: bytes that one call takes at its peak beside the model.
+    """
+
+    images_a_second: float
+    throughput_gain: float
     peak_memory: int
 
 
 def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
-    """Measure latency and memory of a call of every model in one treatment; the models are timed in turn."""
+    """Measure latency, images a second and memory of every model in one treatment; all are timed in turn."""
     prepared = {name: treated(model, treatment, images) for name, model in models.items()}
-    latencies = detector_latency(prepared, images, runs=runs)
+    many = {name: for_many(model) for name, model in prepared.items()}
+    single = {name: partial(model, list(images)) for name, model in prepared.items()}
+    several = {
+        f"{name}, several at a time": partial(_call_several, model, images)
+        for name, model in many.items()
+        if calls_at_once(model) > 1
+    }
     with torch.inference_mode():
-        return {
-            name: Measured(
-                **asdict(latencies[name]), peak_memory=peak_memory(partial(model, list(images)), images[0].device)
+        latencies = interleaved_latency(single | several, runs=runs)
+        measured = {}
+        for name, call in single.items():
+            latency, together = latencies[name], latencies.get(f"{name}, several at a time")
+            gain = ROUNDS * calls_at_once(many[name]) * latency.median / together.median if together else 1.0
+            measured[name] = Measured(
+                **asdict(latency),
+                images_a_second=gain * 1000 * len(images) / latency.median,
+                throughput_gain=gain,
+                peak_memory=peak_memory(call, images[0].device),
             )
-            for name, model in prepared.items()
-        }
+    return measured
+
+
+def _call_several(model: Any, images: Sequence[Tensor]) -> None:
+    at_once = calls_at_once(model)
+    for _ in in_order(model, [list(images)] * ROUNDS * at_once, at_once):
+        pass
 
 
 def profile(model: Any, parts: Mapping[str, float], images: Sequence[Tensor], peak_macs: float) -> dict[str, Any]:
@@ -107,21 +137,22 @@ def format_parts(times: Mapping[str, Mapping[str, float]], shares: Mapping[str, 
 def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:
     """Format a table with a row for each treatment and model.
 
-    Its columns are milliseconds, frames a second, the speed relative to the first model in the same treatment and to
-    the very first row, and the memory that a call takes.
+    Its columns are the milliseconds of a call, its speed relative to the first model in the same treatment and to the
+    very first row, the images a second with several calls at a time, also as a multiple of those of one call after
+    the other, and the memory that a call takes.
     """
     first = next(iter(next(iter(measured.values())).values())).median
     rows = [
-        f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'frames/s':>10}{'speed':>8}{'in all':>8}"
-        f"{'peak MiB':>10}"
+        f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'speed':>8}{'in all':>8}"
+        f"{'images/s':>10}{'gain':>8}{'peak MiB':>10}"
     ]
     for treatment, models in measured.items():
         dense = next(iter(models.values())).median
         for name, row in models.items():
             rows.append(
                 f"{treatment:20}{name:18}{row.median:>11.1f}{row.p5:>9.1f}{row.p95:>9.1f}"
-                f"{1000 / row.median:>10.2f}{dense / row.median:>7.2f}x{first / row.median:>7.2f}x"
-                f"{row.peak_memory / 2**20:>10.0f}"
+                f"{dense / row.median:>7.2f}x{first / row.median:>7.2f}x"
+                f"{row.images_a_second:>10.2f}{row.throughput_gain:>7.2f}x{row.peak_memory / 2**20:>10.0f}"
             )
     return "\n".join(rows)
 

@@ -19,6 +19,7 @@ from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
 from norton_det.deploy.roi_align import pool_by_bags
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
+from norton_det.in_flight import most_at_once
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.device import device_of
 from norton_det.models.precision import PRECISIONS, lower_networks
@@ -43,16 +44,21 @@ class TorchDetector:
         categories: names by label, `__background__` first.
         category_ids: the dataset's ids in the same order.
         keypoints: the keypoints that it finds of each object; None: it finds none.
+        at_once: with how many calls at a time, each from a thread of its own, it is to be used.
     """
 
-    def __init__(self, detector: nn.Module) -> None:
-        self.detector = detector
+    def __init__(self, detector: nn.Module, at_once: int = 1) -> None:
+        self.detector, self.at_once = detector, at_once
         self.categories, self.category_ids = categories_of(detector)
         self.keypoints = keypoints_of(detector)
 
     def eval(self) -> "TorchDetector":
         """Return itself: there is no training mode."""
         return self
+
+    def for_many(self) -> "TorchDetector":
+        """Return the same detector for most images a second: on a CPU several calls share the cores."""
+        return TorchDetector(self.detector, most_at_once() if device_of(self.detector).type == "cpu" else 1)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

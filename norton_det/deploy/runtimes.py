@@ -1,5 +1,6 @@
 """Loads an exported file as a detector, called like the one that it came from, run by onnxruntime or OpenVINO."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
 from norton_det.deploy.export import METADATA_KEY, OUTPUTS, Description, framed
+from norton_det.in_flight import most_at_once
 from norton_det.models.variants import TRANSFORMS
 
 EXPORTED = (".onnx", ".xml")
@@ -19,6 +21,8 @@ EXPORTED = (".onnx", ".xml")
 Array = np.ndarray[Any, Any]
 Session = Callable[[Array, Array], Sequence[Array]]
 """Maps images and their sizes to the outputs of an `ExportedGraph`."""
+Opener = Callable[[int], Session]
+"""Opens a graph so that it is fast with so many calls at a time, from as many threads; the same one each time."""
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 
 
@@ -35,11 +39,12 @@ class ExportedDetector:
         keypoints: the keypoints that it finds of each object; None: it finds none.
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
         session: the file's graph.
+        at_once: with how many calls at a time, each from a thread of its own, it is to be used.
     """
 
-    def __init__(self, session: Session, description: Description) -> None:
-        self.session = session
-        self._description = description
+    def __init__(self, opener: Opener, description: Description, at_once: int = 1) -> None:
+        self.session, self.at_once = opener(at_once), at_once
+        self._opener, self._description = opener, description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
         self._transform = TRANSFORMS[description.images](
@@ -59,7 +64,11 @@ class ExportedDetector:
     def at_size(self, min_size: int, max_size: int, fixed_size: tuple[int, int] | None = None) -> "ExportedDetector":
         """Return the same file for images that are resized otherwise; arguments as for torchvision's transform."""
         description = replace(self._description, min_size=min_size, max_size=max_size, fixed_size=fixed_size)
-        return ExportedDetector(self.session, description)
+        return ExportedDetector(self._opener, description, self.at_once)
+
+    def for_many(self) -> "ExportedDetector":
+        """Return the same file for most images a second: several calls share the cores, and each takes longer."""
+        return ExportedDetector(self._opener, self._description, most_at_once())
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -130,7 +139,12 @@ def _load_onnx(path: Path) -> ExportedDetector:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
     description = Description.from_json(text, str(path))
     _check_graph(str(path), description, [len(i.shape) for i in session.get_inputs()], len(session.get_outputs()))
-    return ExportedDetector(lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), description)
+
+    def run(images: Array, sizes: Array) -> Sequence[Array]:
+        outputs: Sequence[Array] = session.run(None, {"images": images, "sizes": sizes})
+        return outputs
+
+    return ExportedDetector(lambda at_once: run, description)  # a session takes calls from any thread
 
 
 def _check_graph(source: str, description: Description, ranks: Sequence[int], outputs: int) -> None:
@@ -155,20 +169,29 @@ def compile_openvino(model: Any, precision: Precision, source: str) -> ExportedD
     text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else ""
     description = Description.from_json(text, source)
     _check_graph(source, description, [len(i.partial_shape) for i in model.inputs], len(model.outputs))
-    compiled = openvino_core().compile_model(model, "CPU", compile_options(precision))
-    outputs = list(compiled.outputs)
 
-    def run(images: Array, sizes: Array) -> list[Array]:
-        results = compiled({"images": images, "sizes": sizes})
-        return [results[output] for output in outputs]
+    @cache
+    def opener(at_once: int) -> Session:
+        compiled = openvino_core().compile_model(model, "CPU", compile_options(precision, at_once))
+        outputs, own = list(compiled.outputs), threading.local()
 
-    return ExportedDetector(run, description)
+        def run(images: Array, sizes: Array) -> list[Array]:
+            if not hasattr(own, "request"):  # a request takes one call at a time
+                own.request = compiled.create_infer_request()
+            results = own.request.infer({"images": images, "sizes": sizes}, share_inputs=True)
+            return [results[output] for output in outputs]
+
+        return run
+
+    return ExportedDetector(opener, description)
 
 
-def compile_options(precision: Precision) -> dict[str, str]:
-    """Return OpenVINO's options for a precision."""
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+def compile_options(precision: Precision, at_once: int = 1) -> dict[str, str]:
+    """Return OpenVINO's options for a precision and so many calls at a time."""
+    options = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32"}
+    if at_once == 1:
+        return options | {"PERFORMANCE_HINT": "LATENCY"}
+    return options | {"PERFORMANCE_HINT": "THROUGHPUT", "PERFORMANCE_HINT_NUM_REQUESTS": str(at_once)}
 
 
 @cache

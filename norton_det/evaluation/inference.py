@@ -1,6 +1,7 @@
 """Runs a detector over images: a loader's, with results for an evaluator, or images without labels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from norton_det.data.catalog import Categories
 from norton_det.evaluation.agreement import Findings, collect
 from norton_det.evaluation.coco import CocoEvaluator
+from norton_det.in_flight import calls_at_once, in_order
 from norton_det.models import variants
 from norton_det.models.variants import paste_masks
 from norton_det.replacing import replaced
@@ -36,13 +38,14 @@ class PastedMasks(Sequence[Tensor]):
         return self.paste(self.masks[one], self.boxes[one], self.size)[0]
 
 
-def _detect(detector: Detector, images: Sequence[Tensor], device: torch.device) -> list[dict[str, Any]]:
-    """Return the detector's outputs, in which masks are `PastedMasks`."""
+@contextmanager
+def _masks_when_asked_for() -> Iterator[None]:
+    """Make detectors' masks `PastedMasks` inside the `with` block."""
     with (
         replaced(transform, "paste_masks_in_image", partial(PastedMasks, paste_masks_in_image)),
         replaced(variants, "paste_masks", partial(PastedMasks, paste_masks)),
     ):
-        return detector([image.to(device) for image in images])
+        yield
 
 
 @torch.inference_mode()
@@ -56,11 +59,17 @@ def run_inference(
     """Feed all images of `loader` to the detector, its detections to the evaluator; return the image ids."""
     evaluator.reset()
     seen: list[int] = []
-    for images, targets in tqdm(loader, desc="evaluate", disable=not show_progress):
-        outputs = _detect(detector, images, device)
-        ids = [int(target["image_id"]) for target in targets]
-        evaluator.process(ids, outputs)
-        seen += ids
+    batches = tqdm(loader, desc="evaluate", disable=not show_progress)
+
+    def found(batch: Any) -> tuple[list[dict[str, Any]], Any]:
+        images, targets = batch
+        return detector([image.to(device) for image in images]), targets
+
+    with _masks_when_asked_for(), closing(in_order(found, batches, calls_at_once(detector))) as results:
+        for outputs, targets in results:
+            ids = [int(target["image_id"]) for target in targets]
+            evaluator.process(ids, outputs)
+            seen += ids
     return seen
 
 
@@ -68,6 +77,12 @@ def run_inference(
 def find(
     detector: Detector, images: Sequence[Tensor], categories: Categories, device: torch.device, name: str = "detect"
 ) -> Findings:
-    """Collect what a detector in evaluation mode finds on images (3, H, W), one by one; `name` labels the bar."""
+    """Collect what a detector in evaluation mode finds on images (3, H, W); `name` labels the bar."""
+
+    def found(image: Tensor) -> dict[str, Any]:
+        [output] = detector([image.to(device)])
+        return output
+
     bar = tqdm(images, desc=name)
-    return collect((output for image in bar for output in _detect(detector, [image], device)), categories)
+    with _masks_when_asked_for(), closing(in_order(found, bar, calls_at_once(detector))) as outputs:
+        return collect(outputs, categories)

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from norton_det.analysis.latency import Latency
 from norton_det.deploy.demo import DemoDetector
+from norton_det.in_flight import calls_at_once, in_order
 from norton_det.names import number_of
 from norton_det.visualization.draw import draw_predictions, side_by_side
 
 
 @dataclass(frozen=True)
 class Found:
-    """Holds a frame, uint8 RGB (3, H, W), and what each detector found on it in how many milliseconds."""
+    """Holds a frame, uint8 RGB (3, H, W), and what each detector found on it in how many milliseconds.
+
+    Where calls share the cores these are the call's, divided by how many ran at a time.
+    """
 
     frame: Tensor
     predictions: list[dict[str, Tensor]]
@@ -23,15 +27,19 @@ class Found:
 
 
 def detect(detectors: Sequence[DemoDetector], frames: Iterable[Tensor], device: torch.device) -> Iterator[Found]:
-    """Run each detector on each frame, uint8 RGB (3, H, W)."""
-    for frame in frames:
+    """Run each detector on each frame, uint8 RGB (3, H, W); several frames at a time if all detectors allow it."""
+    at_once = min(calls_at_once(detector.detect) for detector in detectors)
+
+    def found(frame: Tensor) -> Found:
         predictions, milliseconds = [], []
         for detector in detectors:
             started = time.perf_counter()
             [prediction] = detector.detect([frame.to(device) / 255])
             predictions.append({key: value.cpu() for key, value in prediction.items()})
-            milliseconds.append(1000 * (time.perf_counter() - started))
-        yield Found(frame, predictions, milliseconds)
+            milliseconds.append(1000 * (time.perf_counter() - started) / at_once)
+        return Found(frame, predictions, milliseconds)
+
+    return in_order(found, frames, at_once)
 
 
 def draw_found(detectors: Sequence[DemoDetector], found: Found, recent: Sequence[float], confidence: float) -> Tensor:

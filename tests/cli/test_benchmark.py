@@ -22,7 +22,7 @@ TINY = ["model.width=0.125", "model.fpn_channels=16", "model.box_channels=32"]
 
 def test_speeds_are_beside_the_dense_model_and_beside_the_first_row():
     def measured(median):
-        return Measured(median, median - 1, median + 2, 5, 3 * 2**20)
+        return Measured(median, median - 1, median + 2, 5, 1500 / median, 1.5, 3 * 2**20)
 
     table = format_latencies(
         {
@@ -31,10 +31,10 @@ def test_speeds_are_beside_the_dense_model_and_beside_the_first_row():
         }
     ).splitlines()
     assert [line.split() for line in table[1:]] == [
-        ["torch", "dense", "20.0", "19.0", "22.0", "50.00", "1.00x", "1.00x", "3"],
-        ["torch", "small", "8.0", "7.0", "10.0", "125.00", "2.50x", "2.50x", "3"],
-        ["openvino", "dense", "10.0", "9.0", "12.0", "100.00", "1.00x", "2.00x", "3"],
-        ["openvino", "small", "5.0", "4.0", "7.0", "200.00", "2.00x", "4.00x", "3"],
+        ["torch", "dense", "20.0", "19.0", "22.0", "1.00x", "1.00x", "75.00", "1.50x", "3"],
+        ["torch", "small", "8.0", "7.0", "10.0", "2.50x", "2.50x", "187.50", "1.50x", "3"],
+        ["openvino", "dense", "10.0", "9.0", "12.0", "1.00x", "2.00x", "150.00", "1.50x", "3"],
+        ["openvino", "small", "5.0", "4.0", "7.0", "2.00x", "4.00x", "300.00", "1.50x", "3"],
     ]
 
 
@@ -56,7 +56,7 @@ def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, mon
 
     def measured(models, treatment, images, runs):
         calls.append((models, images))
-        return {name: Measured(1.0, 1.0, 1.0, runs, 0) for name in models}
+        return {name: Measured(1.0, 1.0, 1.0, runs, 1.0, 1.0, 0) for name in models}
 
     monkeypatch.setattr(benchmark, "measure", measured)
     monkeypatch.setattr(benchmark, "profile", lambda *_: {})

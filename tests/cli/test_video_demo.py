@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -166,6 +167,49 @@ def test_a_video_shows_how_many_times_faster_the_last_detector_is(monkeypatch):
     assert shown == ["dense  50 ms  20.0 frames/s", "small  20 ms  50.0 frames/s  2.50x"]
     summary = comparison.summarise(detectors, [[50.0, 50.0], [20.0, 20.0]], seconds=0.25).splitlines()
     assert summary[0] == "2 frames, 8.0 frames/s from end to end" and summary[-1] == "speed-up: 2.50x"
+
+
+def test_of_frames_in_work_together_each_has_its_share_of_the_time_and_they_come_in_order(monkeypatch):
+    together = threading.Barrier(2)  # is passed only by two frames at a time
+
+    class Detector:
+        at_once = 2
+
+        def __call__(self, images):
+            together.wait(timeout=5)
+            return [{"scores": images[0].mean()[None]}]
+
+    ticks = threading.local()
+
+    def clock():  # each call takes 6 seconds in its own thread
+        ticks.now = getattr(ticks, "now", 0) + 6
+        return ticks.now
+
+    monkeypatch.setattr(comparison.time, "perf_counter", clock)
+    frames = [torch.full((3, 4, 4), 51 * number, dtype=torch.uint8) for number in range(4)]
+    found = list(comparison.detect([DemoDetector("small", Detector())], frames, torch.device("cpu")))
+    assert [each.milliseconds for each in found] == [[3000.0]] * 4
+    for number, each in enumerate(found):
+        assert torch.equal(each.frame, frames[number])
+        torch.testing.assert_close(each.predictions[0]["scores"], torch.tensor([0.2 * number]))
+
+
+@pytest.mark.parametrize(("words", "at_once"), [([], 3), (["--compare"], 1)])
+def test_frames_of_a_file_are_in_work_together_unless_detectors_are_compared(
+    words, at_once, folder, empty_place, monkeypatch
+):
+    seen = []
+    plain = video.detect
+
+    def watched(detectors, *arguments):
+        seen.extend(detector.detect.at_once for detector in detectors)
+        return plain(detectors, *arguments)
+
+    monkeypatch.setattr(video, "detect", watched)
+    monkeypatch.setattr("norton_det.deploy.optimize.most_at_once", lambda: 3)
+    assert play("--weights", folder / "small.pth", "--output", "clip.mp4", *words) == 0
+    assert set(seen) == {at_once}
+    assert len(list(Video(empty_place / "clip.mp4"))) == 3
 
 
 def test_the_newest_trained_detector_is_taken(folder, empty_place):
