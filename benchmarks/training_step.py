@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--batch 2] [--image 800 800] [--precision float32] [--runs 3]
 
-Each plan in both forms of its CP layers. Random weights, drawn boxes, SGD; forward, losses, backward and step, as the
-training loop does them.
+Each plan in both forms of its CP layers. Random weights, drawn boxes, SGD; losses as the training loop computes them,
+backward and step.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import torch
 
 import norton_det
 from norton_det.analysis.latency import interleaved_latency
+from norton_det.engine.detection import detection_losses
 from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
-from norton_det.models.precision import PRECISIONS, networks_in
+from norton_det.models.precision import PRECISIONS
 
 
 def training_step(
@@ -31,8 +32,7 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        with networks_in(detector, precision):
-            losses = detector(images, targets)
+        losses = detection_losses(detector, (images, targets), device=images[0].device, precision=precision)
         sum(losses.values()).backward()
         optimizer.step()
 
