@@ -16,6 +16,7 @@ from norton_det.analysis.latency import interleaved_latency
 from norton_det.engine.detection import detection_losses
 from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
 from norton_det.models.precision import PRECISIONS
+from norton_det.models.settings import write_settings
 
 
 def training_step(
@@ -24,6 +25,8 @@ def training_step(
     """A call that trains a new detector for one step; channels_last, as `train` runs it."""
     torch.manual_seed(0)
     detector = norton_det.build_detector("faster_rcnn", plan=plan).to(images[0].device).train()
+    sides = images[0].shape[1:]
+    write_settings(detector, {"min_size": (min(sides),), "max_size": max(sides)})  # trained on as they are
     detector.backbone.to(memory_format=torch.channels_last)
     for module in detector.modules():
         if isinstance(module, CPConv2d):

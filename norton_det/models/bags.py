@@ -31,10 +31,9 @@ class SameRoIAlign(LevelRoIAlign):
 class BagRoIAlign(SameRoIAlign):
     """A RoIAlign for torch on a CPU: an embedding bag computes every bin as a weighted sum of a map's positions.
 
-    An embedding bag is vectorised over channels and uses all cores, forwards and backwards; torchvision's kernel does
-    neither. A bin of s x s
-    samples, each between four positions, sums 2s x 2s positions; each weight is the product of one for the row and
-    one for the column. If s depends on the region (a sampling ratio below 1), torchvision's kernel runs.
+    An embedding bag is vectorised over channels and uses all cores, backwards too; torchvision's kernel does neither.
+    A bin of s x s samples, each between four positions, sums 2s x 2s positions; each weight is the product of one for
+    the row and one for the column. If s depends on the region (a sampling ratio below 1), torchvision's kernel runs.
     """
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
