@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--batch 2] [--image 800 800] [--precision float32] [--runs 3]
 
-Each plan in both forms of its CP layers. Random weights, drawn boxes, SGD; forward, losses, backward and step, as the
-training loop does them.
+Each plan in both forms of its CP layers. Random weights, drawn boxes, SGD; losses as the training loop computes them,
+backward and step.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import torch
 
 import norton_det
 from norton_det.analysis.latency import interleaved_latency
+from norton_det.engine.detection import detection_losses
 from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
-from norton_det.models.precision import PRECISIONS, networks_in
+from norton_det.models.precision import PRECISIONS
+from norton_det.models.settings import write_settings
 
 
 def training_step(
@@ -23,6 +25,8 @@ def training_step(
     """A call that trains a new detector for one step; channels_last, as `train` runs it."""
     torch.manual_seed(0)
     detector = norton_det.build_detector("faster_rcnn", plan=plan).to(images[0].device).train()
+    sides = images[0].shape[1:]
+    write_settings(detector, {"min_size": (min(sides),), "max_size": max(sides)})  # trained on as they are
     detector.backbone.to(memory_format=torch.channels_last)
     for module in detector.modules():
         if isinstance(module, CPConv2d):
@@ -31,8 +35,7 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        with networks_in(detector, precision):
-            losses = detector(images, targets)
+        losses = detection_losses(detector, (images, targets), device=images[0].device, precision=precision)
         sum(losses.values()).backward()
         optimizer.step()
 

@@ -17,9 +17,9 @@ from norton_det.deploy.forms import Timer, choose_forms, torch_timer
 from norton_det.deploy.graphs import replay_networks
 from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.openvino import openvino_timer, quantize, to_openvino
-from norton_det.deploy.roi_align import pool_by_bags
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino, load_exported
 from norton_det.in_flight import most_at_once
+from norton_det.models.bags import pool_by_bags
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.device import device_of
 from norton_det.models.precision import PRECISIONS, lower_networks

@@ -1,32 +1,13 @@
-"""Computes torchvision's RoIAlign over the levels of a pyramid, in a form for each runtime that is faster there."""
-
-from typing import Any
+"""Computes torchvision's RoIAlign over the levels of a pyramid, in a form for each kind of graph."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign
+from torch import Tensor
 
-from norton_det.models.parts import regions
-from norton_det.models.variants import LevelRoIAlign
+from norton_det.models.bags import SameRoIAlign, samples_along
 
 
-class _SameRoIAlign(LevelRoIAlign):
-    """Holds what all forms share: a pooler's settings."""
-
-    def __init__(self, pooler: MultiScaleRoIAlign) -> None:
-        super().__init__(
-            pooler.featmap_names,
-            pooler.output_size,
-            pooler.sampling_ratio,
-            canonical_scale=pooler.canonical_scale,
-            canonical_level=pooler.canonical_level,
-            aligned=getattr(pooler, "aligned", False),
-        )
-        self.scales, self.map_levels = pooler.scales, pooler.map_levels
-
-
-class GatheredRoIAlign(_SameRoIAlign):
+class GatheredRoIAlign(SameRoIAlign):
     """A RoIAlign for graphs of any number of regions: one gather puts the levels' results in order.
 
     torchvision scatters them into zeros, for which a traced graph builds two tensors of full size for each level.
@@ -43,7 +24,7 @@ class GatheredRoIAlign(_SameRoIAlign):
         return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
 
 
-class PackedRoIAlign(_SameRoIAlign):
+class PackedRoIAlign(SameRoIAlign):
     """A RoIAlign for graphs of constant shapes: the levels lie one below the other in one map, which is pooled once.
 
     Each level is padded to the width of the widest, and gets GUARD more rows and columns that repeat its last ones;
@@ -82,80 +63,6 @@ class PackedRoIAlign(_SameRoIAlign):
         long, also at a level's end.
         """
         samples = max(self.sampling_ratio, 1)
-        places = _samples(start, (end - start).clamp_min(1), bins * samples)
+        places = samples_along(start, (end - start).clamp_min(1), bins * samples)
         inside: Tensor = (places <= length[:, None]).to(start).unflatten(1, (bins, samples))
         return inside.mean(dim=2)
-
-
-class BagRoIAlign(_SameRoIAlign):
-    """A RoIAlign for torch on a CPU: an embedding bag computes every bin as a weighted sum of a map's positions.
-
-    An embedding bag is vectorised over channels and uses all cores; torchvision's kernel does neither. A bin of s x s
-    samples, each between four positions, sums 2s x 2s positions; each weight is the product of one for the row and
-    one for the column. If s depends on the region (a sampling ratio below 1), torchvision's kernel runs.
-    """
-
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Return the pooled features (N, C, h, w), channels_last, of all images' boxes (N, 4) in their order."""
-        if self.sampling_ratio < 1:
-            adaptive: Tensor = super().forward(x, boxes, image_shapes)
-            return adaptive
-        everything = torch.cat(boxes)
-        image = torch.repeat_interleave(torch.tensor([len(found) for found in boxes]))
-        height, width = self.output_size
-        levels = self.levels(x, boxes, image_shapes)
-        pooled = everything.new_zeros(len(everything), height, width, levels[0].map.shape[1])
-        for level in levels:
-            chosen = level.members
-            pooled[chosen] = self._bags(level.map, everything[chosen] * level.scale, image[chosen])
-        return pooled.permute(0, 3, 1, 2)
-
-    def _bags(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-        """Compute the bins (n, h, w, C) of boxes (n, 4), given in positions of the maps (B, C, H, W)."""
-        _, channels, rows, columns = maps.shape
-        (height, width), samples = self.output_size, self.sampling_ratio
-        sides = boxes[:, 2:] - boxes[:, :2]
-        if self.aligned:
-            boxes = boxes - 0.5
-        else:
-            sides = sides.clamp_min(1)
-        row, row_weight = _positions(boxes[:, 1], sides[:, 1], height, samples, rows)
-        column, column_weight = _positions(boxes[:, 0], sides[:, 0], width, samples, columns)
-        row = row + image[:, None, None] * rows
-        # From (n, h, 2s) and (n, w, 2s) to (n, h, w, 2s, 2s): bins, and the positions of each.
-        positions = row[:, :, None, :, None] * columns + column[:, None, :, None, :]
-        weights = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
-        size = (2 * samples) ** 2
-        table = maps.permute(0, 2, 3, 1).reshape(-1, channels).float()
-        bags = F.embedding_bag(
-            positions.reshape(-1, size), table, mode="sum", per_sample_weights=weights.reshape(-1, size)
-        )
-        return bags.view(len(boxes), height, width, channels)
-
-
-def pool_by_bags(detector: nn.Module) -> None:
-    """Let a detector's heads pool by `BagRoIAlign`, in place; a one-stage detector has none and stays as it is."""
-    heads: Any = getattr(detector, "roi_heads", None)
-    for kind, region in regions(detector).items():
-        setattr(heads, f"{kind}_roi_pool", BagRoIAlign(region.pooler))
-
-
-def _positions(start: Tensor, side: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
-    """Compute along one side the positions between which each bin's samples lie, and their weights, (n, bins, 2s).
-
-    As in torchvision a sample below -1 or beyond the length counts as zero.
-    """
-    places = _samples(start, side, bins * samples)
-    outside = (places < -1) | (places > length)
-    places = places.clamp(0, length - 1)
-    low = places.floor()
-    share = places - low
-    weights = torch.stack([1 - share, share], dim=-1).masked_fill(outside[..., None], 0) / samples
-    positions = torch.stack([low, (low + 1).clamp_max(length - 1)], dim=-1).long()
-    return positions.view(len(start), bins, 2 * samples), weights.view(len(start), bins, 2 * samples)
-
-
-def _samples(start: Tensor, side: Tensor, count: int) -> Tensor:
-    """Compute the places of `count` samples of each region along one side, (n, count)."""
-    step = side[:, None] / count
-    return start[:, None] + step * (torch.arange(count) + 0.5)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_det.engine import distributed
+from norton_det.models.bags import pooling_by_bags
 from norton_det.models.imitation import Pyramid, pyramid_loss
 from norton_det.models.precision import networks_in
 
@@ -31,7 +32,7 @@ def detection_losses(
     """
     images, targets = batch
     detector = distributed.unwrapped(model)
-    with networks_in(detector, precision), backbone_passes(detector) as passes:
+    with networks_in(detector, precision), pooling_by_bags(detector), backbone_passes(detector) as passes:
         losses: dict[str, Tensor] = model(
             [image.to(device) for image in images],
             [{name: value.to(device) for name, value in target.items()} for target in targets],

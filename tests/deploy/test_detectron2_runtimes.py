@@ -9,8 +9,8 @@ from norton_det.deploy.export import export_onnx
 from norton_det.deploy.fold import fold_batch_norms
 from norton_det.deploy.openvino import convert_onnx
 from norton_det.deploy.parity import parity
-from norton_det.deploy.roi_align import pool_by_bags
 from norton_det.deploy.runtimes import compile_openvino, load_exported
+from norton_det.models.bags import pool_by_bags
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")

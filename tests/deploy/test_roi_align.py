@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from norton_det.deploy.roi_align import BagRoIAlign, GatheredRoIAlign, PackedRoIAlign
+from norton_det.deploy.roi_align import GatheredRoIAlign, PackedRoIAlign
+from norton_det.models.bags import BagRoIAlign
 from norton_det.models.variants import LevelRoIAlign
 
 

@@ -19,11 +19,20 @@ def make(kind="faster_rcnn", seed=0):
     return detector.train()
 
 
-def losses(model, **options):
+def batch():
     images = torch.rand(2, 3, 80, 96, generator=torch.Generator().manual_seed(1))
     target = {"boxes": torch.tensor([[20.0, 20.0, 70.0, 75.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+    return list(images), [target, target]
+
+
+def losses(model, **options):
     torch.manual_seed(2)  # the size and the sampled regions
-    return detection_losses(model, (list(images), [target, target]), device=CPU, **options)
+    return detection_losses(model, batch(), device=CPU, **options)
+
+
+def losses_of_torchvision(model):
+    torch.manual_seed(2)
+    return model(*batch())
 
 
 @EACH_KIND
@@ -80,3 +89,16 @@ def test_lower_precision_gives_nearly_the_same(precision, kind):
     rounded = losses(student, teacher=teacher, precision=precision)["loss_distillation"]
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_losses_and_gradients_are_those_of_torchvisions_own_pooling():
+    detector = make()
+    freeze_batch_norms(detector)
+    found, gradients = {}, {}
+    for name, step in {"ours": losses, "theirs": losses_of_torchvision}.items():
+        detector.zero_grad()
+        found[name] = step(detector)
+        sum(found[name].values()).backward()
+        gradients[name] = {of: p.grad.clone() for of, p in detector.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found["ours"], found["theirs"])
+    torch.testing.assert_close(gradients["ours"], gradients["theirs"], rtol=1e-4, atol=1e-6)
