@@ -29,14 +29,13 @@ from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights, weights_name
 from norton_det.visualization.plots import save_latency_plot
 
+CONFIG = "faster_rcnn_norton.yaml"
 LESS_MEMORY = "lower --batch, --input-size or model.min_size, or measure fewer models and treatments at a time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config", default="faster_rcnn_norton.yaml", help="a YAML file, or the name of one in configs/ (%(default)s)"
-    )
+    parser.add_argument("--config", default=CONFIG, help=f"a YAML file, or the name of one in configs/ ({CONFIG})")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the configuration's)")
     models = parser.add_mutually_exclusive_group()
     models.add_argument(

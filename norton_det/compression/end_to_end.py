@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from norton_det.compression.distill import all_trainable, lower_peak, scaled_adam, set_rate
 from norton_det.compression.small_images import SmallImages
+from norton_det.models.bags import pooling_by_bags
 from norton_det.models.device import device_of
 from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
@@ -66,7 +67,8 @@ class Imitation:
 
     def losses(self, batch: ImageList) -> dict[str, Tensor]:
         """Compute `imitation_losses` in the precision that is fastest here."""
-        return imitation_losses(self.student, self.teacher, batch, fastest_precision(self.device))
+        with pooling_by_bags(self.student), pooling_by_bags(self.teacher):
+            return imitation_losses(self.student, self.teacher, batch, fastest_precision(self.device))
 
     def step_images(self, step: int) -> list[Tensor]:
         """Return the images of a step; all are drawn in shuffled order, one shuffle after another."""
