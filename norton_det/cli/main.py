@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"norton-det {name}: {' '.join(told.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"norton-det {name}: stopped", file=sys.stderr)
+        goes_on = getattr(command, "GOES_ON", "")
+        print(f"norton-det {name}: stopped{f'; {goes_on}' if goes_on else ''}", file=sys.stderr)
         return 130
     return 0
 

@@ -21,6 +21,7 @@ from norton_det.shrink.shrinking import Asked, digest, shrink
 from norton_det.shrink.telling import format_result, summary
 
 log = logging.getLogger(__name__)
+GOES_ON = "the same command goes on from there"
 LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-count", type=int, default=200, help="how many of the photos to use")
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--milliseconds", type=float, help="deadline: the most that an image may take on this machine")
-    goal.add_argument("--agreement", type=float, help="the least agreement with the dense detector, 0 to 1")
+    goal.add_argument("--agreement", type=float, help="the least agreement with the dense detector, 0.9 or 90")
     parser.add_argument(
         "--output", required=True, type=Path, help=".xml for OpenVINO, .onnx for onnxruntime, .pth for torch"
     )
@@ -83,6 +84,6 @@ def _goal(args: argparse.Namespace) -> Goal:
         if args.milliseconds <= 0:
             raise ValueError(f"--milliseconds {args.milliseconds:g}: expected a number above 0")
         return Deadline(args.milliseconds)
-    if not 0 < args.agreement <= 1:
-        raise ValueError(f"--agreement {args.agreement:g}: expected a number above 0, up to 1")
-    return LeastAgreement(100 * args.agreement)
+    if not 0 < args.agreement <= 100:
+        raise ValueError(f"--agreement {args.agreement:g}: expected a share, up to 1, or points, up to 100")
+    return LeastAgreement(args.agreement if args.agreement > 1 else 100 * args.agreement)

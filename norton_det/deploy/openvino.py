@@ -61,6 +61,7 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
     if not images:
         raise ValueError("int8 needs images to calibrate on")
     os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA, which nothing here needs
     try:
         import nncf
     except ImportError:

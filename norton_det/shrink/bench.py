@@ -57,6 +57,11 @@ class Stopwatch:
         return quantile(self.beside, TYPICAL)
 
     @property
+    def least(self) -> float:
+        """Return the fewest milliseconds of the reference that were seen."""
+        return min(self.beside)
+
+    @property
     def moods(self) -> list[float]:
         """Return the reference's time beside each detector, in multiples of the unit; far above 1: a busy machine."""
         return [milliseconds / self.unit for milliseconds in self.beside]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TypeVar
 
+from scipy.optimize import isotonic_regression
 from torch import nn
 
 from norton_det.compression.plan import CompressionPlan
@@ -15,6 +17,8 @@ from norton_det.shrink.bench import Bench, Built, at_size
 from norton_det.shrink.costs import Line
 from norton_det.shrink.levers import SIZES, set_levers
 from norton_det.shrink.memory import Memory
+
+Amount = TypeVar("Amount", int, float)
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,19 @@ def measure_dense(
         by_count[precision] = _stretched(by_count[first], own, least, at_own, at_least)
     whole = of_size[1.0] or 1.0
     return DenseTable(
-        by_size,
-        by_count,
+        {precision: _rising(times) for precision, times in by_size.items()},
+        {precision: _rising(times) for precision, times in by_count.items()},
         {size: value / whole for size, value in of_size.items()},
         {count: value / whole for count, value in of_count.items()},
         of_precision,
     )
+
+
+def _rising(times: Mapping[Amount, float]) -> dict[Amount, float]:
+    """Return the nearest times that nowhere fall as the amount of work grows: where they did, that was noise."""
+    amounts = sorted(times)
+    fitted = isotonic_regression([times[amount] for amount in amounts]).x
+    return dict(zip(amounts, map(float, fitted), strict=True))
 
 
 def _stretched(times: Mapping[int, float], own: int, least: int, at_own: float, at_least: float) -> dict[int, float]:

@@ -18,7 +18,7 @@ class Memory:
 
     Attributes:
         folder: the folder of the values and of the files that belong to them.
-        bar: the progress bar, with one step for each value.
+        bar: the progress bar of a phase, with one step for each value.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,6 +26,11 @@ class Memory:
         self.bar = tqdm(desc="shrink", unit="step", total=0)
         self._path = folder / "state.json"
         self._values: dict[str, Any] = _read(self._path)
+
+    def begin(self, phase: str) -> None:
+        """Let the bar begin anew, for a phase of a name."""
+        self.bar.set_description_str(phase, refresh=False)
+        self.bar.reset(total=0)
 
     def expect(self, steps: int) -> None:
         """Tell the bar that `steps` further values will be asked for."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -26,6 +26,7 @@ from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, all_choices, pro
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plans
 from norton_det.shrink.memory import Memory
+from norton_det.shrink.milestones import tell_file, tell_table, warn_of_noise
 from norton_det.shrink.photos import Photos
 from norton_det.shrink.quality import Quality
 from norton_det.shrink.quantising import Int8Report
@@ -95,29 +96,39 @@ def shrink(dense: nn.Module, photos: Photos, asked: Asked, output: Path, folder:
 
 
 def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, output: Path) -> Result:
+    memory.begin("1 of 4, plans")
     reference = _reference(memory, dense, photos)
     tools = set_up(memory, dense, photos, asked.runtime, asked.precisions[0], reference)
     counts = proposal_counts(dense)
     smallest, share = find_smallest(memory, dense, photos.fitted[0])
-    fastest = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
-    fastest *= tools.stopwatch.unit
-    if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < fastest:
-        raise ValueError(f"{asked.goal} an image: the fastest that can be made here takes {fastest:.3g} ms")
+    least = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
+    if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < least * tools.stopwatch.least:
+        told = f"the fastest that can be made here takes {least * tools.stopwatch.least:.3g} ms"
+        raise ValueError(f"{asked.goal} an image: {told}, if nothing else keeps the machine busy")
     family = find_family(memory, dense, photos.fitted, share, asked.recovery.seed)
     costs, quality = _tables(tools, memory, dense, family, asked.precisions, _objects(reference))
     every = all_choices(family.plans, asked.sizes, counts, asked.precisions)
     choices = [choice for choice in every if asked.among(choice)]
     workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
     shipped = Choice(DENSE, 1.0, counts[0], asked.precisions[0])
-    workshop.make(shipped)
+    warn_of_noise(tools.stopwatch.moods)
+    memory.begin("4 of 4, files")
+    tell_file(workshop.make(shipped).option, "dense")
     known = {choice: option for choice, option in workshop.known().items() if choice in choices}
-    made = search(choices, costs, quality, asked.goal, lambda choice: workshop.make(choice).option, known)
-    chosen = best(made.values(), asked.goal)
-    before = workshop.make(shipped)
-    after = workshop.make((chosen or asked.goal.nearest([*made.values()])).choice)
-    for source, target in reversed([*zip(files_of(after.path), files_of(output), strict=True)]):
-        with atomic_path(target) as temporary:
-            copyfile(source, temporary)
+    tried = dict(known)
+
+    def make(choice: Choice) -> Option:
+        made = workshop.make(choice)
+        tried[choice] = made.option
+        is_best = _best_or_nearest(tried, asked.goal).choice == choice
+        tell_file(made.option, f"{output}, the best so far" if is_best else "not better")
+        if is_best:
+            _copy(made.path, output)
+        return made.option
+
+    made = search(choices, costs, quality, asked.goal, make, known)
+    before, after = workshop.make(shipped), workshop.make(_best_or_nearest(made, asked.goal).choice)
+    _copy(after.path, output)
     quantised = after.option.choice if after.option.choice.precision == "int8" else before.option.choice
     int8 = workshop.int8(quantised.plan) if "int8" in asked.precisions else None
     return Result(
@@ -125,13 +136,24 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
         after=after,
         made=[*made.values()],
         considered=predicted(choices, costs.corrected(made.values()), quality.corrected(made.values())),
-        is_met=chosen is not None,
+        is_met=asked.goal.is_met(after.option),
         goal=asked.goal,
-        fastest=fastest,
+        fastest=least * tools.stopwatch.unit,
         family=family,
         int8=int8,
         moods=tools.stopwatch.moods,
     )
+
+
+def _best_or_nearest(options: Mapping[Choice, Option], goal: Goal) -> Option:
+    return best(options.values(), goal) or goal.nearest([*options.values()])
+
+
+def _copy(made: Path, output: Path) -> None:
+    """Copy a detector's file to its place, the one that names the others last."""
+    for source, target in reversed([*zip(files_of(made), files_of(output), strict=True)]):
+        with atomic_path(target) as temporary:
+            copyfile(source, temporary)
 
 
 def digest(weights: Path, photos: Photos, asked: Asked) -> str:
@@ -161,7 +183,10 @@ def _objects(found: Findings) -> int:
 def _tables(
     tools: Instruments, memory: Memory, dense: nn.Module, family: Family, precisions: Sequence[Precision], found: int
 ) -> tuple[Costs, Quality]:
+    memory.begin("2 of 4, sizes, proposals and precisions")
     table = measure_dense(tools.bench, memory, dense, precisions, proposal_counts(dense))
+    tell_table(table, tools.stopwatch.unit)
+    memory.begin("3 of 4, times of plans")
     lines = measure_plans(tools.bench, memory, dense, family.plans, precisions, found)
     return (
         Costs(table.times, table.by_proposals, lines, tools.stopwatch.unit),

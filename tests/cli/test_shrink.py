@@ -21,7 +21,7 @@ class KnownMachine:
     """Takes a millisecond for so many parameters, and for images in proportion to their area."""
 
     def __init__(self, reference, photos):
-        self.unit, self.moods = 1.0, [1.0]
+        self.unit, self.least, self.moods = 1.0, 1.0, [1.0]
 
     def time(self, built):
         size = built.detector.transform.min_size[-1]
@@ -77,6 +77,22 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     assert milliseconds("small.pth") == dense
 
 
+def test_what_is_known_is_told_at_once_and_a_stopped_command_leaves_its_best_file(monkeypatch, capsys, caplog):
+    def stopped_after_two(choices, costs, quality, goal, make, made):
+        for size in (0.5, 1.0):
+            make(next(choice for choice in choices if choice.plan == "dense" and choice.size == size))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shrinking, "search", stopped_after_two)
+    dense = milliseconds("dense.pth")
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.3 * dense)]) == 130
+    assert capsys.readouterr().err.endswith("shrink: stopped; the same command goes on from there\n")
+    told = [record.getMessage() for record in caplog.records]
+    assert f"the dense detector takes {dense:.3g} ms in float32" in told
+    assert told[-2].endswith("(small.pth, the best so far)") and told[-1].endswith("(not better)")
+    assert milliseconds("small.pth") <= 0.3 * dense
+
+
 def test_a_size_that_is_fixed_is_kept(recoveries):
     assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000", "--size", "48"]) == 0
     assert norton_det.load_detector("small.pth").transform.min_size == (48,)
@@ -88,7 +104,7 @@ def test_a_size_that_is_fixed_is_kept(recoveries):
         (["--output", "small.tflite", "--milliseconds", "60"], "expected a name that ends in .xml (openvino)"),
         (["--output", "small.pth", "--milliseconds", "1e-6"], "the fastest that can be made here takes"),
         (["--output", "small.pth", "--milliseconds", "0"], "expected a number above 0"),
-        (["--output", "small.pth", "--agreement", "90"], "expected a number above 0, up to 1"),
+        (["--output", "small.pth", "--agreement", "101"], "expected a share, up to 1, or points, up to 100"),
         (["--output", "small.pth", "--milliseconds", "60", "--size", "65"], "expected 32 to 64 pixels"),
         (["--output", "small.pth", "--milliseconds", "60", "--precision", "int8"], "small.pth can be float32 here"),
         (["--output", "small.pth", "--milliseconds", "60", "--image-count", "11"], "11 photos that can be read"),

@@ -61,6 +61,20 @@ def test_times_and_agreements_are_those_of_each_lever_alone_and_are_measured_onc
     assert again.built == []
 
 
+def test_more_work_never_takes_less_time_however_noisy_the_machine(tmp_path):
+    dense, machine = tiny_detector("faster_rcnn", "resnet18"), Machine()
+
+    def noisy(built):
+        is_busy = read_settings(built.detector)["min_size"][-1] == round(0.85 * 64)
+        return machine.share(built) * (2 if is_busy else 1)
+
+    bench = Bench(machine.build, machine.build, noisy, machine.agreement)
+    times = measure_dense(bench, Memory(tmp_path), dense, ["float32"], proposal_counts(dense)).times["float32"]
+    assert [times[size] for size in sorted(times)] == sorted(times.values())
+    assert times[0.85] == pytest.approx(times[1.0])
+    assert times[0.5] == pytest.approx(machine.share(bench.build(dense, "float32")) * 0.25, rel=0.5)
+
+
 def test_plans_are_measured_in_the_first_precision_and_lie_as_far_apart_in_the_others(tmp_path):
     dense, machine = tiny_detector("faster_rcnn", "resnet18"), Machine()
     plans = {
