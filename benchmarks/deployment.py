@@ -67,8 +67,8 @@ found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.
 (99th percentile).
 """
 FEWER = """
-With {proposals} proposals, as the accuracies below are measured with, and still 1,000 for the dense model, in turn, in
-a run of their own: `norton-77-all` in {treatment} takes {small} ms, dense as shipped {shipped} ms, {speed:.1f}x.
+With {proposals} proposals, as the accuracies below are measured with, and still 1,000 for the dense model, in turn,
+in a run of their own: `norton-77-all` in {treatment} takes {small} ms, dense as shipped {shipped} ms, {speed:.1f}x.
 """
 
 
