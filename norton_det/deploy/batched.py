@@ -23,7 +23,7 @@ from norton_det.deploy.candidates import (
     without_overlaps,
     without_overlaps_by_class,
 )
-from norton_det.deploy.roi_align import GatheredRoIAlign, PackedRoIAlign
+from norton_det.deploy.roi_align import GroupedRoIAlign, PackedRoIAlign
 
 Maps = dict[str, Tensor]
 Size = tuple[int, int]
@@ -103,7 +103,7 @@ class RegionHeads(nn.Module):
 
     def __init__(self, heads: Any, is_fixed: bool) -> None:
         super().__init__()
-        pooling = PackedRoIAlign if is_fixed else GatheredRoIAlign
+        pooling = PackedRoIAlign if is_fixed else GroupedRoIAlign
         for name, module in heads.named_children():
             self.add_module(name, pooling(module) if name.endswith("_roi_pool") else module)
         self.kinds = [kind for kind in ("mask", "keypoint") if getattr(heads, f"{kind}_head") is not None]
@@ -149,7 +149,11 @@ class RegionHeads(nn.Module):
 
     def _predicted(self, kind: str, features: Maps, rows: Rows, frame: Size) -> Any:
         pool, head, predictor = (getattr(self, f"{kind}_{part}") for part in ("roi_pool", "head", "predictor"))
-        return predictor(head(pool(features, rows.boxes, rows.images, frame)))
+        pooled, order = pool(features, rows.boxes, rows.images, frame)
+        said = predictor(head(pooled))
+        if order is None:
+            return said
+        return said[order] if isinstance(said, Tensor) else tuple(values[order] for values in said)
 
 
 class Places(nn.Module):

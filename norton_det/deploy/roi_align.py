@@ -7,21 +7,26 @@ from torch import Tensor
 from norton_det.models.bags import SameRoIAlign, samples_along
 
 
-class GatheredRoIAlign(SameRoIAlign):
-    """A RoIAlign for graphs of any number of regions: one gather puts the levels' results in order.
+class GroupedRoIAlign(SameRoIAlign):
+    """A RoIAlign for graphs of any number of regions, whose results stay grouped by level.
 
     torchvision scatters them into zeros, for which a traced graph builds two tensors of full size for each level.
+    What the heads make of them is small, and can be put in order for little.
     """
 
     def forward(  # type: ignore[override]
         self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
-    ) -> Tensor:
-        """Return the pooled features (N, C, h, w) of boxes (N, 4) in the images of these numbers (N,); `frame` is the
-        height and width of the largest image."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pool the features of boxes (N, 4) in the images of these numbers (N,); `frame` is the height and width of
+        the largest image.
+
+        Returns the features (N, C, h, w), and for each box the place of its own among them (N,), or None if they are
+        in order.
+        """
         levels = self.levels(x, [boxes], [frame])
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         pooled = [self.pool(level.map, level.scale, regions[level.members]) for level in levels]
-        return torch.cat(pooled)[torch.argsort(torch.cat([level.members for level in levels]))]
+        return torch.cat(pooled), torch.argsort(torch.cat([level.members for level in levels]))
 
 
 class PackedRoIAlign(SameRoIAlign):
@@ -36,8 +41,8 @@ class PackedRoIAlign(SameRoIAlign):
 
     def forward(  # type: ignore[override]
         self, x: dict[str, Tensor], boxes: Tensor, images: Tensor, frame: tuple[int, int]
-    ) -> Tensor:
-        """Pool as `GatheredRoIAlign` does; no box may reach beyond its image."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pool as `GroupedRoIAlign` does, in order; no box may reach beyond its image."""
         maps, scales, level_of = self.assigned(x, [boxes], [frame])
         before = int(self.aligned)
         guarded = [F.pad(level, (before, self.GUARD) * 2, mode="replicate") for level in maps]
@@ -49,12 +54,11 @@ class PackedRoIAlign(SameRoIAlign):
         regions = torch.cat([images[:, None].to(boxes), moved], dim=1)
         pooled = self.pool(packed, 1.0, regions)
         if self.aligned:
-            return pooled
+            return pooled, None
         sides = torch.tensor([[level.shape[2], level.shape[3]] for level in maps])[level_of]
         rows = self._inside(boxes[:, 1], boxes[:, 3], sides[:, 0], self.output_size[0])
         columns = self._inside(boxes[:, 0], boxes[:, 2], sides[:, 1], self.output_size[1])
-        inside: Tensor = pooled * (rows[:, :, None] * columns[:, None])[:, None]
-        return inside
+        return pooled * (rows[:, :, None] * columns[:, None])[:, None], None
 
     def _inside(self, start: Tensor, end: Tensor, length: Tensor, bins: int) -> Tensor:
         """Compute the share of each bin's samples that lie on the level along one side, (N, bins).
