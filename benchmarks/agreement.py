@@ -36,7 +36,8 @@ RESULT, PLOT, PAGE = DOCS / "agreement/agreement.json", DOCS / "agreement/agreem
 MARK = "<!-- Below: written by benchmarks/agreement.py -->\n"
 SCORES = (0.3, 0.5, 0.7)
 TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
-SIZES, PROPOSALS, CALIBRATION = (0.75, 0.5), (50, 10), 100
+MEASURES = {"disagreement": "agreement", "disagreement_75": "its AP75"}
+SIZES, PROPOSALS, CALIBRATION = (0.85, 0.75, 0.5), (50, 10), 100
 
 
 class Labelled:
@@ -97,19 +98,22 @@ def losses(dense: Findings, before: dict[str, float], found: Findings, data: Lab
             "AP": after[task],
             "lost": 100 * (before[task] - after[task]) / before[task],
             "disagreement": {score: 100 - tasks[task].metrics["AP"] for score, tasks in measured.items()},
+            "disagreement_75": {score: 100 - tasks[task].metrics["AP75"] for score, tasks in measured.items()},
             "agreement_interval": {score: tasks[task].interval for score, tasks in measured.items()},
         }
         for task in after
     }
 
 
-def points(results: dict[str, Any], score: float) -> dict[str, list[tuple[str, float, float]]]:
+def points(
+    results: dict[str, Any], score: float, measure: str = "disagreement"
+) -> dict[str, list[tuple[str, float, float]]]:
     """By what is found: whose, 100 - agreement and what is lost of AP, in percent."""
     found: dict[str, list[tuple[str, float, float]]] = {}
     for name, result in results.items():
         for detector, tasks in result["detectors"].items():
             for task, row in tasks.items():
-                point = (f"{name}, {detector}", row["disagreement"][str(score)], row["lost"])
+                point = (f"{name}, {detector}", row[measure][str(score)], row["lost"])
                 found.setdefault(task, []).append(point)
     return found
 
@@ -134,21 +138,24 @@ def plot(results: dict[str, Any]) -> None:
 
 def tables(results: dict[str, Any]) -> list[str]:
     """A row a score: how alike both are; then a row a detector."""
-    lines = ["| score | of | points | Pearson | Spearman | mean difference | largest difference |",
-             "| ---: | --- | ---: | ---: | ---: | ---: | --- |"]  # fmt: skip
-    for score in SCORES:
-        found = points(results, score)
+    lines = ["| 100 - | score | of | points | Pearson | Spearman | mean difference | largest difference |",
+             "| --- | ---: | --- | ---: | ---: | ---: | ---: | --- |"]  # fmt: skip
+    for measure, score in ((measure, score) for measure in MEASURES for score in SCORES):
+        found = points(results, score, measure)
         every = [point for task in found.values() for point in task]
         for title, chosen in {"all": every, **{TITLES[task]: found[task] for task in found}}.items():
-            lines.append(f"| {score} | {title} | {len(chosen)} | {likeness(chosen)} |")
-    heads = " | ".join(f"100 - agreement, {score}" for score in SCORES)
-    lines += ["", f"| | | AP | lost of AP, % | {heads} |", "| --- | --- |" + " ---: |" * (2 + len(SCORES))]
+            lines.append(f"| {MEASURES[measure]} | {score} | {title} | {len(chosen)} | {likeness(chosen)} |")
+    heads = " | ".join(f"100 - {name}, {score}" for name in MEASURES.values() for score in SCORES)
+    columns = len(MEASURES) * len(SCORES)
+    lines += ["", f"| | | AP | lost of AP, % | {heads} |", "| --- | --- |" + " ---: |" * (2 + columns)]
     for name, result in results.items():
         for task, ap in result["dense"].items():
-            lines.append(f"| {name}, dense, {result['images']} images | {TITLES[task]} | {ap:.1f} |" + " |" * 4)
+            lines.append(
+                f"| {name}, dense, {result['images']} images | {TITLES[task]} | {ap:.1f} |" + " |" * (1 + columns)
+            )
         for detector, tasks in result["detectors"].items():
             for task, row in tasks.items():
-                cells = " | ".join(f"{row['disagreement'][str(score)]:.1f}" for score in SCORES)
+                cells = " | ".join(f"{row[measure][str(score)]:.1f}" for measure in MEASURES for score in SCORES)
                 lines.append(
                     f"| {name}, {detector} | {TITLES[task]} | {row['AP']:.1f} | {row['lost']:.1f} | {cells} |"
                 )
