@@ -81,13 +81,19 @@ def pool_by_bags(detector: nn.Module) -> None:
 
 @contextmanager
 def pooling_by_bags(detector: nn.Module) -> Iterator[None]:
-    """Let a detector on a CPU pool by `BagRoIAlign` inside the `with` block; on a GPU torchvision's kernel stays."""
-    poolers = {kind: region.pooler for kind, region in regions(detector).items()}
-    if device_of(detector).type == "cpu":
-        pool_by_bags(detector)
+    """Let a detector on a CPU pool by `BagRoIAlign` inside the `with` block; on a GPU torchvision's kernel stays.
+
+    It stays for keypoints too, since torchvision's loss wants their maps contiguous.
+    """
+    is_cpu = device_of(detector).type == "cpu"
+    poolers = {kind: region.pooler for kind, region in regions(detector).items() if is_cpu and kind != "keypoint"}
+    bags = {kind: BagRoIAlign(pooler) for kind, pooler in poolers.items()}
+    _set_poolers(detector, bags)
     try:
         yield
     finally:
+        for kind, bag in bags.items():  # a pooler's first call decides its scales
+            poolers[kind].scales, poolers[kind].map_levels = bag.scales, bag.map_levels
         _set_poolers(detector, poolers)
 
 
