@@ -29,7 +29,7 @@ def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small
     sections = [
         Section("Before and after", _before_and_after(result), "", wide=True),
         Section("All that was considered", _considered(result), "", wide=True),
-        Section("Plans", _plans(result.family, result.made), ""),
+        Section("Plans", _plans(result.family, result.made), "", wide=True),
         Section("int8", _int8(result.int8) if result.int8 else "", "norton-det shrink --output NAME.xml"),
         Section("Photos", _photos(result, photos, dense, small), "", wide=True),
     ]
