@@ -126,8 +126,7 @@ def tables(results: dict[str, Any]) -> list[str]:
             f"### {name}",
             "",
             f"{each['photos'][0]} photos to fit on, {each['photos'][1]} held back, {each['steps']} steps of recovery "
-            f"a plan; AP on {each['labelled']} labelled images; {each['machine']}. The choices were made beside "
-            "other work, the files then timed anew with the machine to themselves. The dense detector takes "
+            f"a plan; AP on {each['labelled']} labelled images; {each['machine']}. The dense detector takes "
             f"{each['as shipped']:.0f} ms as shipped, {each['dense']['anew']:.1f} in OpenVINO's float32, and has "
             f"{_all(ap)} AP; the fastest possible takes {each['fastest']:.1f} ms.",
             "",

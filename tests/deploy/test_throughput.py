@@ -10,14 +10,13 @@ from norton_det.deploy.benchmark import measure
 from norton_det.deploy.optimize import optimize
 from norton_det.deploy.throughput import detect_stream, for_many
 from norton_det.in_flight import calls_at_once
+from norton_det.ops.threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 def optimized(runtime, detector):
