@@ -1,29 +1,21 @@
 """Measure the latency of a configuration's detector, dense and compressed in turn, each in every treatment."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from norton_det.analysis.machine import describe_machine
-from norton_det.analysis.roofline import measure_roofline
 from norton_det.builders.detector import random_pair
 from norton_det.builders.resolve import resolve_device
 from norton_det.cli.options import require_at_least
 from norton_det.config import Config, load_config
 from norton_det.data.clip import drawn_picture
 from norton_det.data.images import ImageFiles
-from norton_det.deploy.benchmark import (
-    format_latencies,
-    format_parts,
-    format_profiles,
-    measure,
-    profile,
-    shares_of_arithmetic,
-    time_by_part,
-)
-from norton_det.deploy.treatments import FLOAT32, TREATMENTS, fix_workload, usable_treatments
+from norton_det.deploy.benchmark import measure_side_by_side
+from norton_det.deploy.tables import format_latencies, format_parts, format_profiles
+from norton_det.deploy.treatments import TREATMENTS, fix_workload, usable_treatments
 from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_weights, weights_name
@@ -73,57 +65,19 @@ def run(args: argparse.Namespace) -> None:
         fix_workload(detector, args.detections)
         models[name] = detector.to(device).eval()
     treatments = args.treatments or usable_treatments(device)
-    measured = {treatment: measure(models, treatment, images, args.runs) for treatment in treatments}
-    roofline = measure_roofline(device)
-    parts = {
-        treatment: {name: time_by_part(model, treatment, images) for name, model in models.items()}
-        for treatment in treatments
-    }
-    in_torch = parts.get("torch") or {name: time_by_part(model, "torch", images) for name, model in models.items()}
-    profiles = {name: profile(model, in_torch[name], images, roofline.macs) for name, model in models.items()}
-    shares = {
-        treatment: {
-            name: shares_of_arithmetic(model, rows[name], images, roofline.macs) for name, model in models.items()
-        }
-        for treatment, rows in parts.items()
-        if treatment in FLOAT32
-    }
-    print(format_latencies(measured))
-    print(format_profiles(profiles))
-    print(format_parts(_columns(parts), _columns(shares)))
-    print(f"machine: {describe_machine(device)}; product of matrices {2 * roofline.macs / 1e9:.0f} GFLOP/s, "
-          f"copy {roofline.bytes / 1e9:.1f} GB/s")  # fmt: skip
+    found = measure_side_by_side(models, treatments, images, args.runs)
+    print(format_latencies(found.latencies))
+    print(format_profiles(found.profiles))
+    print(format_parts(found))
+    machine, rates = describe_machine(device), found.roofline
+    limits = f"product of matrices {2 * rates.macs / 1e9:.0f} GFLOP/s, copy {rates.bytes / 1e9:.1f} GB/s"
+    print(f"machine: {machine}; {limits}")
     if args.json:
-        write_json(
-            args.json,
-            {
-                "machine": describe_machine(device),
-                "roofline": asdict(roofline),
-                "image": [*image.shape[1:]],
-                "batch": args.batch,
-                "models": {
-                    name: {
-                        "trained": bool(args.weights),
-                        **profiles[name],
-                        **asdict(measured[treatments[0]][name]),
-                        "treatments": {
-                            treatment: asdict(rows[name])
-                            | {"seconds_by_part": parts[treatment][name]}
-                            | {"share_of_arithmetic": shares.get(treatment, {}).get(name, {})}
-                            for treatment, rows in measured.items()
-                        },
-                    }
-                    for name in models
-                },
-            },
-        )
-        save_latency_plot(args.json.with_suffix(".png"), measured)
-
-
-def _columns(of_treatments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{treatment}, {name}": value for treatment, rows in of_treatments.items() for name, value in rows.items()
-    }
+        told = {name: {"trained": bool(args.weights), **found.to_dict(name)} for name in models}
+        size = [*image.shape[1:]]
+        content = {"machine": machine, "roofline": asdict(rates), "image": size, "batch": args.batch, "models": told}
+        write_json(args.json, content)
+        save_latency_plot(args.json.with_suffix(".png"), found.latencies)
 
 
 def build_models(config: Config, plans: list[str] | None) -> dict[str, Any]:

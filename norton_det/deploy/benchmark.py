@@ -14,9 +14,10 @@ from norton_det.analysis.complexity import count_detector, total
 from norton_det.analysis.latency import Latency, interleaved_latency
 from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import macs_by_part, seconds_by_part
+from norton_det.analysis.roofline import Roofline, measure_roofline
 from norton_det.deploy import counters
 from norton_det.deploy.throughput import for_many
-from norton_det.deploy.treatments import OPTIMISED, count_regions, treated
+from norton_det.deploy.treatments import FLOAT32, OPTIMISED, count_regions, treated
 from norton_det.deploy.writing import write_model
 from norton_det.in_flight import calls_at_once, in_order
 from norton_det.models.parts import REGION_KINDS
@@ -40,6 +41,64 @@ class Measured(Latency):
     images_a_second: float
     throughput_gain: float
     peak_memory: int
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Holds what was measured of models, by treatment and model, or by model.
+
+    Attributes:
+        latencies: by treatment and model.
+        seconds_by_part: by treatment, model and part.
+        share_of_arithmetic: `shares_of_arithmetic`, likewise, for treatments in float32.
+        profiles: what `profile` says, by model.
+        roofline: the rates of the machine.
+    """
+
+    latencies: dict[str, dict[str, Measured]]
+    seconds_by_part: dict[str, dict[str, dict[str, float]]]
+    share_of_arithmetic: dict[str, dict[str, dict[str, float]]]
+    profiles: dict[str, dict[str, Any]]
+    roofline: Roofline
+
+    def to_dict(self, model: str) -> dict[str, Any]:
+        """Return what is known of a model, in plain types: its profile, and the latencies in the first treatment and
+        in all of them."""
+        treatments = {
+            name: asdict(rows[model])
+            | {"seconds_by_part": self.seconds_by_part[name][model]}
+            | {"share_of_arithmetic": self.share_of_arithmetic.get(name, {}).get(model, {})}
+            for name, rows in self.latencies.items()
+        }
+        first = next(iter(self.latencies.values()))[model]
+        return {**self.profiles[model], **asdict(first), "treatments": treatments}
+
+
+def measure_side_by_side(
+    models: Mapping[str, Any], treatments: Sequence[str], images: Sequence[Tensor], runs: int
+) -> SideBySide:
+    """Measure models on a batch of images, in all treatments."""
+    latencies = {name: measure(models, name, images, runs) for name in treatments}
+    roofline = measure_roofline(images[0].device)
+
+    def by_part(treatment: str) -> dict[str, dict[str, float]]:
+        return {name: time_by_part(model, treatment, images) for name, model in models.items()}
+
+    parts = {treatment: by_part(treatment) for treatment in treatments}
+    in_torch = parts.get("torch") or by_part("torch")
+    return SideBySide(
+        latencies=latencies,
+        seconds_by_part=parts,
+        share_of_arithmetic={
+            treatment: {
+                name: shares_of_arithmetic(model, rows[name], images, roofline.macs) for name, model in models.items()
+            }
+            for treatment, rows in parts.items()
+            if treatment in FLOAT32
+        },
+        profiles={name: profile(model, in_torch[name], images, roofline.macs) for name, model in models.items()},
+        roofline=roofline,
+    )
 
 
 def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
@@ -83,7 +142,7 @@ def profile(model: Any, parts: Mapping[str, float], images: Sequence[Tensor], pe
     whole = total(counts)
     static = [count for part, count in counts.items() if part.removesuffix("_head") not in REGION_KINDS]
     body = [seconds for part, seconds in parts.items() if part == "stem" or part.startswith("stage")]
-    seconds = sum(body) + parts["neck"] + parts[_every_level(parts)]
+    seconds = sum(body) + parts["neck"] + parts[every_level(parts)]
     return {
         "parameters": whole.parameters,
         "macs": whole.macs,
@@ -118,62 +177,6 @@ def shares_of_arithmetic(
     return {part: len(images) * macs[part] / peak_macs / parts[part] for part in macs if parts.get(part)}
 
 
-def format_parts(times: Mapping[str, Mapping[str, float]], shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Format a table with a row for each part and a column for each way to run: milliseconds, and the share of
-    arithmetic if it is known."""
-    parts = list(dict.fromkeys(part for column in times.values() for part in column if part != "rest"))
-    width = max(map(len, times)) + 2
-    rows = [f"{'ms by part':18}" + "".join(f"{name:>{width}}" for name in times)]
-    for part in [*parts, "rest"]:
-        cells = []
-        for name, column in times.items():
-            share = shares.get(name, {}).get(part)
-            told = f"{1000 * column[part]:.1f}" if part in column else "-"
-            cells.append(told if share is None else f"{told} ({share:.0%})")
-        rows.append(f"{part:18}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(rows)
-
-
-def format_latencies(measured: Mapping[str, Mapping[str, Measured]]) -> str:
-    """Format a table with a row for each treatment and model.
-
-    Its columns are the milliseconds of a call, its speed relative to the first model in the same treatment and to the
-    very first row, the images a second with several calls at a time, also as a multiple of those of one call after
-    the other, and the memory that a call takes.
-    """
-    first = next(iter(next(iter(measured.values())).values())).median
-    rows = [
-        f"{'treatment':20}{'model':18}{'median ms':>11}{'p5':>9}{'p95':>9}{'speed':>8}{'in all':>8}"
-        f"{'images/s':>10}{'gain':>8}{'peak MiB':>10}"
-    ]
-    for treatment, models in measured.items():
-        dense = next(iter(models.values())).median
-        for name, row in models.items():
-            rows.append(
-                f"{treatment:20}{name:18}{row.median:>11.1f}{row.p5:>9.1f}{row.p95:>9.1f}"
-                f"{dense / row.median:>7.2f}x{first / row.median:>7.2f}x"
-                f"{row.images_a_second:>10.2f}{row.throughput_gain:>7.2f}x{row.peak_memory / 2**20:>10.0f}"
-            )
-    return "\n".join(rows)
-
-
-def format_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format lines on each model: size, work, regions, milliseconds by part."""
-    rows = []
-    for name, values in profiles.items():
-        milliseconds = values["milliseconds_by_part"]
-        parts = ", ".join(f"{part} {ms:.1f}" for part, ms in milliseconds.items())
-        regions = ", ".join(f"{count} for the {kind} head" for kind, count in values["regions"].items())
-        every_level = {"rpn head": "RPN", "heads": "heads"}[_every_level(milliseconds)]
-        rows.append(
-            f"{name}: {values['parameters']:,} parameters, {values['macs'] / 1e9:.1f} GMACs, "
-            f"{values['bytes'] / 2**20:.0f} MiB{f'; regions: {regions}' if regions else ''}\n"
-            f"  optimised torch, ms: {parts}; body, neck and {every_level} reach {values['share_of_peak']:.0%} of the"
-            " peak rate"
-        )
-    return "\n".join(rows)
-
-
-def _every_level(parts: Mapping[str, float]) -> str:
+def every_level(parts: Mapping[str, float]) -> str:
     """Return the name of the part that looks at every level: the RPN's head, or the only heads."""
     return "rpn head" if "rpn head" in parts else "heads"

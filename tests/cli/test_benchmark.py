@@ -8,13 +8,15 @@ import torch
 from detectors import tiny_detector
 
 import norton_det
+import norton_det.cli.benchmark
 from norton_det.analysis.complexity import count_detector
 from norton_det.analysis.roofline import Roofline
-from norton_det.cli import benchmark
 from norton_det.cli.benchmark import build_models
 from norton_det.cli.main import main
 from norton_det.config import load_config
-from norton_det.deploy.benchmark import Measured, format_latencies, format_profiles, profile
+from norton_det.deploy import benchmark
+from norton_det.deploy.benchmark import Measured, profile
+from norton_det.deploy.tables import format_latencies, format_profiles
 from norton_det.deploy.treatments import SHIPPED
 
 TINY = ["model.width=0.125", "model.fpn_channels=16", "model.box_channels=32"]
@@ -60,7 +62,7 @@ def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, mon
 
     monkeypatch.setattr(benchmark, "measure", measured)
     monkeypatch.setattr(benchmark, "profile", lambda *_: {})
-    monkeypatch.setattr(benchmark, "format_profiles", str)
+    monkeypatch.setattr(norton_det.cli.benchmark, "format_profiles", str)
     monkeypatch.setattr(benchmark, "time_by_part", lambda *_: {"resize": 1.0, "rest": 2.0})
     words = ["benchmark", "--config", "quickstart.yaml", "model.plan=none", *TINY, "--treatments", "torch"]
     assert main([*words, "--batch", "3", "--runs", "1", "--detections", "4", "--input-size", "64", "96"]) == 0
