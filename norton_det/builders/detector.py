@@ -209,11 +209,19 @@ def random_pair(config: Config) -> dict[str, Any]:
 
 def _from_detector(config: Config, weights: Weights, recovery: Recovery) -> BuiltModel:
     detector = detector_from_weights(weights, norm_eps=config.model.norm_eps)
+    _warn_of_another_size(config, weights)
     if weights.is_compressed:
         log.info("%s is compressed already: its structure is taken, model.plan is not applied", weights.source)
         return BuiltModel(detector)
     plan = resolve_plan(config)
     return _compressed(detector, plan, weights, recovery) if plan else BuiltModel(detector)
+
+
+def _warn_of_another_size(config: Config, weights: Weights) -> None:
+    told, configured = weights.told.get("min_size"), config.model.min_size
+    if told and configured and told[-1] != configured[-1]:
+        line = "model.min_size: %s is made for images of %d pixels, here they get %d; none leaves them as they are"
+        log.warning(line, weights.source, told[-1], configured[-1])
 
 
 def _from_backbone(

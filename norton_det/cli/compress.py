@@ -18,6 +18,7 @@ from norton_det.engine.distributed import find_device
 from norton_det.engine.folder import sole_run
 from norton_det.files import write_json
 from norton_det.models.persistence import model_from_weights, origin_of, save_weights, with_origin
+from norton_det.models.settings import read_settings
 from norton_det.models.weights import read_dense_weights
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,12 @@ LESS_MEMORY = "give it smaller --images, or fewer (--image-count)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_weights(parser, "a dense ResNet or detector")
-    parser.add_argument("--plan", required=True, help="a preset (norton-77), a JSON file, or the paper's notation")
+    parser.add_argument(
+        "--plan", required=True, help="a preset (norton-77), a JSON file, the paper's notation, or none (with --size)"
+    )
+    parser.add_argument(
+        "--size", type=int, help="make a detector for smaller images, whose shorter side has so many pixels"
+    )
     parser.add_argument("--rank", type=int, help="replace the rank of every decomposed layer")
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
     parser.add_argument("--images", help="restore on images without labels: a folder, or a dataset's name")
@@ -48,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
     """Write the compressed weights and, beside them, the report as JSON."""
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
-    require_at_least(args, steps=0, minutes=0, image_count=2)
+    require_at_least(args, steps=0, minutes=0, image_count=2, size=1)
+    if args.size and not (args.images and (args.steps or args.minutes)):
+        raise ValueError("--size: a detector has to learn smaller images; give it --images, and steps")
     dense = model_from_weights(read_dense_weights(*weights_words(args)), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):
@@ -67,6 +75,7 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
         steps=args.steps,
         minutes=args.minutes,
         seed=args.seed,
+        share=share_of(dense, args.size) if args.size else 1.0,
         device=find_device("auto"),
         checkpoint=unfinished,
     )
@@ -77,6 +86,16 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
         unfinished.unlink(missing_ok=True)
     print(format_report(report))
     print(f"weights: {args.output}\nreport:  {args.output.with_suffix('.json')}")
+
+
+def share_of(detector: nn.Module, size: int) -> float:
+    """Return a shorter side as a share of a detector's own. Raises ValueError for a larger one, and a classifier."""
+    sizes = read_settings(detector).get("min_size")
+    if sizes is None:
+        raise ValueError("--size: a classifier takes any size as it is; leave it out")
+    if size > sizes[-1]:
+        raise ValueError(f"--size {size}: the detector's own images have {sizes[-1]} pixels; name fewer")
+    return float(size / sizes[-1])
 
 
 def format_report(report: CompressionReport) -> str:

@@ -12,6 +12,7 @@ from norton_det.models.channels import STEM, Body
 from norton_det.models.parts import LINEAR_PART, PARTS
 from norton_det.names import did_you_mean
 
+NONE = "none"
 PRESETS = {
     "norton-43": "[0.]+[0.1]*3+[0.02]*16",
     "norton-47": "[0.]+[0.115]*3+[0.1]*16",
@@ -214,7 +215,8 @@ def parse_notation(text: str) -> list[float]:
 
 
 def load_plan(plan: PlanLike, body: Body, rank: int | None = None) -> CompressionPlan:
-    """Load a body's plan from a preset's name (also with `-all`), a JSON file, the notation, a mapping or a plan.
+    """Load a body's plan from a preset's name (also with `-all`), a JSON file, the notation, a mapping, a plan, or
+    `none` for one that changes nothing.
 
     `rank` replaces the rank of every decomposed layer of the body. Raises ValueError for an unknown name, bad
     content, or a plan that this body cannot have.
@@ -236,6 +238,8 @@ def _load(plan: PlanLike, body: Body) -> CompressionPlan:
     if isinstance(plan, Mapping):
         return CompressionPlan.from_dict(plan, body)
     text = str(plan)
+    if text == NONE:
+        return CompressionPlan()
     preset = text.removesuffix("-all")
     if preset in PRESETS:
         return _preset(preset, body, None if preset == text else WHOLE_DETECTOR)

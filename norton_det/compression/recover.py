@@ -41,6 +41,7 @@ from norton_det.models.device import device_of
 from norton_det.models.layout import to_channels_last
 from norton_det.models.parts import regions
 from norton_det.models.persistence import dropped_blocks
+from norton_det.models.smaller_images import for_smaller_images
 
 log = logging.getLogger(__name__)
 STEPS = 500
@@ -69,14 +70,20 @@ def compress_and_recover(
     steps: int = STEPS,
     minutes: float | None = None,
     seed: int = 0,
+    share: float = 1.0,
     device: torch.device | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
     """Run `compress`, then `recover` on the images, if there are any, on `device` (None: where the model is).
 
-    The report tells of both; the result lies where the model does. Raises ValueError as they do.
+    A detector is made for images of a `share` of its own size. The report tells of both; the result lies where the
+    model does. Raises ValueError as they do, and for a share of a classifier's images.
     """
     compressed, report = compress(model, plan, criterion, rank)
+    if share != 1:
+        if isinstance(model, ResNet):
+            raise ValueError("smaller images are for detectors; a classifier takes any size as it is")
+        compressed = for_smaller_images(compressed, share)
     if not len(images):
         return compressed, report
     home = device_of(model)
@@ -108,10 +115,11 @@ def recover(
 
     The parts are the stem, the blocks, and for a detector the neck, the RPN's convolutions or the towers, and the
     heads on regions; then comes the whole detector. Nothing is left worse than it was found, as measured on every
-    eighth image, which is held back.
+    eighth image, which is held back. A detector that was made `for_smaller_images` learns as a whole to see in them
+    what the dense one sees in its own; its parts are restored on the latter.
 
     Args:
-        compressed: what `compress` made of `dense`, on the device to work on.
+        compressed: what `compress` made of `dense`, on the device to work on; or `dense` for smaller images.
         dense: the teacher; not changed.
         images: float RGB (3, H, W) in 0 to 1, read one at a time, many times: a list, or a sequence that loads them.
         kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
@@ -141,7 +149,8 @@ def recover(
     trained = [index for index in range(len(images)) if index % HELD_BACK]
     with tempfile.TemporaryDirectory() as folder:
         key = "" if checkpoint is None else _key(compressed, dense, images, kept)
-        setting = {"steps": steps, "minutes": minutes, "seed": seed, "content": key}
+        size = None if isinstance(student, ResNet) else list(student.transform.min_size)
+        setting = {"steps": steps, "minutes": minutes, "seed": seed, "size": size, "content": key}
         part_seconds = math.inf if minutes is None else 60 * minutes * PARTS_TIME / _count_parts(student, kept)
         part_steps = math.ceil(steps / PART_SHARE)
         run = RecoveryRun(student, teacher, part_steps, part_seconds, seed, Path(folder), checkpoint, setting)
@@ -188,7 +197,7 @@ def _restore_parts(
     student, teacher = run.student, run.teacher
     pixels = run.new_file()
     for index in tqdm(order, desc="read images"):
-        pixels.append(_crop(_normalised(student, images[index].to(run.device)), run.seed + index))
+        pixels.append(_crop(_normalised(teacher, images[index].to(run.device)), run.seed + index))
     maps = Maps([pixels], [pixels], held)
     if kept is None:
         levels = run.pass_on(Part("body and neck", _Backbone(student), _Backbone(teacher)), maps)

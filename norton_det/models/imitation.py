@@ -6,6 +6,7 @@ where both agree, and each has one weight, the same for all kinds of detectors.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from norton_det.models.parts import regions
 from norton_det.models.precision import networks_in
+from norton_det.models.smaller_images import pyramid_at_places, said_at_places, share_of_images, shrink_batch
 
 PROPOSALS = 64
 """How many of the teacher's best proposals of each image both box heads look at."""
@@ -39,18 +41,42 @@ def imitation_losses(
 ) -> dict[str, Tensor]:
     """Return the weighted terms by name, scalars to be summed; networks run in `precision`, all else in float32.
 
-    Both are detectors of one kind in evaluation mode; the batch is what their transform makes of images.
+    Both are detectors of one kind in evaluation mode; the batch is what the teacher's transform makes of images. A
+    student `for_smaller_images` sees it shrunk, and is compared with what the teacher says of the same places.
     """
+    share = share_of_images(student, teacher)
+    seen = shrink_batch(batch, share)
     with networks_in(teacher, precision), networks_in(student, precision):
         with torch.no_grad():
-            wanted: Pyramid = teacher.backbone(batch.tensors)
-            wanted_places, proposals = _look(teacher, batch, wanted)
-        found: Pyramid = student.backbone(batch.tensors)
-        places, _ = _look(student, batch, found, propose=False)
+            pyramid: Pyramid = teacher.backbone(batch.tensors)
+            said, proposals = _look(teacher, batch, pyramid)
+        found: Pyramid = student.backbone(seen.tensors)
+        places, _ = _look(student, seen, found, propose=False)
+        with torch.no_grad():
+            wanted = pyramid_at_places(pyramid, found, share)
+            levels, ours = [*pyramid.values()], [*found.values()]
+            wanted_places = [said_at_places(values, levels, ours, share) for values in said]
         losses = {"pyramid": pyramid_loss(found, wanted), **_place_losses(places, wanted_places)}
         if proposals:
-            losses |= _region_losses(student, teacher, found, wanted, proposals, batch.image_sizes)
+            views = _View(student, found, seen, share), _View(teacher, pyramid, batch)
+            losses |= _region_losses(*views, proposals)
     return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+
+@dataclass(frozen=True)
+class _View:
+    """Holds a detector, its pyramid of a batch, and the share of the teacher's images that the batch's have."""
+
+    detector: Any
+    pyramid: Pyramid
+    batch: ImageList
+    share: float = 1.0
+
+    def say(self, kind: str, boxes: list[Tensor]) -> Any:
+        """Return what a head says of regions, which are given in pixels of the teacher's images."""
+        region = regions(self.detector)[kind]
+        own = [self.share * theirs for theirs in boxes]
+        return region.predictor(region.head(region.pooler(self.pyramid, own, self.batch.image_sizes)))
 
 
 def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
@@ -66,22 +92,28 @@ def pyramid_loss(student: Pyramid, teacher: Pyramid) -> Tensor:
 
 
 def _look(detector: Any, batch: ImageList, pyramid: Pyramid, propose: bool = True) -> tuple[Any, list[Tensor]]:
-    """Return what the dense head says of all places: logits (M, K), deltas (M, 4) and, for FCOS, centre logits (M,
-    1); for an R-CNN return the best proposals of each image too."""
+    """Return what the dense head says of all anchors: logits (N, M, K), deltas (N, M, 4) and, for FCOS, centre logits
+    (N, M, 1); for an R-CNN return the best proposals of each image too."""
     levels = list(pyramid.values())
     if not hasattr(detector, "rpn"):
         said = detector.head(levels)
         order = ("cls_logits", "bbox_regression", "bbox_ctrness")
-        return [said[name].flatten(0, 1) for name in order if name in said], []
+        return [said[name] for name in order if name in said], []
     if not propose:
-        return list(concat_box_prediction_layers(*detector.rpn.head(levels))), []
+        return _by_image(detector.rpn.head(levels)), []
     said = []
     hook = detector.rpn.head.register_forward_hook(lambda _, inputs, output: said.append(output))
     try:
         proposals, _ = detector.rpn(batch, pyramid)
     finally:
         hook.remove()
-    return list(concat_box_prediction_layers(*said[0])), [boxes[:PROPOSALS] for boxes in proposals]
+    return _by_image(said[0]), [boxes[:PROPOSALS] for boxes in proposals]
+
+
+def _by_image(said: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
+    """Return what an RPN's head says of all anchors, (N, M, 1) and (N, M, 4)."""
+    count = len(said[0][0])
+    return [values.reshape(count, -1, values.shape[1]) for values in concat_box_prediction_layers(*said)]
 
 
 def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
@@ -89,7 +121,7 @@ def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor
     there."""
     seen = wanted[0].sigmoid()
     mass = seen.sum().clamp_min(1)
-    best = seen.amax(1, keepdim=True)
+    best = seen.amax(-1, keepdim=True)
     losses = {
         "places": _binary_divergence(found[0], wanted[0]).sum() / mass,
         "place boxes": _weighted(F.l1_loss(found[1], wanted[1], reduction="none"), best),
@@ -99,30 +131,24 @@ def _place_losses(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor
     return losses
 
 
-def _region_losses(
-    student: Any, teacher: Any, found: Pyramid, wanted: Pyramid, proposals: list[Tensor], sizes: list[tuple[int, int]]
-) -> dict[str, Tensor]:
+def _region_losses(student: _View, teacher: _View, proposals: list[Tensor]) -> dict[str, Tensor]:
     """Return the losses of what the heads say of the same regions, which each detector pools from its own pyramid."""
-
-    def said(detector: Any, pyramid: Pyramid, kind: str, boxes: list[Tensor]) -> Any:
-        region = regions(detector)[kind]
-        return region.predictor(region.head(region.pooler(pyramid, boxes, sizes)))
-
     with torch.no_grad():
-        wanted_logits, wanted_deltas = said(teacher, wanted, "box", proposals)
-        boxes, _, labels = teacher.roi_heads.postprocess_detections(wanted_logits, wanted_deltas, proposals, sizes)
+        wanted_logits, wanted_deltas = teacher.say("box", proposals)
+        heads, sizes = teacher.detector.roi_heads, teacher.batch.image_sizes
+        boxes, _, labels = heads.postprocess_detections(wanted_logits, wanted_deltas, proposals, sizes)
         boxes, labels = ([best[:DETECTIONS] for best in found] for found in (boxes, labels))
-    logits, deltas = said(student, found, "box", proposals)
+    logits, deltas = student.say("box", proposals)
     likely = wanted_logits.softmax(-1)
     ours, theirs = (values.reshape(len(values), -1, 4)[:, 1:] for values in (deltas, wanted_deltas))
     losses = {
         "classes": F.kl_div(logits.log_softmax(-1), likely, reduction="batchmean"),
         "boxes": _weighted(F.l1_loss(ours, theirs, reduction="none"), likely[:, 1:, None]),
     }
-    for kind in (kind for kind in ("mask", "keypoint") if kind in regions(teacher) and any(map(len, boxes))):
+    for kind in (kind for kind in ("mask", "keypoint") if kind in regions(teacher.detector) and any(map(len, boxes))):
         with torch.no_grad():
-            target = said(teacher, wanted, kind, boxes)
-        maps = said(student, found, kind, boxes)
+            target = teacher.say(kind, boxes)
+        maps = student.say(kind, boxes)
         if kind == "mask":
             label = torch.cat(labels)
             every = torch.arange(len(label), device=label.device)

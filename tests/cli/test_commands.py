@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from detectors import tiny_classifier, tiny_detector
 from tiny_runs import SMALL, TINY, train
 
 from norton_det.cli import benchmark, quickstart
 from norton_det.cli.main import COMMANDS, main
+from norton_det.data.catalog import find_dataset, read_categories
+from norton_det.data.images import write_png
 from norton_det.models.persistence import save_weights
 
 pytestmark = pytest.mark.usefixtures("drawn_datasets")
@@ -147,6 +150,45 @@ def test_a_plan_that_compress_does_not_know_is_one_line(capsys):
     assert main(["compress", "--weights", "resnet.pth", "--plan", "norton-7", "--output", "o.pth"]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.endswith("did you mean 'norton-77'?") and not Path("o.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words", "told"),
+    [
+        ("fcos.pth", ["--size", "900"], "--size 900: the detector's own images have "),
+        ("fcos.pth", ["--size", "0"], "--size: at least 1"),
+        ("resnet.pth", ["--size", "100"], "--size: a classifier takes any size"),
+        ("fcos.pth", ["--size", "40", "--steps", "0"], "--size: a detector has to learn smaller images"),
+    ],
+)
+def test_a_size_that_cannot_be_learnt_is_one_line(weights, words, told, capsys):
+    save_weights(Path("resnet.pth"), tiny_classifier())
+    save_weights(Path("fcos.pth"), tiny_detector("fcos", "resnet18"))
+    Path("photos").mkdir()
+    for index in range(2):
+        write_png(Path(f"photos/{index}.png"), torch.zeros(3, 64, 80, dtype=torch.uint8))
+    start = ["compress", "--weights", weights, "--plan", "none", "--images", "photos", "--output", "o.pth"]
+    assert main([*start, *words]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"norton-det compress: {told}") and not Path("o.pth").exists()
+
+
+@pytest.mark.parametrize("configured", ["none", "64"])
+def test_a_detector_for_smaller_images_is_evaluated_at_its_size_unless_the_configuration_says_another(
+    configured, caplog
+):
+    """The configuration of the dense detector would show it larger images without a word."""
+    dense = tiny_detector("faster_rcnn", "resnet18", classes=7)
+    known = read_categories(find_dataset("shapes_val", "bbox"), "bbox")
+    dense.categories, dense.category_ids = list(known.names), list(known.ids)
+    save_weights(Path("dense.pth"), dense)
+    words = ["--images", "shapes_train", "--image-count", "4", "--steps", "1", "--output", "small.pth"]
+    assert main(["compress", "--weights", "dense.pth", "--plan", "none", "--size", "32", *words]) == 0
+    assert train(
+        "quickstart.yaml", "--eval-only", "model.weights=small.pth", f"model.min_size={configured}",
+        "model.max_size=none", "model.anchor_sizes=none",
+    ) == 0  # fmt: skip
+    assert ("is made for images of 32 pixels, here they get 64" in caplog.text) == (configured == "64")
 
 
 NOT_FITTING = "plan 'norton-77' is made for a ResNet-50's blocks, not for"

@@ -15,11 +15,13 @@ from norton_det.compression.activations import ActivationFile
 from norton_det.compression.compress import compress
 from norton_det.compression.distill import Distillation, distill, output_error, settle_statistics
 from norton_det.compression.plan import CompressionPlan, load_plan
-from norton_det.compression.recover import recover
+from norton_det.compression.recover import compress_and_recover, recover
 from norton_det.models.channels import read_body
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.parts import PARTS
-from norton_det.models.persistence import describe
+from norton_det.models.persistence import describe, detector_from_weights, save_weights
+from norton_det.models.settings import read_settings
+from norton_det.models.weights import read_weights
 
 PLAN = {"notation": "[0.]+[0.2]*19", "parts": dict.fromkeys(PARTS, 1) | {"box_head": 8}}
 HEADS = {
@@ -143,6 +145,28 @@ def test_a_detector_is_restored_to_its_heads(kind, images):
     assert sum(part.after < part.before for part in recovery) > len(recovery) / 4
     restored(images[:1])
     describe(restored)
+
+
+@pytest.mark.parametrize(("kind", "plan"), [("mask_rcnn", "none"), ("mask_rcnn", None), ("retinanet", None)])
+def test_a_detector_learns_smaller_images(kind, plan, images, tmp_path):
+    dense = detector(kind, images)
+    half = round(dense.transform.min_size[-1] / 2)
+    how = {"steps": 12, "checkpoint": tmp_path / "recovery.pth"}
+    restored, report = compress_and_recover(dense, plan or notation(dense), images[:9], share=0.5, **how)
+    assert restored.transform.min_size == (half,)
+    *parts, whole = report.recovery
+    assert whole.name == module.WHOLE and whole.after < whole.before
+    assert plan is None or all(part.before == 0 for part in parts)
+    path = tmp_path / "small.pth"
+    save_weights(path, restored)
+    assert read_settings(detector_from_weights(read_weights(path))) == read_settings(restored)
+    own, _ = compress_and_recover(dense, plan or notation(dense), images[:9], **how)  # the other's file is not taken
+    assert own.transform.min_size == dense.transform.min_size
+
+
+def test_smaller_images_are_nothing_for_a_classifier(network, images):
+    with pytest.raises(ValueError, match="a classifier takes any size as it is"):
+        compress_and_recover(network, PLAN, images, share=0.5)
 
 
 @pytest.mark.parametrize("body", ["resnext50_32x4d", "resnet101"])

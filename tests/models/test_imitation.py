@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from norton_det.models import imitation as module
 from norton_det.models.imitation import WEIGHTS, imitation_losses, pyramid_loss
 from norton_det.models.parts import regions
+from norton_det.models.smaller_images import for_smaller_images
 
 OF_PLACES = ["pyramid", "places", "place boxes"]
 OF_REGIONS = [*OF_PLACES, "classes", "boxes"]
@@ -56,6 +57,26 @@ def test_every_term_is_nothing_for_the_teacher_itself_and_reaches_every_paramete
 def said(detector, pyramid, kind, boxes, sizes):
     region = regions(detector)[kind]
     return region.predictor(region.head(region.pooler(pyramid, boxes, sizes)))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_student_of_smaller_images_learns_what_the_teacher_says_of_the_same_places(kind):
+    """The terms are the same ones, reach every parameter, and fall where nothing but the resolution differs."""
+    teacher = tiny_detector(kind)
+    student = for_smaller_images(teacher, 0.5).requires_grad_(True).eval()
+    batch = batch_of(teacher)
+    losses = imitation_losses(student, teacher, batch)
+    assert list(losses) == TERMS[kind]
+    before = torch.stack(list(losses.values())).sum()
+    before.backward()
+    assert all(p.grad is not None for p in student.parameters())
+    optimizer = torch.optim.Adam(student.parameters(), 1e-3)
+    for _ in range(8):
+        optimizer.zero_grad()
+        total = torch.stack(list(imitation_losses(student, teacher, batch).values())).sum()
+        total.backward()
+        optimizer.step()
+    assert total.item() < 0.9 * before.item()
 
 
 @torch.no_grad()
