@@ -162,7 +162,9 @@ def format_rows(rows: Mapping[str, Row], runtime: str) -> str:
 
 
 def _evaluate(weights: Path) -> None:
-    _command("train", "--config", CONFIG, "--eval-only", f"model.weights={weights}", f"output_dir={weights.parent}")
+    own = [f"model.{name}=none" for name in ("min_size", "max_size", "anchor_sizes")]
+    where = f"model.weights={weights}", f"output_dir={weights.parent}"
+    _command("train", "--config", CONFIG, "--eval-only", *where, *own)
 
 
 def _command(*words: Any) -> None:

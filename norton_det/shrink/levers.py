@@ -19,9 +19,7 @@ from norton_det.models.settings import read_settings, write_settings
 DENSE = "dense"
 """The name of the plan that changes nothing."""
 SIZES = (1.0, 0.85, 0.7, 0.6, 0.5)
-"""Sizes of images, in shares of the detector's own, at which times and agreement are measured."""
-FINE_SIZES = tuple(round(1 - 0.05 * step, 2) for step in range(11))
-"""Sizes to choose from; between the measured ones times and agreement are interpolated."""
+"""Sizes of images, in shares of the detector's own."""
 PROPOSALS = (1.0, 0.5, 0.3, 0.15)
 """Numbers of proposals of an R-CNN, in shares of its own."""
 LEAST_PROPOSALS = 10
@@ -46,10 +44,30 @@ class Choice:
     proposals: int
     precision: Precision
 
+    @property
+    def learnt(self) -> "Learnt":
+        """Return what a detector has to learn for this choice."""
+        return Learnt(self.plan, self.size)
+
     def __str__(self) -> str:
         proposals = f", {self.proposals} proposals" if self.proposals else ""
+        return f"{self.learnt}{proposals}, {self.precision}"
+
+
+@dataclass(frozen=True, order=True)
+class Learnt:
+    """Names a detector that was restored: a plan's name, and the size of images as a share of the detector's own."""
+
+    plan: str
+    size: float
+
+    def __str__(self) -> str:
         plan = "no plan" if self.plan == DENSE else f"plan {self.plan}"
-        return f"{plan}, images at {100 * self.size:.3g}%{proposals}, {self.precision}"
+        return f"{plan}, images at {100 * self.size:.3g}%"
+
+
+NOTHING = Learnt(DENSE, 1.0)
+"""The dense detector itself, which has nothing to learn."""
 
 
 def all_choices(

@@ -16,7 +16,7 @@ from norton_det.deploy.writing import files_of, write_model
 from norton_det.models.persistence import detector_from_weights, save_weights
 from norton_det.models.weights import read_weights
 from norton_det.shrink.bench import Built
-from norton_det.shrink.levers import DENSE
+from norton_det.shrink.levers import NOTHING, Learnt
 
 MINUTES = 5
 """Minutes of a plan's recovery, unless another length is asked for."""
@@ -36,19 +36,24 @@ class Recovery:
 
 
 def restored(
-    folder: Path, dense: nn.Module, name: str, plan: CompressionPlan, photos: Sequence[Tensor], recovery: Recovery
+    folder: Path,
+    dense: nn.Module,
+    learnt: Learnt,
+    plan: CompressionPlan,
+    photos: Sequence[Tensor],
+    recovery: Recovery,
 ) -> nn.Module:
-    """Return the detector of a plan, compressed and restored on the photos, or the dense one if nothing changes.
+    """Return the detector of a plan for a size of images, compressed and restored on the photos, or the dense one.
 
     It is kept in the folder, where the next call finds it; a recovery that was stopped goes on.
     """
-    if name == DENSE:
+    if learnt == NOTHING:
         return dense
-    path = folder / f"plan {name}, {recovery}.pth"
+    path = folder / f"{learnt}, {recovery}.pth"
     if not path.is_file():
         unfinished = path.with_suffix(".recovery.pth")
         how: dict[str, Any] = {"steps": recovery.steps, "minutes": recovery.minutes, "seed": recovery.seed}
-        compressed, _ = compress_and_recover(dense, plan, photos, checkpoint=unfinished, **how)
+        compressed, _ = compress_and_recover(dense, plan, photos, share=learnt.size, checkpoint=unfinished, **how)
         save_weights(path, compressed)
         unfinished.unlink(missing_ok=True)
     detector: nn.Module = detector_from_weights(read_weights(path))

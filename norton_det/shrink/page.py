@@ -88,19 +88,21 @@ def _points(options: Sequence[Option]) -> list[tuple[float, float]]:
 
 def _plans(family: Family, made: Sequence[Option]) -> str:
     """Return a table of the plans: what each leaves out, and which of them were restored."""
-    restored = {option.choice.plan for option in made}
+    sizes = {name: [f"{o.choice.size:.0%}" for o in made if o.choice.plan == name] for name in family.plans}
     rows = [
         [
             name,
             f"{family.errors[name]:.3f}",
             ", ".join(plan.dropped) or "-",
             ", ".join(f"{part} {rank}" for part, rank in plan.parts.items()) or "-",
-            "yes" if name in restored else "no",
+            ", ".join(dict.fromkeys(sizes[name])) or "-",
         ]
         for name, plan in family.plans.items()
     ]
-    told = "The best plan for each share of MACs; a plan is restored only if it is predicted to be worth it."
-    return note(told) + table(["MACs", "predicted error", "blocks left out", "ranks of parts", "restored"], rows)
+    told = "The best plan for each share of MACs; it is restored for images of a size if that is predicted to be worth it."
+    return note(told) + table(
+        ["MACs", "predicted error", "blocks left out", "ranks of parts", "made for images of"], rows
+    )
 
 
 def _int8(report: Int8Report) -> str:

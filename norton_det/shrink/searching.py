@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Mapping
 
 from norton_det.shrink.choosing import Goal, Option, best
 from norton_det.shrink.costs import Costs
-from norton_det.shrink.levers import DENSE, Choice
+from norton_det.shrink.levers import NOTHING, Choice
 from norton_det.shrink.quality import Quality
 
 RECOVERIES = 3
-"""The most plans that are recovered for one goal: recovery takes most of the time."""
+"""The most detectors that are restored for one goal: recovery takes most of the time."""
 ATTEMPTS = 6
 """The most files that are made for one goal."""
 
@@ -28,25 +28,25 @@ def search(
 ) -> dict[Choice, Option]:
     """Make choices until one meets the goal and none is predicted to be clearly better; return all that were made.
 
-    What was `made` before counts too, also for another goal. If a choice without a plan is predicted to be enough, it
-    is made first, as it takes no recovery; a later one must then be better.
+    What was `made` before counts too, also for another goal. If a choice that has nothing to learn is predicted to be
+    enough, it is made first, as it takes no recovery; a later one must then be better.
     """
     made = dict(made)
     before = set(made)
-    recovered = {choice.plan for choice in made} | {DENSE}
-    plans = len(recovered) + RECOVERIES
+    restored = {choice.learnt for choice in made} | {NOTHING}
+    most = len(restored) + RECOVERIES
     while len(made) < len(before) + ATTEMPTS:
         kept = best(made.values(), goal)
         options = predicted(
             [
                 choice
                 for choice in choices
-                if choice not in made and (choice.plan in recovered or len(recovered) < plans)
+                if choice not in made and (choice.learnt in restored or len(restored) < most)
             ],
             costs.corrected(made.values()),
             quality.corrected(made.values()),
         )
-        plain = [option for option in options if option.choice.plan == DENSE]
+        plain = [option for option in options if option.choice.learnt == NOTHING]
         candidate = (best(plain, goal) if kept is None else None) or best(options, goal)
         if candidate is None:
             if kept or set(made) - before or not options:
@@ -55,5 +55,5 @@ def search(
         elif kept and not goal.is_clearly_better(candidate, kept):
             break
         made[candidate.choice] = make(candidate.choice)
-        recovered.add(candidate.choice.plan)
+        restored.add(candidate.choice.learnt)
     return made

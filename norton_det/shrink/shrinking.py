@@ -22,7 +22,7 @@ from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
 from norton_det.shrink.family import Family, find_family, find_smallest
 from norton_det.shrink.instruments import Instruments, set_up
-from norton_det.shrink.levers import DENSE, FINE_SIZES, Choice, all_choices, proposal_counts
+from norton_det.shrink.levers import DENSE, SIZES, Choice, all_choices, proposal_counts
 from norton_det.shrink.making import Recovery
 from norton_det.shrink.measuring import measure_dense, measure_fastest, measure_plans
 from norton_det.shrink.memory import Memory
@@ -51,7 +51,7 @@ class Asked:
     runtime: Runtime
     precisions: Sequence[Precision]
     recovery: Recovery
-    sizes: Sequence[float] = FINE_SIZES
+    sizes: Sequence[float] = SIZES
     among: Callable[[Choice], bool] = lambda choice: True
 
 
@@ -131,7 +131,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
     before, after = workshop.make(shipped), workshop.make(_best_or_nearest(made, asked.goal).choice)
     _copy(after.path, output)
     quantised = after.option.choice if after.option.choice.precision == "int8" else before.option.choice
-    int8 = workshop.int8(quantised.plan) if "int8" in asked.precisions else None
+    int8 = workshop.int8(quantised.learnt) if "int8" in asked.precisions else None
     return Result(
         before=before,
         after=after,

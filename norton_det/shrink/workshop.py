@@ -13,7 +13,7 @@ from norton_det.shrink.bench import points
 from norton_det.shrink.choosing import Option
 from norton_det.shrink.family import Family, seen_size
 from norton_det.shrink.instruments import Instruments
-from norton_det.shrink.levers import DENSE, Choice, set_levers
+from norton_det.shrink.levers import DENSE, NOTHING, Choice, Learnt, set_levers
 from norton_det.shrink.making import Recovery, file_size, load, restored, write
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.quantising import Int8Report
@@ -72,9 +72,9 @@ class Workshop:
         self.memory.expect(2)
 
         def written() -> dict[str, Any]:
-            detector = self._restored(choice.plan)
+            detector = self._restored(choice.learnt)
             changed = set_levers(detector, self.dense, choice.size, choice.proposals)
-            recipe = self.int8(choice.plan).recipe if choice.precision == "int8" else PLAIN
+            recipe = self.int8(choice.learnt).recipe if choice.precision == "int8" else PLAIN
             write(changed, path, choice.precision, self.tools.recipes.photos, recipe)
             counts = total(count_detector(changed, *seen_size(changed, self.photos[0])))
             return {"parameters": counts.parameters, "macs": counts.macs, "bytes": file_size(path)}
@@ -108,13 +108,12 @@ class Workshop:
             path,
         )
 
-    def int8(self, plan: str) -> Int8Report:
-        """Return the best recipe to quantise the detector of a plan, and what it costs."""
-        name = DENSE if plan == DENSE else f"plan {plan}; {self.recovery}"
-        return self.tools.recipes.of(name, lambda: self._restored(plan))
+    def int8(self, learnt: Learnt) -> Int8Report:
+        """Return the best recipe to quantise a restored detector, and what it costs."""
+        return self.tools.recipes.of(self._with_recovery(learnt), lambda: self._restored(learnt))
 
     def known(self) -> dict[Choice, Option]:
-        """Return the options that were made before; those with a plan must have had the same recovery."""
+        """Return the options that were made before; those that had to learn must have had the same recovery."""
         seen = self.memory.known("measured: ")
         options = [self._option(value) for value in seen.values()]
         return {
@@ -123,11 +122,15 @@ class Workshop:
             if option.choice.plan in self.family.plans and self._name(option.choice) in seen
         }
 
-    def _restored(self, plan: str) -> nn.Module:
-        return restored(self.memory.folder, self.dense, plan, self.family.plans[plan], self.photos, self.recovery)
+    def _restored(self, learnt: Learnt) -> nn.Module:
+        plan = self.family.plans[learnt.plan]
+        return restored(self.memory.folder, self.dense, learnt, plan, self.photos, self.recovery)
 
     def _name(self, choice: Choice) -> str:
-        return str(choice) if choice.plan == DENSE else f"{choice}; {self.recovery}"
+        return str(choice) if choice.learnt == NOTHING else f"{choice}; {self.recovery}"
+
+    def _with_recovery(self, learnt: Learnt) -> str:
+        return DENSE if learnt == NOTHING else f"{learnt}; {self.recovery}"
 
     def _option(self, seen: dict[str, Any]) -> Option:
         return Option(Choice(**seen["choice"]), seen["typical"] * self.tools.stopwatch.unit, seen["agreement"])

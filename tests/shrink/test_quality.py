@@ -1,40 +1,58 @@
 """Predicted agreement."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
 from norton_det.shrink.choosing import Option
-from norton_det.shrink.levers import DENSE, Choice
-from norton_det.shrink.quality import Quality
+from norton_det.shrink.levers import DENSE, NOTHING, Choice, Learnt
+from norton_det.shrink.quality import STEEPNESS, Quality
 
 ERRORS = {"small": 0.8, "middle": 0.4, "large": 0.1, DENSE: 0.0}
 
 
-def quality(recovered=None):
+def quality(restored=None):
     return Quality(
-        {1.0: 1.0, 0.5: 0.8}, {100: 1.0, 30: 0.9}, {"float32": 1.0, "int8": 0.95}, ERRORS, dict(recovered or {})
+        {1.0: 1.0, 0.5: 0.4}, {100: 1.0, 30: 0.9}, {"float32": 1.0, "int8": 0.95}, ERRORS, dict(restored or {})
     )
 
 
-def test_shares_multiply_and_sizes_are_interpolated():
-    assert quality().predict(Choice(DENSE, 0.75, 30, "int8")) == pytest.approx(100 * 0.9 * 0.9 * 0.95)
+def test_shares_multiply_and_what_is_learnt_keeps_more_than_it_would_lose():
+    assert quality().predict(Choice(DENSE, 1.0, 30, "int8")) == pytest.approx(100 * 0.9 * 0.95)
+    smaller = quality().predict(Choice(DENSE, 0.75, 30, "int8")) / (100 * 0.9 * 0.95)
+    assert smaller == pytest.approx(0.7 ** STEEPNESS[1])  # 0.7 is half the way from 0.4 to 1
 
 
-def test_a_plan_of_more_error_is_never_predicted_to_agree_more():
-    for recovered in ({}, {"middle": 0.7}, {"small": 0.9, "large": 0.9}, {"large": 0.6}):
-        shares = [quality(recovered).plan(name) for name in ERRORS]
+@pytest.mark.parametrize("restored", [{}, {"middle": 0.7}, {"small": 0.9, "large": 0.9}, {"large": 0.6}])
+@pytest.mark.parametrize("restored_at", [1.0, 0.5])
+def test_what_loses_more_before_is_never_predicted_to_agree_more(restored, restored_at):
+    seen = quality({Learnt(plan, restored_at): share for plan, share in restored.items()})
+    for size in (1.0, 0.8, 0.5):
+        shares = [seen.share(Learnt(name, size)) for name in ERRORS]
         assert shares == sorted(shares)
-        assert shares[-1] == 1
+    for name in ERRORS:
+        assert all(
+            small <= large for small, large in pairwise(seen.share(Learnt(name, size)) for size in (0.5, 0.8, 1.0))
+        )
+    assert seen.share(NOTHING) == 1
 
 
-def test_the_curve_goes_through_what_a_recovered_plan_showed():
-    seen = quality().corrected([Option(Choice("middle", 0.5, 30, "int8"), 1.0, 100 * 0.7 * 0.8 * 0.9 * 0.95)])
-    assert seen.plan("middle") == pytest.approx(0.7)
+def test_the_curve_goes_through_what_a_restored_detector_showed():
+    seen = quality().corrected([Option(Choice("middle", 1.0, 30, "int8"), 1.0, 100 * 0.7 * 0.9 * 0.95)])
+    assert seen.share(Learnt("middle", 1.0)) == pytest.approx(0.7)
     assert seen.predict(Choice("middle", 1.0, 100, "float32")) == pytest.approx(70)
-    assert seen.plan("small") == pytest.approx(0.7 ** (0.8 / 0.4))
-    assert seen.steepness == pytest.approx(-math.log(0.7) / 0.4)
+    assert seen.share(Learnt("small", 1.0)) == pytest.approx(0.7 ** (0.8 / 0.4), rel=1e-3)
+    assert seen.steepness == pytest.approx((-math.log(0.7) / 0.4, STEEPNESS[1]), rel=1e-3)
+    assert seen.share(Learnt(DENSE, 0.5)) == pytest.approx(0.4 ** STEEPNESS[1])
 
 
-def test_what_the_dense_detector_showed_says_nothing_of_plans():
-    assert quality().corrected([Option(Choice(DENSE, 0.5, 30, "int8"), 1.0, 10.0)]) == quality()
+def test_plans_and_sizes_are_told_apart():
+    seen = quality({Learnt("middle", 1.0): 0.7, Learnt(DENSE, 0.5): 0.8, Learnt("large", 0.5): 0.732})
+    of_plan, of_size = seen.steepness
+    assert of_plan == pytest.approx(-math.log(0.7) / 0.4, rel=0.05)
+    assert of_size == pytest.approx(math.log(0.8) / math.log(0.4), rel=0.05)
+
+
+def test_what_the_dense_detector_showed_says_nothing_of_what_is_learnt():
+    assert quality().corrected([Option(Choice(DENSE, 1.0, 30, "int8"), 1.0, 10.0)]) == quality()

@@ -5,11 +5,11 @@ from test_costs import COUNTS, machine, measured
 from test_quality import quality
 
 from norton_det.shrink.choosing import Deadline, LeastAgreement, Option, best
-from norton_det.shrink.levers import DENSE, FINE_SIZES, all_choices
+from norton_det.shrink.levers import DENSE, SIZES, Learnt, all_choices
 from norton_det.shrink.quality import Quality
 from norton_det.shrink.searching import ATTEMPTS, search
 
-CHOICES = all_choices(["half", DENSE], FINE_SIZES, COUNTS, ["float32", "int8"])
+CHOICES = all_choices(["half", DENSE], SIZES, COUNTS, ["float32", "int8"])
 COSTS = measured()
 
 
@@ -21,7 +21,7 @@ class World:
     """What files really take and do: slower than predicted, and with plans of a certain share."""
 
     def __init__(self, slower=1.0, share=0.9):
-        self.slower, self.truth, self.asked = slower, known({"half": share}), []
+        self.slower, self.truth, self.asked = slower, known({Learnt("half", 1.0): share}), []
 
     def make(self, choice):
         self.asked.append(choice)
