@@ -99,7 +99,7 @@ def _plans(family: Family, made: Sequence[Option]) -> str:
         ]
         for name, plan in family.plans.items()
     ]
-    told = "The best plan for each share of MACs; it is restored for images of a size if that is predicted to be worth it."
+    told = "The best plan for each share of MACs, and the sizes of images for which it was restored."
     return note(told) + table(
         ["MACs", "predicted error", "blocks left out", "ranks of parts", "made for images of"], rows
     )
