@@ -55,13 +55,15 @@ def compress(
     rank: int | None = None,
     criterion: Criterion = "pabs",
     images: Sequence[Tensor] = (),
+    share: float = 1.0,
 ) -> tuple[nn.Module, CompressionReport]:
     """Return a compressed copy of a ResNet or of a detector on one, trained or not, and the report.
 
     `plan` is a preset's name (`norton-43` to `norton-77`, for a whole detector with `-all`), the paper's notation, a
-    JSON file, or a `CompressionPlan`; `rank` replaces the rank of every decomposed layer of the body. With `images`,
-    float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them as `recover` does, the
-    dense one as its teacher. Raises ValueError for a plan or a model that does not fit.
+    JSON file, a `CompressionPlan`, or `none`; `rank` replaces the rank of every decomposed layer of the body. With
+    `images`, float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them as `recover`
+    does, the dense one as its teacher; a detector may learn images of a `share` of its own size. Raises ValueError
+    for a plan or a model that does not fit.
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 
@@ -71,7 +73,7 @@ def compress(
         >>> sum(p.numel() for p in compressed.parameters())
         5885736
     """
-    return compress_and_recover(model, plan, images, criterion, rank=rank)
+    return compress_and_recover(model, plan, images, criterion, rank=rank, share=share)
 
 
 def build_detector(
