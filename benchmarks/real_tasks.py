@@ -4,8 +4,9 @@
 
 DATA has a folder a task with `images`, `train.json` and `val.json`; the weights are those of a ResNet-50 of half
 width, trained on photos. Trains the dense detectors; compresses each by the plans, restores it on training images
-without reading a label, measures AP; then the same with fewer and with more images, with more steps, with the other
-criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page docs/without_labels.md.
+without reading a label, measures AP; then the same for smaller images, with fewer and with more photos, with more
+steps, with the other criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page
+docs/without_labels.md.
 What stands in the folder already is not made again.
 """
 
@@ -25,6 +26,7 @@ from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.compression.recover import STEPS
 from norton_det.files import write_json
+from norton_det.shrink.levers import size_settings
 
 PLANS = {
     **{name: ["--plan", name, "--rank", "1"] for name in ("norton-43", "norton-47", "norton-59", "norton-69")},
@@ -35,6 +37,8 @@ SEARCHED = {"searched, half the MACs": "macs=0.5"}
 IMAGES = 200
 LONGER = 4
 COUNTS = (50, 100, 200)
+SHARES = (0.7, 0.5)
+"""Of the size of images."""
 FINE_TUNED = {"norton-59": (0.5,), "norton-77": (0.1, 0.5, 1.0)}
 FINE_RATE = {"compressed": 1.0, "restored": 0.2}
 """Of the dense detector's learning rate: a larger one first destroys what recovery gave."""
@@ -147,8 +151,15 @@ class Place:
             words = ["--images", images, "--image-count", count] if images else []
             run("compress", "--weights", self.dense, *plan, *words, "--seed", seed, "--output", weights, *more)
             write_json(timing, round(time.perf_counter() - started))
-        found = self.train(folder, "--eval-only", f"model.weights={weights}")
+        own = [f"model.{setting}=none" for setting in ("min_size", "max_size", "anchor_sizes")]
+        found = self.train(folder, "--eval-only", f"model.weights={weights}", *own)
         return {**found, **self.size(weights), "seconds": json.loads(timing.read_text())}
+
+    def shown_smaller(self, share: float) -> dict[str, Any]:
+        """AP of the dense detector on images of a share of its size, which it has not learnt."""
+        sizes = size_settings(load_detector(self.dense), share)
+        words = f"model.min_size={list(sizes['min_size'])}", f"model.max_size={sizes['max_size']}"
+        return self.train(self.path_of(f"dense, {share}"), "--eval-only", f"model.weights={self.dense}", *words)
 
     def search(self, name: str, budget: str, images: Path) -> list[str]:
         """A plan for a budget."""
@@ -204,6 +215,18 @@ def measure_images(place: Place, seeds: range, foreign: Path | None) -> None:
             note(place.name, "images", "foreign too", seed, row)
 
 
+def measure_sizes(place: Place, seeds: range) -> None:
+    """The dense detector and `norton-77` for smaller images: as it is, and taught on IMAGES images."""
+    images = place.photos(IMAGES)
+    for share in SHARES:
+        [pixels] = size_settings(load_detector(place.dense), share)["min_size"]
+        note(place.name, "sizes", f"{share:.0%}, not learnt", 0, place.shown_smaller(share))
+        for name, plan in {"": ["--plan", "none"], ", `norton-77`": PLANS["norton-77"]}.items():
+            for seed in seeds:
+                row = place.compress(f"{pixels} pixels{name}", plan, images, seed, "--size", pixels)
+                note(place.name, "sizes", f"{share:.0%}{name}", seed, row)
+
+
 def measure_longer(place: Place, seeds: range) -> None:
     """`norton-77` with LONGER times the steps, on all training images."""
     steps, count = LONGER * STEPS, len(place.photo_names)
@@ -233,7 +256,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("output/real_tasks"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
-    parts = ("plans", "criterion", "images", "longer", "fine-tuning")
+    parts = ("plans", "criterion", "images", "sizes", "longer", "fine-tuning")
     parser.add_argument("--parts", nargs="*", choices=parts, default=parts, metavar="PART")
     plans = [*PLANS, *SEARCHED]
     parser.add_argument("--plans", nargs="+", choices=plans, default=plans, metavar="PLAN")
@@ -251,6 +274,8 @@ def main() -> None:
             measure_criterion(place, seeds)
         if "images" in args.parts:
             measure_images(place, seeds, args.foreign)
+        if "sizes" in args.parts:
+            measure_sizes(place, seeds)
         if "longer" in args.parts:
             measure_longer(place, seeds)
         if "fine-tuning" in args.parts:

@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent.parent / "docs/without_labels"
 FINDINGS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 OTHER_PARTS = {
     "images": "`norton-77` on images: {}",
+    "sizes": "images of {}",
     "longer": "`norton-77` in {}",
     "deviation": "{}, by the criterion `deviation`",
     "fine-tuned, compressed": "fine-tuned with labels from compressed: {} of the schedule",
