@@ -1,6 +1,7 @@
 """Offers the public functions, which join models, compression and deployment without any configuration."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.deploy.throughput import detect_stream, for_many
 from norton_det.deploy.writing import FilePrecision, export_file
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
+from norton_det.evaluation.consensus import VIEWS, Shown, consensus
 from norton_det.evaluation.inference import find
 from norton_det.models.categories import categories_of, keypoints_of
 from norton_det.models.device import device_of
@@ -31,6 +33,7 @@ from norton_det.models.persistence import detector_from_weights, resnet_from_wei
 from norton_det.models.structure import named_structure
 from norton_det.models.weights import read_weights
 
+log = logging.getLogger(__name__)
 __all__ = [
     "agreement",
     "build_detector",
@@ -151,15 +154,30 @@ def export(
 def agreement(reference: Any, detector: Any, images: Sequence[Tensor], score: float = SCORE) -> Agreement:
     """Compute how far a detector agrees with a reference, such as the dense one that it was made from.
 
-    It is AP, in points, against the reference's findings of at least this score, taken as the truth, on images
-    without labels, float RGB (3, H, W) in 0 to 1, on which neither was fitted or restored. Both are detectors in
-    memory, optimised or of an exported file. Categories are matched by name; masks or keypoints count where both find
-    them. Raises ValueError for no common category, other keypoints, and a reference that finds nothing.
+    It is AP against what the reference is sure of, in percent of the reference's own: the truth is what it finds with
+    at least this score, on average, in views of each image. The images have no labels, float RGB (3, H, W) in 0 to 1,
+    and neither was fitted or restored on them. Both are detectors in memory, optimised or of an exported file.
+    Categories are matched by name; masks or keypoints count where both find them. Raises ValueError for no common
+    category, other keypoints, and a reference that finds nothing.
     """
-    return agreement_of(findings_of(reference, images, "reference"), findings_of(detector, images, "detector"), score)
+    own, truth = reference_findings(reference, images, score)
+    return agreement_of(own, findings_of(detector, images, "detector"), score, truth=truth)
 
 
-def findings_of(detector: Any, images: Sequence[Tensor], name: str) -> Findings:
+def reference_findings(detector: Any, images: Sequence[Tensor], score: float = SCORE) -> tuple[Findings, Findings]:
+    """Return what a detector finds on images, and what it is sure of: the consensus of their views.
+
+    Where these have nothing in common, that is what it finds.
+    """
+    shown = [Shown(images, view) for view in VIEWS]
+    found = [findings_of(detector, view, f"reference, view {number}") for number, view in enumerate(shown, start=1)]
+    truth = consensus(found, shown, score)
+    if not truth.results:
+        log.warning("the reference finds nothing again in a mirrored or smaller image: what it finds is the truth")
+    return found[0], truth if truth.results else found[0]
+
+
+def findings_of(detector: Any, images: Iterable[Tensor], name: str) -> Findings:
     """Return what a detector of any kind finds, in evaluation mode, on the device where it is."""
     network = detector.detector if isinstance(detector, TorchDetector) else detector
     if not isinstance(network, nn.Module):

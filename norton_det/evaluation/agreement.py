@@ -104,19 +104,27 @@ def collect(outputs: Iterable[Mapping[str, Any]], categories: Categories) -> Fin
 
 
 def agreement_of(
-    reference: Findings, detector: Findings, score: float = SCORE, resamples: int = RESAMPLES, seed: int = 0
+    reference: Findings,
+    detector: Findings,
+    score: float = SCORE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    truth: Findings | None = None,
 ) -> Agreement:
     """Compute how far a detector agrees with a reference on the same images, on which neither was fitted.
 
-    Only categories that both know count; others are named in a warning. The interval comes from `resamples` draws of
-    the images, by `seed`.
+    Without a `truth`, the reference's findings are the truth. With one, such as the `consensus` of what the reference
+    finds in several views, AP against it is given in shares of the reference's own, which then is 100 too. Only
+    categories that both know count; others are named in a warning. The interval comes from `resamples` draws of the
+    images, by `seed`.
 
     Raises ValueError for no common category, other keypoints, and a reference that finds nothing from `score` on.
     """
     if reference.images != detector.images:
         raise ValueError(f"findings on {detector.images} images, expected {reference.images}, the reference's")
     labels = _common_labels(reference.categories, detector.categories)
-    objects = [r for r in reference.results if r["score"] >= score and r["category_id"] in labels.values()]
+    seen = (truth or reference).results
+    objects = [r for r in seen if r["score"] >= score and r["category_id"] in labels.values()]
     if not objects:
         told = f"the reference finds nothing of a score of at least {score:g} on {reference.images} images"
         raise ValueError(f"{told}: name other images, or a lower score")
@@ -125,19 +133,22 @@ def agreement_of(
     by_image, by_category = (Counter(r[key] for r in objects) for key in ("image_id", "category_id"))
 
     def measured(task: Task) -> TaskAgreement:
-        truth = _as_truth(objects, task, reference.images, names)
+        true = _as_truth(objects, task, reference.images, names)
         sigmas = _common_sigmas(reference.categories, detector.categories) if task == "keypoints" else None
         most = max(most_detections(task), *Counter((r["image_id"], r["category_id"]) for r in objects).values())
-        comparison = compare(truth, [r for r in found if _area(r, task)], task, sigmas, most)
-        matches = read_matches(comparison)
-        metrics = {name: value for name, value in summarize(comparison).items() if name.startswith("AP")}
-        aps = resampled_aps(matches, comparison.params.recThrs, resamples, seed)
-        return TaskAgreement(
-            metrics=metrics,
-            interval=_interval(metrics["AP"], np.fromiter(aps, float)),
-            by_category={name: ap for name, ap in average_precisions(comparison).items() if not math.isnan(ap)},
-            by_image=f1_by_image(matches, score),
-        )
+
+        def against_truth(results: list[Record]) -> _Against:
+            comparison = compare(true, [r for r in results if _area(r, task)], task, sigmas, most)
+            matches = read_matches(comparison)
+            aps = np.fromiter(resampled_aps(matches, comparison.params.recThrs, resamples, seed), float)
+            by_category = {name: ap for name, ap in average_precisions(comparison).items() if not math.isnan(ap)}
+            metrics = {name: value for name, value in summarize(comparison).items() if name.startswith("AP")}
+            return _Against(metrics, by_category, aps, tuple(f1_by_image(matches, score)))
+
+        own = against_truth(found)
+        if truth is not None:
+            own = own.in_shares_of(against_truth([r for r in reference.results if r["category_id"] in names]))
+        return TaskAgreement(own.metrics, _interval(own.metrics["AP"], own.resampled), own.by_category, own.by_image)
 
     tasks: list[Task] = ["bbox"]
     if reference.task == detector.task != "bbox":
@@ -150,10 +161,37 @@ def agreement_of(
     )
 
 
+@dataclass(frozen=True)
+class _Against:
+    """Holds a detector's AP against a truth: by metric, by category, and on images drawn anew; and F1 by image."""
+
+    metrics: dict[str, float]
+    by_category: dict[str, float]
+    resampled: NDArray[np.float64]
+    by_image: tuple[float, ...]
+
+    def in_shares_of(self, reference: "_Against") -> "_Against":
+        """Return the same in percent of a reference's; NaN where the reference has nothing."""
+
+        def shares(own: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:
+            return {name: 100 * value / whole[name] if whole[name] else math.nan for name, value in own.items()}
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            resampled = 100 * self.resampled / reference.resampled
+        metrics, by_category = (
+            shares(self.metrics, reference.metrics),
+            shares(self.by_category, reference.by_category),
+        )
+        return replace(self, metrics=metrics, by_category=by_category, resampled=resampled)
+
+
 def _interval(ap: float, resampled: NDArray[np.float64]) -> tuple[float, float]:
     """Return the middle 95 % of AP on images drawn anew, moved to lie around AP. (In rare categories, an image that
     is drawn twice raises its own AP.)"""
-    low, high = np.clip(ap + np.nanpercentile(resampled, [2.5, 97.5]) - np.nanmean(resampled), 0, 100).tolist()
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled):
+        return math.nan, math.nan
+    low, high = np.clip(ap + np.percentile(resampled, [2.5, 97.5]) - resampled.mean(), 0, max(100, ap)).tolist()
     return low, high
 
 

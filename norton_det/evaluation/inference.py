@@ -75,7 +75,7 @@ def run_inference(
 
 @torch.inference_mode()
 def find(
-    detector: Detector, images: Sequence[Tensor], categories: Categories, device: torch.device, name: str = "detect"
+    detector: Detector, images: Iterable[Tensor], categories: Categories, device: torch.device, name: str = "detect"
 ) -> Findings:
     """Collect what a detector in evaluation mode finds on images (3, H, W); `name` labels the bar."""
 

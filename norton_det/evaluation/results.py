@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def to_results(image_id: int, output: Mapping[str, Any], categories: Categories,
             continue
         result = {"image_id": image_id, "category_id": categories.ids[label], "bbox": box, "score": score}
         if task == "segm":
-            result["segmentation"] = output["rle"][number] if "rle" in output else _to_rle(output["masks"][number])
+            result["segmentation"] = output["rle"][number] if "rle" in output else _encode(output["masks"][number])
         if task == "keypoints":
             points = output["keypoints"][number].detach().float().cpu()
             if categories.keypoints and len(points) != categories.keypoints.count:
@@ -81,9 +82,14 @@ def to_output(results: Sequence[Mapping[str, Any]], categories: Categories) -> d
     return output
 
 
-def _to_rle(mask: Tensor) -> dict[str, Any]:
-    """Encode where a (1, H, W) mask exceeds 0.5 as an RLE with text counts."""
-    encoded = rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8)))
+def _encode(mask: Tensor) -> dict[str, Any]:
+    """Encode where a mask (1, H, W) exceeds 0.5."""
+    return encode_mask((mask[0] > 0.5).cpu().numpy())
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Encode a mask (H, W) as an RLE with text counts."""
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 

@@ -1,6 +1,7 @@
 """Measures a detector: builds it for the runtime that will run it, times its calls, computes its agreement."""
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -128,18 +129,31 @@ def at_size(built: Built, detector: nn.Module, share: float) -> Built:
     return changed
 
 
-def agreement_with(reference: Findings, built: Built, photos: Sequence[Tensor], **how: int) -> Agreement:
-    """Compute the agreement of a detector with what the dense one found on the photos."""
+@dataclass(frozen=True)
+class Reference:
+    """Holds what the dense detector finds on photos, and what it is sure of, which is taken as the truth."""
+
+    own: Findings
+    truth: Findings
+
+    def first(self, count: int) -> "Reference":
+        """Return what was found on the first photos."""
+        return Reference(_first_images(self.own, count), _first_images(self.truth, count))
+
+
+def agreement_with(reference: Reference, built: Built, photos: Sequence[Tensor], **how: int) -> Agreement:
+    """Compute the agreement of a detector with the dense one on the photos."""
     with torch.inference_mode():
-        return agreement_of(reference, findings_of(built, photos, "agreement"), SCORE, **how)
+        found = findings_of(built, photos, "agreement")
+    return agreement_of(reference.own, found, SCORE, truth=reference.truth, **how)
 
 
-def first_images(findings: Findings, count: int) -> Findings:
-    """Return what was found on the first images."""
+def _first_images(findings: Findings, count: int) -> Findings:
     results = [result for result in findings.results if result["image_id"] < count]
     return replace(findings, results=results, images=min(count, findings.images))
 
 
 def points(agreement: Agreement) -> float:
     """Put an agreement into one number, 0 to 100: the AP, its mean over boxes and masks or keypoints."""
-    return statistics.mean(task.metrics["AP"] for task in agreement.tasks.values())
+    found = [task.metrics["AP"] for task in agreement.tasks.values()]
+    return statistics.mean(ap for ap in found if not math.isnan(ap))

@@ -9,16 +9,16 @@ from torch import nn
 from norton_det.deploy.int8 import PLAIN
 from norton_det.deploy.optimize import Runtime
 from norton_det.deploy.runtimes import Precision
-from norton_det.evaluation.agreement import Agreement, Findings
+from norton_det.evaluation.agreement import Agreement
 from norton_det.shrink.bench import (
     FEW_RESAMPLES,
     Bench,
     Built,
+    Reference,
     Stopwatch,
     agreement_with,
     at_size,
     build,
-    first_images,
     points,
 )
 from norton_det.shrink.levers import DENSE, SIZES
@@ -53,7 +53,7 @@ class Instruments:
 
 
 def set_up(
-    memory: Memory, dense: nn.Module, photos: Photos, runtime: Runtime, first: Precision, reference: Findings
+    memory: Memory, dense: nn.Module, photos: Photos, runtime: Runtime, first: Precision, reference: Reference
 ) -> Instruments:
     """Set up what measures detectors in a runtime.
 
@@ -69,8 +69,9 @@ def set_up(
         return stopwatch.time(built).typical
 
     def agreement(built: Built) -> float:
-        some = first_images(reference, LOOKED_AT)
-        return points(agreement_with(some, built, photos.held[:LOOKED_AT], resamples=FEW_RESAMPLES))
+        return points(
+            agreement_with(reference.first(LOOKED_AT), built, photos.held[:LOOKED_AT], resamples=FEW_RESAMPLES)
+        )
 
     recipes = Recipes(memory, calibration, time, agreement)
 

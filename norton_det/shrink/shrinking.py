@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from norton_det.analysis.machine import describe_machine
-from norton_det.api import findings_of
+from norton_det.api import reference_findings
 from norton_det.deploy.optimize import Runtime
 from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.writing import files_of
-from norton_det.evaluation.agreement import SCORE, Findings
+from norton_det.evaluation.agreement import SCORE
+from norton_det.evaluation.consensus import VIEWS
 from norton_det.files import atomic_path, sha256
+from norton_det.shrink.bench import Reference
 from norton_det.shrink.choosing import Deadline, Goal, Option, best
 from norton_det.shrink.costs import Costs
 from norton_det.shrink.family import Family, find_family, find_smallest
@@ -158,27 +160,30 @@ def _copy(made: Path, output: Path) -> None:
 
 
 def digest(weights: Path, photos: Photos, asked: Asked) -> str:
-    """Compute a digest of all that measurements depend on: weights, photos, the runtime, the seed, this machine."""
-    told = sha256(weights), asked.runtime, str(asked.recovery.seed), describe_machine(torch.device("cpu"))
+    """Compute a digest of all that measurements depend on: weights, photos, the runtime, the seed, this machine, and
+    how agreement is measured."""
+    machine = describe_machine(torch.device("cpu"))
+    told = sha256(weights), asked.runtime, str(asked.recovery.seed), machine, str(VIEWS)
     seen = hashlib.sha256(" ".join(told).encode())
     for path in [*photos.fitted.paths, *photos.held.paths]:
         seen.update(sha256(path).encode())
     return seen.hexdigest()[:12]
 
 
-def _reference(memory: Memory, dense: Any, photos: Photos) -> Findings:
+def _reference(memory: Memory, dense: Any, photos: Photos) -> Reference:
     """Return what the dense detector finds on the held-back photos. Raises ValueError if that is nothing."""
     memory.expect(1)
-    found = findings_of(dense, photos.held, "dense")
+    reference = Reference(*reference_findings(dense, photos.held, SCORE))
     memory.bar.update()
-    if not _objects(found):
-        raise ValueError(f"the detector finds nothing of a score of at least {SCORE:g} on {found.images} photos")
-    return found
+    if not _objects(reference):
+        told = f"the detector finds nothing of a score of at least {SCORE:g} on {reference.own.images} photos"
+        raise ValueError(told)
+    return reference
 
 
-def _objects(found: Findings) -> int:
-    """Return the mean number of objects found in a photo, rounded up."""
-    return math.ceil(sum(bool(result["score"] >= SCORE) for result in found.results) / found.images)
+def _objects(reference: Reference) -> int:
+    """Return the mean number of objects in a photo, rounded up."""
+    return math.ceil(sum(bool(r["score"] >= SCORE) for r in reference.truth.results) / reference.own.images)
 
 
 def _tables(
