@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, help="a folder or a dataset's name; neither was fitted on these")
     parser.add_argument("--image-count", type=int, default=200, help="how many of the images to use")
     parser.add_argument(
-        "--score", type=share, default=SCORE, help="findings of the reference with at least this score are the truth"
+        "--score",
+        type=share,
+        default=SCORE,
+        help="what the reference finds with at least this score, over four views, is the truth",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="write the numbers to this file, also those of each image")
@@ -56,8 +59,8 @@ def format_agreement(found: Agreement) -> str:
     for name in found.tasks["bbox"].by_category:
         aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
         rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")
-    told = f"{found.found} findings of the reference with a score of at least {found.score:g}"
-    return "\n".join([*rows, "", f"{told} on {len(found.found_by_image)} images"])
+    sure = f"the reference is sure of {found.found} objects on {len(found.found_by_image)} images"
+    return "\n".join([*rows, "", f"{sure}: their score, as the mean over four views, is at least {found.score:g}"])
 
 
 def _points(value: float | None) -> str:

@@ -1,8 +1,7 @@
-"""Computes agreement: a detector's AP against a reference's findings, taken as the truth where nobody has labels.
+"""Computes agreement: a detector's AP against what a reference is sure of, the truth where nobody has labels.
 
-The reference's findings of at least a given score are the objects; the detector's findings of every score are ranked
-against them, as in COCO's protocol. A detector agrees with itself to 100, because what it finds below the score is
-ranked behind all that is true. Categories are matched by name.
+The truth's findings of at least a given score are the objects; the detector's findings of every score are ranked
+against them, as in COCO's protocol, and so are the reference's own, which are 100. Categories are matched by name.
 """
 
 import logging
