@@ -18,7 +18,7 @@ def tell_table(table: DenseTable, unit: float) -> None:
     takes = ", ".join(f"{unit * times[1.0]:.3g} ms in {precision}" for precision, times in table.times.items())
     log.info("the dense detector takes %s", takes)
     smaller = {f"{size:.0%}": share for size, share in table.sizes.items() if size < 1}
-    log.info("agreement with images of %s", _told(smaller))
+    log.info("agreement with images of %s, before they are learnt", _told(smaller))
     if fewer := dict([*table.proposals.items()][1:]):
         log.info("agreement with proposals of %s", _told(fewer))
 

@@ -129,5 +129,5 @@ def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
         how = small.categories, CONFIDENCE, small.keypoints
         drawn = [data_uri(draw_predictions((255 * photo).byte(), run([photo])[0], *how)) for run in (dense, small)]
         pairs.append(Pair(f"{photos.paths[number].name} ({result.after.by_image[number]:.0f})", *drawn))
-    told = "Photos on which nothing was fitted, those that agree least first; F1 of what both find is in brackets."
+    told = "Photos on which nothing was fitted, those that agree least first; F1 is in brackets."
     return note(told) + pictures(pairs, ("dense", "small"))
