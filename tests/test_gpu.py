@@ -158,11 +158,12 @@ def test_recovery_restores_as_on_a_cpu(images):
         assert there.after == pytest.approx(here.after, rel=0.2, abs=1e-3)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_detector_is_restored_on_the_gpu_and_comes_back(kind, images):
+def test_a_detector_is_restored_on_the_gpu_and_comes_back(kind, share, images):
     dense = detector(kind)
     plan = load_plan(PLAN, read_body(dense))
-    restored, report = compress_and_recover(dense, plan, images, steps=3, device=GPU)
+    restored, report = compress_and_recover(dense, plan, images, steps=3, share=share, device=GPU)
     assert not next(restored.parameters()).is_cuda and not next(dense.parameters()).is_cuda
     heads = {"rpn", "box head"} if hasattr(dense, "rpn") else {"classification head", "regression head"}
     expected = {"neck", *heads}
