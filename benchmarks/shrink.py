@@ -44,7 +44,8 @@ RUNTIME: Runtime = "openvino"
 
 def only(lever: str, plain: Choice) -> Callable[[Choice], bool]:
     """What a single lever can set, all others as in `plain`."""
-    return lambda choice: replace(choice, **{lever: getattr(plain, lever)}) == plain
+    levers = ("size", "learns") if lever == "size" else (lever,)
+    return lambda choice: replace(choice, **{name: getattr(plain, name) for name in levers}) == plain
 
 
 def in_a_process_of_its_own(args: argparse.Namespace, made: Made) -> float:

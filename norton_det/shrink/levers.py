@@ -37,21 +37,24 @@ class Choice:
         size: the size of images, as a share of the detector's own.
         proposals: the most regions that an R-CNN looks at; 0 for a one-stage detector.
         precision: the precision in which the file is run.
+        learns: whether the detector learns images of that size, or is shown them as it is.
     """
 
     plan: str
     size: float
     proposals: int
     precision: Precision
+    learns: bool = False
 
     @property
     def learnt(self) -> "Learnt":
         """Return what a detector has to learn for this choice."""
-        return Learnt(self.plan, self.size)
+        return Learnt(self.plan, self.size if self.learns else 1.0)
 
     def __str__(self) -> str:
         proposals = f", {self.proposals} proposals" if self.proposals else ""
-        return f"{self.learnt}{proposals}, {self.precision}"
+        size = f"{'learnt ' if self.learns else ''}images at {100 * self.size:.3g}%"
+        return f"{_plan_told(self.plan)}, {size}{proposals}, {self.precision}"
 
 
 @dataclass(frozen=True, order=True)
@@ -62,8 +65,11 @@ class Learnt:
     size: float
 
     def __str__(self) -> str:
-        plan = "no plan" if self.plan == DENSE else f"plan {self.plan}"
-        return f"{plan}, images at {100 * self.size:.3g}%"
+        return f"{_plan_told(self.plan)}, images at {100 * self.size:.3g}%"
+
+
+def _plan_told(plan: str) -> str:
+    return "no plan" if plan == DENSE else f"plan {plan}"
 
 
 NOTHING = Learnt(DENSE, 1.0)
@@ -73,8 +79,11 @@ NOTHING = Learnt(DENSE, 1.0)
 def all_choices(
     plans: Iterable[str], sizes: Iterable[float], proposals: Iterable[int], precisions: Iterable[Precision]
 ) -> list[Choice]:
-    """List all combinations of what each lever can be set to."""
-    return [Choice(*values) for values in product(plans, sizes, proposals, precisions)]
+    """List all combinations of what each lever can be set to; smaller images may be learnt or not."""
+    shown = [(size, False) for size in sizes]
+    learnt = [(size, True) for size, _ in shown if size < 1]
+    every = product(plans, [*shown, *learnt], proposals, precisions)
+    return [Choice(plan, size, count, precision, learns) for plan, (size, learns), count, precision in every]
 
 
 def find_runtime(path: Path) -> Runtime:

@@ -1,8 +1,8 @@
 """Predicts how far a choice agrees with the dense detector, as the product of what each lever leaves by itself.
 
-What a number of proposals and a precision leave is measured. What a plan and smaller images leave, which a detector
-has to learn, is known once it was restored; until then it is read off a curve over what both are known to lose before
-that, which is fitted to the restored detectors.
+What a number of proposals, a precision and images shown smaller leave is measured. What a plan leaves, and smaller
+images that are learnt, is known once the detector was restored; until then it is read off a curve over what both are
+known to lose before that, which is fitted to the restored detectors.
 """
 
 import math
@@ -81,9 +81,13 @@ class Quality:
     def _losses(self, learnt: Learnt) -> tuple[float, float]:
         """Return what is lost before anything is learnt: the plan's predicted error, and the logarithm of what the
         size of images costs the dense detector."""
+        return self.errors[learnt.plan], max(0.0, -math.log(max(self._shown(learnt.size), LEAST_SHARE)))
+
+    def _shown(self, size: float) -> float:
+        """Return what images of a size leave that are not learnt."""
         sizes = sorted(self.sizes)
-        size = float(np.interp(learnt.size, sizes, [self.sizes[size] for size in sizes]))
-        return self.errors[learnt.plan], max(0.0, -math.log(max(size, LEAST_SHARE)))
+        return float(np.interp(size, sizes, [self.sizes[size] for size in sizes]))
 
     def _of_the_rest(self, choice: Choice) -> float:
-        return self.proposals[choice.proposals] * self.precisions[choice.precision]
+        shown = 1.0 if choice.learns else self._shown(choice.size)
+        return shown * self.proposals[choice.proposals] * self.precisions[choice.precision]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from norton_det.shrink.choosing import Option
-from norton_det.shrink.levers import DENSE, NOTHING, Choice, Learnt
+from norton_det.shrink.levers import DENSE, NOTHING, Choice, Learnt, all_choices
 from norton_det.shrink.quality import STEEPNESS, Quality
 
 ERRORS = {"small": 0.8, "middle": 0.4, "large": 0.1, DENSE: 0.0}
@@ -20,8 +20,13 @@ def quality(restored=None):
 
 def test_shares_multiply_and_what_is_learnt_keeps_more_than_it_would_lose():
     assert quality().predict(Choice(DENSE, 1.0, 30, "int8")) == pytest.approx(100 * 0.9 * 0.95)
-    smaller = quality().predict(Choice(DENSE, 0.75, 30, "int8")) / (100 * 0.9 * 0.95)
-    assert smaller == pytest.approx(0.7 ** STEEPNESS[1])  # 0.7 is half the way from 0.4 to 1
+    shown, learnt = (
+        quality().predict(Choice(DENSE, 0.75, 30, "int8", learns)) / (100 * 0.9 * 0.95) for learns in (False, True)
+    )
+    assert shown == pytest.approx(0.7)  # half the way from 0.4 to 1
+    assert learnt == pytest.approx(0.7 ** STEEPNESS[1])
+    both = quality({Learnt("middle", 1.0): 0.8}).predict(Choice("middle", 0.75, 100, "float32"))
+    assert both == pytest.approx(100 * 0.8 * 0.7)
 
 
 @pytest.mark.parametrize("restored", [{}, {"middle": 0.7}, {"small": 0.9, "large": 0.9}, {"large": 0.6}])
@@ -36,6 +41,14 @@ def test_what_loses_more_before_is_never_predicted_to_agree_more(restored, resto
             small <= large for small, large in pairwise(seen.share(Learnt(name, size)) for size in (0.5, 0.8, 1.0))
         )
     assert seen.share(NOTHING) == 1
+
+
+def test_only_smaller_images_are_learnt():
+    assert [(choice.size, choice.learns) for choice in all_choices([DENSE], (1.0, 0.5), [100], ["int8"])] == [
+        (1.0, False),
+        (0.5, False),
+        (0.5, True),
+    ]
 
 
 def test_the_curve_goes_through_what_a_restored_detector_showed():
