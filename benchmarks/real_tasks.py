@@ -224,7 +224,7 @@ def measure_sizes(place: Place, seeds: range) -> None:
         for name, plan in {"": ["--plan", "none"], ", `norton-77`": PLANS["norton-77"]}.items():
             for seed in seeds:
                 row = place.compress(f"{pixels} pixels{name}", plan, images, seed, "--size", pixels)
-                note(place.name, "sizes", f"{share:.0%}{name}", seed, row)
+                note(place.name, "sizes", f"{share:.0%}, learnt{name}", seed, row)
 
 
 def measure_longer(place: Place, seeds: range) -> None:
