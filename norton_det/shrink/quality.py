@@ -19,8 +19,9 @@ from norton_det.shrink.levers import NOTHING, Choice, Learnt
 STEEPNESS = (1.0, 0.3)
 """Steepness of the curve, exp(-STEEPNESS * losses), before a detector was restored: less than they show, so that one
 is tried."""
-DOUBT = 0.01
-"""The weight of STEEPNESS beside a restored detector."""
+DOUBT = 0.3
+"""The weight of STEEPNESS beside restored detectors, as if one had lost that much: a few of them cannot tell what is due
+to the plan and what to the size."""
 LEAST_SHARE = 1e-3
 
 
