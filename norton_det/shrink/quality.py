@@ -20,8 +20,8 @@ STEEPNESS = (1.0, 0.3)
 """Steepness of the curve, exp(-STEEPNESS * losses), before a detector was restored: less than they show, so that one
 is tried."""
 DOUBT = 0.3
-"""The weight of STEEPNESS beside restored detectors, as if one had lost that much: a few of them cannot tell what is due
-to the plan and what to the size."""
+"""The weight of STEEPNESS beside restored detectors, as if one had lost that much: a few of them cannot tell what is
+due to the plan and what to the size."""
 LEAST_SHARE = 1e-3
 
 
