@@ -11,7 +11,7 @@ from detectors import tiny_detector
 from pycocotools import mask as rle
 
 from norton_det.analysis.roofline import Roofline
-from norton_det.cli import benchmark, quickstart
+from norton_det.cli import quickstart
 from norton_det.cli.main import main
 from norton_det.cli.report import count_runs
 from norton_det.compression.compress import PartReport, compress
@@ -215,7 +215,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, capsys):
 
 
 def test_the_runs_are_benchmarked_by_their_weights(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "measure_roofline", lambda device: Roofline(1e9, 1e9))
+    monkeypatch.setattr("norton_det.deploy.benchmark.measure_roofline", lambda device: Roofline(1e9, 1e9))
     weights = [str(runs / name / "model_final.pth") for name in ("dense", "small")]
     words = ["--config", str(runs / "small/config.yaml"), "--weights", *weights, "--input-size", "96", "128"]
     latencies = str(tmp_path / "latencies.json")
