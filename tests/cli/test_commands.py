@@ -8,6 +8,7 @@ import torch
 from detectors import tiny_classifier, tiny_detector
 from tiny_runs import SMALL, TINY, train
 
+from norton_det.analysis.roofline import Roofline
 from norton_det.cli import benchmark, quickstart
 from norton_det.cli.main import COMMANDS, main
 from norton_det.data.catalog import find_dataset, read_categories
@@ -67,6 +68,7 @@ def test_analysis_gives_the_published_numbers(tmp_path, capsys):
 def test_benchmark_writes_its_numbers_and_a_plot(tmp_path, monkeypatch):
     usable = ["torch as shipped", "torch", "openvino"]
     monkeypatch.setattr(benchmark, "usable_treatments", lambda device: usable)  # int8 takes half a minute a model
+    monkeypatch.setattr("norton_det.deploy.benchmark.measure_roofline", lambda device: Roofline(1e9, 1e9))
     words = ["benchmark", "--config", "quickstart.yaml", "--device", "cpu", "--runs", "2", "--json", "speed.json"]
     assert main([*words, "--plans", "[0.1]*12", "--input-size", "96", "128", *SMALL, "model.body=resnet18"]) == 0
     models = json.loads((tmp_path / "speed.json").read_text())["models"]
