@@ -14,7 +14,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Return the bytes at the peak of one call, above what was held before it.
 
     On a GPU this is what torch has allocated. On a CPU it is the most resident memory that the process had, as Linux
-    counts it, and 0 where the system keeps no count. Runtimes that keep their buffers between calls show little.
+    counts it, and 0 where the system keeps no count. Runtimes that keep their buffers between calls show little, and
+    a process that has run much may reuse some tens of MiB unseen.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
