@@ -26,7 +26,7 @@ from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.compression.recover import STEPS
 from norton_det.files import write_json
-from norton_det.shrink.levers import size_settings
+from norton_det.models.smaller_images import size_settings
 
 PLANS = {
     **{name: ["--plan", name, "--rank", "1"] for name in ("norton-43", "norton-47", "norton-59", "norton-69")},

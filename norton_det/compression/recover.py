@@ -81,8 +81,6 @@ def compress_and_recover(
     """
     compressed, report = compress(model, plan, criterion, rank)
     if share != 1:
-        if isinstance(model, ResNet):
-            raise ValueError("smaller images are for detectors; a classifier takes any size as it is")
         compressed = for_smaller_images(compressed, share)
     if not len(images):
         return compressed, report

@@ -19,26 +19,36 @@ from norton_det.models.settings import read_settings, write_settings
 Shape = tuple[int, int]
 
 
+def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
+    """Return the size settings of a detector for images at a share of its own size."""
+    own = read_settings(detector)
+    fixed = own["fixed_size"]
+    return {
+        "min_size": (round(share * own["min_size"][-1]),),
+        "max_size": round(share * own["max_size"]),
+        "fixed_size": tuple(round(share * side) for side in fixed) if fixed else None,
+    }
+
+
 def for_smaller_images(detector: nn.Module, share: float) -> nn.Module:
     """Return a copy of a detector whose images, anchors and levels of regions have a share of its own size.
 
-    Weights stay as they are. The share is met as well as whole pixels allow. Raises ValueError for 0 or less, and for
-    more than 1.
+    Weights stay as they are. The share is met as well as whole pixels allow. Raises ValueError for 0 or less, for
+    more than 1, and for a classifier.
     """
     if not 0 < share <= 1:
         raise ValueError(f"images of {share:g} of a detector's own size: expected more than 0 and at most 1")
-    smaller = copy.deepcopy(detector)
     own = read_settings(detector)
-    shortest = max(1, round(share * own["min_size"][-1]))
-    exact = shortest / own["min_size"][-1]
-    changed: dict[str, Any] = {"min_size": [shortest], "max_size": max(1, round(exact * own["max_size"]))}
-    if own["fixed_size"]:
-        changed["fixed_size"] = [max(1, round(exact * side)) for side in own["fixed_size"]]
+    if "min_size" not in own:
+        raise ValueError("smaller images are for detectors; a classifier takes any size as it is")
+    changed = size_settings(detector, share)
+    exact = changed["min_size"][0] / own["min_size"][-1]
     for name, setting in own.items():
         if name.endswith("anchor_generator"):
             changed[name] = setting | {"sizes": [[exact * size for size in sizes] for sizes in setting["sizes"]]}
         elif name.endswith("roi_pool"):
             changed[name] = setting | {"canonical_scale": max(1, round(exact * setting["canonical_scale"]))}
+    smaller = copy.deepcopy(detector)
     write_settings(smaller, changed)
     return smaller
 

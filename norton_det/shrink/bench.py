@@ -10,7 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from norton_det.analysis.latency import quantile, seconds_of
@@ -19,7 +18,8 @@ from norton_det.deploy.int8 import PLAIN, Int8Recipe
 from norton_det.deploy.optimize import Runtime, openvino_model, optimize
 from norton_det.deploy.runtimes import ExportedDetector, Precision, compile_openvino
 from norton_det.evaluation.agreement import SCORE, Agreement, Findings, agreement_of
-from norton_det.shrink.levers import set_levers, size_settings
+from norton_det.models.smaller_images import size_settings
+from norton_det.shrink.levers import set_levers
 
 Built = Any
 """A detector as its runtime runs it, called like torchvision's."""
@@ -143,8 +143,7 @@ class Reference:
 
 def agreement_with(reference: Reference, built: Built, photos: Sequence[Tensor], **how: int) -> Agreement:
     """Compute the agreement of a detector with the dense one on the photos."""
-    with torch.inference_mode():
-        found = findings_of(built, photos, "agreement")
+    found = findings_of(built, photos, "agreement")
     return agreement_of(reference.own, found, SCORE, truth=reference.truth, **how)
 
 

@@ -21,7 +21,7 @@ from norton_det.shrink.bench import (
     build,
     points,
 )
-from norton_det.shrink.levers import DENSE, SIZES
+from norton_det.shrink.levers import NOTHING, SIZES
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.photos import Photos
 from norton_det.shrink.quantising import Recipes
@@ -68,15 +68,15 @@ def set_up(
     def time(built: Built) -> float:
         return stopwatch.time(built).typical
 
+    few, found_on_few = photos.held[:LOOKED_AT], reference.first(LOOKED_AT)
+
     def agreement(built: Built) -> float:
-        return points(
-            agreement_with(reference.first(LOOKED_AT), built, photos.held[:LOOKED_AT], resamples=FEW_RESAMPLES)
-        )
+        return points(agreement_with(found_on_few, built, few, resamples=FEW_RESAMPLES))
 
     recipes = Recipes(memory, calibration, time, agreement)
 
     def built(detector: nn.Module, precision: Precision) -> Built:
-        recipe = recipes.of(DENSE, lambda: dense).recipe if precision == "int8" else PLAIN
+        recipe = recipes.of(str(NOTHING), lambda: dense).recipe if precision == "int8" else PLAIN
         return build(detector, runtime, precision, calibration, recipe)
 
     def sketch(detector: nn.Module, precision: Precision) -> Built:

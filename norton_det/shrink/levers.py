@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from norton_det.deploy.optimize import SUPPORTED, Runtime
 from norton_det.deploy.runtimes import Precision
 from norton_det.deploy.treatments import runs_on_cpu
 from norton_det.models.settings import read_settings, write_settings
+from norton_det.models.smaller_images import size_settings
 
 DENSE = "dense"
 """The name of the plan that changes nothing."""
@@ -126,17 +126,6 @@ def share_of_size(detector: nn.Module, pixels: int) -> float:
     if not SIZES[-1] <= pixels / own <= SIZES[0]:
         raise ValueError(f"--size {pixels}: expected {round(SIZES[-1] * own)} to {own} pixels")
     return float(pixels / own)
-
-
-def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
-    """Return the size settings of a detector for images at a share of its own size."""
-    own = read_settings(detector)
-    fixed = own["fixed_size"]
-    return {
-        "min_size": (round(share * own["min_size"][-1]),),
-        "max_size": round(share * own["max_size"]),
-        "fixed_size": tuple(round(share * side) for side in fixed) if fixed else None,
-    }
 
 
 def set_levers(detector: nn.Module, of: nn.Module, size: float, proposals: int) -> nn.Module:

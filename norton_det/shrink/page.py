@@ -87,7 +87,7 @@ def _points(options: Sequence[Option]) -> list[tuple[float, float]]:
 
 
 def _plans(family: Family, made: Sequence[Option]) -> str:
-    """Return a table of the plans: what each leaves out, and which of them were restored."""
+    """Return a table of the plans: what each leaves out, and for which sizes of images files were made of it."""
     sizes = {name: [f"{o.choice.size:.0%}" for o in made if o.choice.plan == name] for name in family.plans}
     rows = [
         [
@@ -99,7 +99,7 @@ def _plans(family: Family, made: Sequence[Option]) -> str:
         ]
         for name, plan in family.plans.items()
     ]
-    told = "The best plan for each share of MACs, and the sizes of images for which it was restored."
+    told = "The best plan for each share of MACs, and the sizes of images for which files were made of it."
     return note(told) + table(
         ["MACs", "predicted error", "blocks left out", "ranks of parts", "made for images of"], rows
     )

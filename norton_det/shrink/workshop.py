@@ -13,7 +13,7 @@ from norton_det.shrink.bench import points
 from norton_det.shrink.choosing import Option
 from norton_det.shrink.family import Family, seen_size
 from norton_det.shrink.instruments import Instruments
-from norton_det.shrink.levers import DENSE, NOTHING, Choice, Learnt, set_levers
+from norton_det.shrink.levers import NOTHING, Choice, Learnt, set_levers
 from norton_det.shrink.making import Recovery, file_size, load, restored, write
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.quantising import Int8Report
@@ -110,7 +110,7 @@ class Workshop:
 
     def int8(self, learnt: Learnt) -> Int8Report:
         """Return the best recipe to quantise a restored detector, and what it costs."""
-        return self.tools.recipes.of(self._with_recovery(learnt), lambda: self._restored(learnt))
+        return self.tools.recipes.of(self._name(learnt), lambda: self._restored(learnt))
 
     def known(self) -> dict[Choice, Option]:
         """Return the options that were made before; those that had to learn must have had the same recovery."""
@@ -126,11 +126,9 @@ class Workshop:
         plan = self.family.plans[learnt.plan]
         return restored(self.memory.folder, self.dense, learnt, plan, self.photos, self.recovery)
 
-    def _name(self, choice: Choice) -> str:
-        return str(choice) if choice.learnt == NOTHING else f"{choice}; {self.recovery}"
-
-    def _with_recovery(self, learnt: Learnt) -> str:
-        return DENSE if learnt == NOTHING else f"{learnt}; {self.recovery}"
+    def _name(self, what: Choice | Learnt) -> str:
+        learnt = what.learnt if isinstance(what, Choice) else what
+        return str(what) if learnt == NOTHING else f"{what}; {self.recovery}"
 
     def _option(self, seen: dict[str, Any]) -> Option:
         return Option(Choice(**seen["choice"]), seen["typical"] * self.tools.stopwatch.unit, seen["agreement"])
