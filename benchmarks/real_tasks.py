@@ -33,7 +33,8 @@ PLANS = {
     "norton-77": ["--plan", "norton-77"],
     "norton-77-all": ["--plan", "norton-77-all"],
 }
-SEARCHED = {"searched, half the MACs": "macs=0.5"}
+SEARCHED = {"searched, half the MACs": "macs=0.5", "searched, MACs of norton-77": "macs=0.289"}
+"""Budgets, in shares of the body's MACs."""
 IMAGES = 200
 LONGER = 4
 COUNTS = (50, 100, 200)
