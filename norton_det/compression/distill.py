@@ -14,14 +14,11 @@ from tqdm import tqdm
 
 from norton_det.analysis.watch import watch_inputs
 from norton_det.compression.activations import ActivationFile
+from norton_det.compression.optimizers import scaled_adam, set_rates
 from norton_det.models.device import device_of
 
 LEARNING_RATE = 0.05
-"""The learning rate of a tensor, as a share of the root mean square of its numbers, which differ widely by layer."""
-LEAST_SCALE = 0.01
-"""The least root mean square that is used, for tensors of smaller numbers such as a bias of zeros."""
-WARMUP = 0.1
-"""The share of the steps in which the learning rate rises; then it falls to nothing."""
+"""The peak learning rate of a tensor, as a share of its numbers' root mean square."""
 Files = Sequence[ActivationFile]
 
 
@@ -104,7 +101,7 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
             share = max((step + 0.5) / how.steps, (time.monotonic() - started) / how.seconds)
             if share >= 1:
                 break
-            set_rate(optimizer, share)
+            set_rates([optimizer], share)
             order = torch.randperm(len(indices), generator=how.generator)[: how.step]
             chosen = [indices[place] for place in order.tolist()]
             wanted = [file.read(chosen).to(device) for file in targets]
@@ -116,27 +113,6 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
             optimizer.zero_grad()
             torch.stack(losses).mean().backward()
             optimizer.step()
-
-
-def scaled_adam(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Adam:
-    """Return Adam with a peak learning rate for each tensor: `rate` times the root mean square of its numbers."""
-    scales = [max(LEAST_SCALE, p.detach().square().mean().sqrt().item()) for p in parameters]
-    return torch.optim.Adam(
-        [{"params": [p], "peak": rate * scale} for p, scale in zip(parameters, scales, strict=True)]
-    )
-
-
-def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set the learning rates when a share of the training is over: they rise, then fall to 0 as a cosine."""
-    factor = min(share / WARMUP, 0.5 * (1 + math.cos(math.pi * share)))
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["peak"]
-
-
-def lower_peak(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Multiply the peaks of the learning rates by `share`."""
-    for group in optimizer.param_groups:
-        group["peak"] *= share
 
 
 @contextmanager

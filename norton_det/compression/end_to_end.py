@@ -13,15 +13,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.v2 import functional as image_ops
 from tqdm import tqdm
 
-from norton_det.compression.distill import all_trainable, lower_peak, scaled_adam, set_rate
+from norton_det.compression.distill import all_trainable
+from norton_det.compression.optimizers import lower_peaks, scaled_muon, set_rates
 from norton_det.compression.small_images import SmallImages
 from norton_det.models.bags import pooling_by_bags
 from norton_det.models.device import device_of
 from norton_det.models.imitation import imitation_losses
 from norton_det.models.precision import fastest_precision
 
-LEARNING_RATE = 0.02
-"""The peak learning rate of a tensor, as a share of its numbers' root mean square."""
+LEARNING_RATE, MATRIX_RATE = 0.005, 0.001
+"""Adam's and Muon's peak learning rates, as shares of the root mean square of a tensor's numbers."""
 GENTLER = 0.25
 """The factor on the learning rate where it does harm."""
 CLIP = 1.0
@@ -104,10 +105,10 @@ def train_end_to_end(
 ) -> tuple[float, float]:
     """Train the student, in place, to do what the teacher does; return the held-back loss before and after.
 
-    Adam trains every parameter, each tensor at a rate in shares of its own size, while BatchNorm's statistics stay
-    fixed. The state with the least loss on the held-back images is kept, the first one if none is better. Where the
-    loss there is above that at the start, training goes back to the best state and on at a lower rate. `save` is
-    given the state from which a later call, with it as `state`, goes on; `state` is else empty.
+    Muon trains the matrices and Adam the rest, each tensor at a rate in shares of its own size, while BatchNorm's
+    statistics stay fixed. The state with the least loss on the held-back images is kept, the first one if none is
+    better. Where the loss there is above that at the start, training goes back to the best state and on at a lower
+    rate. `save` is given the state from which a later call, with it as `state`, goes on; `state` is else empty.
     """
     student = how.student
     state = state or _beginning(how, length)
@@ -116,17 +117,18 @@ def train_end_to_end(
     length = Length(length.steps, state["lasts"])
     started = time.monotonic() - state["seconds"]
     with all_trainable(student) as parameters, tqdm(desc="end to end", initial=step, unit="step") as bar:
-        optimizer = scaled_adam(parameters, LEARNING_RATE)
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
+        optimizers = scaled_muon(parameters, LEARNING_RATE, MATRIX_RATE)
+        for optimizer, kept in zip(optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(kept)
         share = length.share(step, time.monotonic() - started)
         while share < 1:
-            set_rate(optimizer, length.share(step + 0.5, time.monotonic() - started))
+            set_rates(optimizers, length.share(step + 0.5, time.monotonic() - started))
             batch = augmented(how.teacher.transform, how.step_images(step), how.generator(step))
-            optimizer.zero_grad()
+            student.zero_grad()
             torch.stack(list(how.losses(batch).values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             step += 1
             looks, share = int(share * LOOKS), length.share(step, time.monotonic() - started)
             bar.total = round(step / min(1.0, share))
@@ -138,10 +140,10 @@ def train_end_to_end(
                 best, found = loss, copy.deepcopy(student.state_dict())
             elif loss > before:
                 student.load_state_dict(found)
-                lower_peak(optimizer, GENTLER)
+                lower_peaks(optimizers, GENTLER)
             save({
                 "before": before, "best": best, "found": found, "step": step, "lasts": length.seconds,
-                "student": student.state_dict(), "optimizer": optimizer.state_dict(),
+                "student": student.state_dict(), "optimizers": [each.state_dict() for each in optimizers],
                 "seconds": time.monotonic() - started,
             })  # fmt: skip
     student.load_state_dict(found)

@@ -31,6 +31,10 @@ def train(how, steps=10, state=(), save=lambda state: None, seconds=None):
     return train_end_to_end(how, Length(steps, seconds), dict(state), save)
 
 
+def peaks(optimizers):
+    return [group["peak"] for optimizer in optimizers for group in optimizer.param_groups]
+
+
 def test_it_comes_nearer_and_leaves_the_teacher_and_the_flags_alone(teacher):
     how = task(teacher)
     how.student.backbone.body.conv1.weight.requires_grad_(False)
@@ -45,13 +49,13 @@ def test_it_comes_nearer_and_leaves_the_teacher_and_the_flags_alone(teacher):
 
 def test_a_rate_that_does_harm_is_lowered(teacher, monkeypatch):
     monkeypatch.setattr(module, "LEARNING_RATE", 1.0)
-    peaks, how, lower = [], task(teacher), module.lower_peak
-    monkeypatch.setattr(module, "lower_peak", lambda *args: lower(*args) or peaks.append(args[0].param_groups[0]))
+    monkeypatch.setattr(module, "MATRIX_RATE", 1.0)
+    how, lowered, lower_peaks = task(teacher), [], module.lower_peaks
+    monkeypatch.setattr(module, "lower_peaks", lambda each, share: lower_peaks(each, share) or lowered.append(each))
     before, after = train(how, steps=20)
-    assert after < before and peaks
-    assert peaks[0]["peak"] == pytest.approx(
-        0.25 ** len(peaks) * task(teacher).student.backbone.body.conv1.weight.square().mean().sqrt().item(), rel=1e-4
-    )
+    assert after < before and lowered
+    first = peaks(module.scaled_muon(list(task(teacher).student.parameters()), 1.0, 1.0))
+    assert peaks(lowered[-1]) == pytest.approx([0.25 ** len(lowered) * peak for peak in first], rel=1e-4)
 
 
 def test_what_does_worse_on_held_back_images_is_not_kept(teacher, monkeypatch):
@@ -98,8 +102,8 @@ def test_stopped_it_goes_on_to_the_same_weights(teacher):
 def test_time_ends_it_too(teacher, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
-    how, rates, set_rate = task(teacher), [], module.set_rate
-    monkeypatch.setattr(module, "set_rate", lambda _, share: rates.append(share) or set_rate(_, share))
+    how, rates, set_rates = task(teacher), [], module.set_rates
+    monkeypatch.setattr(module, "set_rates", lambda _, share: rates.append(share) or set_rates(_, share))
     before, after = train(how, steps=1000, seconds=40)
     assert 10 < len(rates) < 40 and rates == sorted(rates) and rates[-1] <= 1
     assert after < before
