@@ -9,7 +9,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from norton_det.cli.options import add_weights, require_at_least, weights_words
+from norton_det.cli.options import add_weights, require_at_least, share_of_size, weights_words
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
@@ -18,7 +18,6 @@ from norton_det.engine.distributed import find_device
 from norton_det.engine.folder import sole_run
 from norton_det.files import write_json
 from norton_det.models.persistence import model_from_weights, origin_of, save_weights, with_origin
-from norton_det.models.settings import read_settings
 from norton_det.models.weights import read_dense_weights
 
 log = logging.getLogger(__name__)
@@ -55,8 +54,6 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
     require_at_least(args, steps=0, minutes=0, image_count=2, size=1)
-    if args.size and not (args.images and (args.steps or args.minutes)):
-        raise ValueError("--size: a detector has to learn smaller images; give it --images, and steps")
     dense = model_from_weights(read_dense_weights(*weights_words(args)), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):
@@ -75,7 +72,7 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
         steps=args.steps,
         minutes=args.minutes,
         seed=args.seed,
-        share=share_of(dense, args.size) if args.size else 1.0,
+        share=share_of_size(dense, args.size) if args.size else 1.0,
         device=find_device("auto"),
         checkpoint=unfinished,
     )
@@ -86,16 +83,6 @@ def write_compressed(args: argparse.Namespace, dense: nn.Module, images: Sequenc
         unfinished.unlink(missing_ok=True)
     print(format_report(report))
     print(f"weights: {args.output}\nreport:  {args.output.with_suffix('.json')}")
-
-
-def share_of(detector: nn.Module, size: int) -> float:
-    """Return a shorter side as a share of a detector's own. Raises ValueError for a larger one, and a classifier."""
-    sizes = read_settings(detector).get("min_size")
-    if sizes is None:
-        raise ValueError("--size: a classifier takes any size as it is; leave it out")
-    if size > sizes[-1]:
-        raise ValueError(f"--size {size}: the detector's own images have {sizes[-1]} pixels; name fewer")
-    return float(size / sizes[-1])
 
 
 def format_report(report: CompressionReport) -> str:

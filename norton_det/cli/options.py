@@ -6,7 +6,10 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from torch import nn
+
 from norton_det.config import load_config
+from norton_det.models.settings import read_settings
 
 log = logging.getLogger(__name__)
 TRAINED = "model_final.pth"
@@ -39,6 +42,20 @@ def share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"a number from 0 to 1, got {text!r}")
+
+
+def share_of_size(detector: nn.Module, pixels: int, least: float = 0) -> float:
+    """Return `--size`, the shorter side of images, as a share of a detector's own.
+
+    Raises ValueError for a larger size, one below the share `least`, and a classifier.
+    """
+    sizes = read_settings(detector).get("min_size")
+    if sizes is None:
+        raise ValueError("--size: a classifier takes any size as it is; leave it out")
+    own = sizes[-1]
+    if not least * own <= pixels <= own:
+        raise ValueError(f"--size {pixels}: expected {max(1, round(least * own))} to {own} pixels")
+    return float(pixels / own)
 
 
 def find_trained(weights: str | None, config: str | None) -> Path | None:

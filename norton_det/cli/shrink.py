@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from norton_det.cli.options import add_weights, require_at_least, weights_words
+from norton_det.cli.options import add_weights, require_at_least, share_of_size, weights_words
 from norton_det.compression.recover import STEPS
 from norton_det.deploy.runtimes import Precision
 from norton_det.engine.folder import LOCK, sole_run
@@ -13,7 +13,7 @@ from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
 from norton_det.models.weights import read_dense_weights
 from norton_det.shrink.choosing import Deadline, Goal, LeastAgreement
-from norton_det.shrink.levers import SIZES, find_runtime, share_of_size, usable_precisions, what_is_missing
+from norton_det.shrink.levers import SIZES, find_runtime, usable_precisions, what_is_missing
 from norton_det.shrink.making import MINUTES, Recovery, how_to_run, load
 from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if told := what_is_missing(runtime):
         log.info(told)
     dense = detector_from_weights(read_dense_weights(*weights_words(args)))
-    sizes = [share_of_size(dense, args.size)] if args.size else SIZES
+    sizes = [share_of_size(dense, args.size, SIZES[-1])] if args.size else SIZES
     photos = read_photos(args.images, args.image_count)
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
     recovery = Recovery(STEPS if args.steps is None else args.steps, minutes, args.seed)

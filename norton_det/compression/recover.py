@@ -77,8 +77,10 @@ def compress_and_recover(
     """Run `compress`, then `recover` on the images, if there are any, on `device` (None: where the model is).
 
     A detector is made for images of a `share` of its own size. The report tells of both; the result lies where the
-    model does. Raises ValueError as they do, and for a share of a classifier's images.
+    model does. Raises ValueError as they do, for a share of a classifier's images, and for one that is not learnt.
     """
+    if share != 1 and not (len(images) and (steps or minutes)):
+        raise ValueError("smaller images have to be learnt: give images, and steps")
     compressed, report = compress(model, plan, criterion, rank)
     if share != 1:
         compressed = for_smaller_images(compressed, share)

@@ -120,14 +120,6 @@ def proposal_counts(detector: nn.Module) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(own, max(LEAST_PROPOSALS, round(own * share))) for share in PROPOSALS))
 
 
-def share_of_size(detector: nn.Module, pixels: int) -> float:
-    """Return `pixels` as a share of a detector's own size. Raises ValueError if it lies outside those of SIZES."""
-    own = read_settings(detector)["min_size"][-1]
-    if not SIZES[-1] <= pixels / own <= SIZES[0]:
-        raise ValueError(f"--size {pixels}: expected {round(SIZES[-1] * own)} to {own} pixels")
-    return float(pixels / own)
-
-
 def set_levers(detector: nn.Module, of: nn.Module, size: float, proposals: int) -> nn.Module:
     """Return a copy of a detector with so many proposals, for images at a share of the size of the detector `of`."""
     changed = copy.deepcopy(detector)

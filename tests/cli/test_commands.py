@@ -157,10 +157,10 @@ def test_a_plan_that_compress_does_not_know_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("weights", "words", "told"),
     [
-        ("fcos.pth", ["--size", "900"], "--size 900: the detector's own images have "),
+        ("fcos.pth", ["--size", "900"], "--size 900: expected 1 to "),
         ("fcos.pth", ["--size", "0"], "--size: at least 1"),
         ("resnet.pth", ["--size", "100"], "--size: a classifier takes any size"),
-        ("fcos.pth", ["--size", "40", "--steps", "0"], "--size: a detector has to learn smaller images"),
+        ("fcos.pth", ["--size", "40", "--steps", "0"], "smaller images have to be learnt"),
     ],
 )
 def test_a_size_that_cannot_be_learnt_is_one_line(weights, words, told, capsys):

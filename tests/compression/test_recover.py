@@ -164,6 +164,13 @@ def test_a_detector_learns_smaller_images(kind, plan, images, tmp_path):
     assert own.transform.min_size == dense.transform.min_size
 
 
+def test_smaller_images_that_nothing_is_learnt_from_are_refused(images):
+    detector = tiny_detector("fcos", "resnet18")
+    for learnt_from, steps in (((), 5), (images[:2], 0)):
+        with pytest.raises(ValueError, match="smaller images have to be learnt"):
+            compress_and_recover(detector, "none", learnt_from, share=0.5, steps=steps)
+
+
 def test_smaller_images_are_nothing_for_a_classifier(network, images):
     with pytest.raises(ValueError, match="a classifier takes any size as it is"):
         compress_and_recover(network, PLAN, images, share=0.5)
