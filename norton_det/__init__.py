@@ -1,31 +1,41 @@
 """Compresses torchvision and Detectron2 detectors on ResNets by NORTON: filter decomposition and pruning."""
 
 import os
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # before torch: threads wait for each other asleep
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # after microseconds, not milliseconds
 
-from norton_det.api import (
-    agreement,
-    build_detector,
-    compress,
-    count_detector,
-    detect_stream,
-    detector_latency,
-    export,
-    load_detector,
-    load_resnet,
-    optimize,
-    parity,
-    recover,
-    save,
-    search_plan,
-)
-from norton_det.config import load_config
-from norton_det.data.catalog import drawn_images, open_images
-from norton_det.ops.cp import decompose_filters
+if TYPE_CHECKING:
+    from norton_det.api import (
+        agreement,
+        build_detector,
+        compress,
+        count_detector,
+        detect_stream,
+        detector_latency,
+        export,
+        load_detector,
+        load_resnet,
+        optimize,
+        parity,
+        recover,
+        save,
+        search_plan,
+    )
+    from norton_det.config import load_config
+    from norton_det.data.catalog import drawn_images, open_images
+    from norton_det.ops.cp import decompose_filters
 
+_HOMES = {
+    "load_config": "norton_det.config",
+    "drawn_images": "norton_det.data.catalog",
+    "open_images": "norton_det.data.catalog",
+    "decompose_filters": "norton_det.ops.cp",
+}
+"""Where the functions lie that `norton_det.api` does not have."""
 __version__ = version("norton_det")
 __all__ = [
     "agreement",
@@ -47,3 +57,10 @@ __all__ = [
     "save",
     "search_plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first asked for: torch takes seconds, which `--help` need not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "norton_det.api")), name)

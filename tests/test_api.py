@@ -1,11 +1,21 @@
 """What `import norton_det` offers passes on what it is asked for."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from detectors import tiny_classifier
 
 import norton_det
 from norton_det.layers.cp_conv import CPConv2d
+
+
+def test_help_does_not_wait_for_torch():
+    told = "import sys; from norton_det.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="'norton_det' has no attribute 'foo'"):
+        _ = norton_det.foo
 
 
 def test_rank_and_criterion_are_those_that_are_asked_for():

@@ -4,8 +4,6 @@ import errno
 import os
 import re
 
-import torch
-
 LESS_MEMORY = "give it smaller images, or fewer at a time"
 """Advice if memory is short; a command's module with better advice has a text of this name."""
 _NO_MEMORY = re.compile(
@@ -18,7 +16,7 @@ def one_line(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     """Return a line that says what went wrong, or None for a fault of the program, which needs its traceback."""
     text = str(error)
     if _is_lack_of_memory(error):
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in text or "CUBLAS" in text
+        on_gpu = "CUDA" in text or "CUBLAS" in text
         amount = _AMOUNT.search(text)
         asked = f" ({amount[1]} more were asked for)" if amount else ""
         return f"{'the GPU' if on_gpu else 'this machine'} has not enough memory{asked}: {less_memory}"
@@ -35,7 +33,7 @@ def one_line(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
