@@ -34,8 +34,8 @@ of about 320x430 pixels, trained dense with labels from a body that knew photos,
 restored on {images} training images, of which no label is read, in so many *steps* of the whole; AP / AP50 on the
 validation images, and in brackets the share of the dense detector's AP. Parameters and MACs are the whole detector's.
 *Seconds* are those of compression and recovery, beside other work, on {machine}.
-Where there are several seeds, their mean. Rows *by Adam* are from before matrices were trained by Muon, at a rate four
-times as high; those of them with 400 steps from before what is linear in a part was solved in closed form.
+Where there are several seeds, their mean. Rows *by Adam* are from before matrices were trained by Muon, at a rate
+four times as high; those of them with 400 steps from before what is linear in a part was solved in closed form.
 """
 DRAWN = """## Drawn images
 
