@@ -114,7 +114,8 @@ def test_every_package_is_listed():
 )
 def test_import_brings_no_library_of_windows_or_plots_and_leaves_cores_that_it_waits_on(policy, expected):
     code = (
-        "import os, sys; from importlib import import_module; from norton_det.cli.main import COMMANDS;"
+        "import os, sys; from importlib import import_module; import norton_det.api;"
+        "from norton_det.cli.main import COMMANDS;"
         "print('cv2' in sys.modules, 'matplotlib' in sys.modules);"
         "print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'));"
         "[import_module('norton_det.cli.' + name.replace('-', '_')) for name in COMMANDS];"

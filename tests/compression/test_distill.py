@@ -10,7 +10,8 @@ from torch import nn
 
 from norton_det.compression import distill as module
 from norton_det.compression.activations import ActivationFile
-from norton_det.compression.distill import LEARNING_RATE, LEAST_SCALE, Distillation, distill
+from norton_det.compression.distill import LEARNING_RATE, Distillation, distill
+from norton_det.compression.optimizers import LEAST_SCALE
 
 
 def write(path, maps):
