@@ -35,7 +35,7 @@ _HOMES = {
     "open_images": "norton_det.data.catalog",
     "decompose_filters": "norton_det.ops.cp",
 }
-"""Where the functions lie that `norton_det.api` does not have."""
+"""Where the functions lie that `norton_det.api` does not have, which stands below the configuration."""
 __version__ = version("norton_det")
 __all__ = [
     "agreement",
@@ -64,3 +64,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "norton_det.api")), name)
+
+
+def __dir__() -> list[str]:
+    """Return the names that are here, public functions that were not asked for yet too."""
+    return [*globals(), *__all__]

@@ -66,7 +66,7 @@ def compress(
     JSON file, a `CompressionPlan`, or `none`; `rank` replaces the rank of every decomposed layer of the body. With
     `images`, float RGB (3, H, W) in 0 to 1, a few hundred without labels, the model is restored on them as `recover`
     does, the dense one as its teacher; a detector may learn images of a `share` of its own size. Raises ValueError
-    for a plan or a model that does not fit.
+    for a plan or a model that does not fit, and for a share without images.
 
     Source: Pham, Zniyed, Nguyen, NORTON, IEEE TNNLS 2024.
 

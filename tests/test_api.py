@@ -14,6 +14,7 @@ from norton_det.layers.cp_conv import CPConv2d
 def test_help_does_not_wait_for_torch():
     told = "import sys; from norton_det.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+    assert set(norton_det.__all__) <= set(dir(norton_det))
     with pytest.raises(AttributeError, match="'norton_det' has no attribute 'foo'"):
         _ = norton_det.foo
 

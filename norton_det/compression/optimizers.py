@@ -36,16 +36,20 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take a step by the gradients that the parameters have."""
         for group in self.param_groups:
             for parameter in (p for p in group["params"] if p.grad is not None):
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                ahead = parameter.grad.lerp(momentum, MOMENTUM)
-                matrix = ahead if ahead.ndim == 3 else ahead.flatten(1)
-                direction = nearly_orthogonal(matrix) * math.sqrt(max(matrix.shape[-2:]))
-                parameter.sub_(group["lr"] * direction.reshape(parameter.shape))
+                matrices = as_matrices(parameter.grad.lerp(momentum, MOMENTUM))
+                direction = nearly_orthogonal(matrices).reshape(parameter.shape)
+                parameter.sub_(direction, alpha=group["lr"] * math.sqrt(max(matrices.shape[-2:])))
+
+
+def as_matrices(weight: Tensor) -> Tensor:
+    """Return channel factors (R, K, C) as they are, and any other weight (K, ...) as a matrix (K, N)."""
+    return weight if weight.ndim == 3 else weight.flatten(1)
 
 
 def nearly_orthogonal(matrices: Tensor) -> Tensor:
@@ -66,10 +70,10 @@ def nearly_orthogonal(matrices: Tensor) -> Tensor:
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Tell whether an orthogonal step is worth its time for a parameter, which is seen as `Muon` sees it."""
+    """Tell whether an orthogonal step is worth its time for a parameter."""
     if parameter.ndim < 2:
         return False
-    sides = parameter.shape[1:] if parameter.ndim == 3 else (len(parameter), parameter[0].numel())
+    sides = as_matrices(parameter).shape[-2:]
     return min(sides) >= LEAST_SIDE and max(sides) <= MOST_SIDE
 
 

@@ -20,13 +20,16 @@ Shape = tuple[int, int]
 
 
 def size_settings(detector: nn.Module, share: float) -> dict[str, Any]:
-    """Return the size settings of a detector for images at a share of its own size."""
+    """Return the size settings of a detector for images at a share of its own size; no side is below one pixel."""
+
+    def smaller(*sides: int) -> tuple[int, ...]:
+        return tuple(max(1, round(share * side)) for side in sides)
+
     own = read_settings(detector)
-    fixed = own["fixed_size"]
     return {
-        "min_size": (round(share * own["min_size"][-1]),),
-        "max_size": round(share * own["max_size"]),
-        "fixed_size": tuple(round(share * side) for side in fixed) if fixed else None,
+        "min_size": smaller(own["min_size"][-1]),
+        "max_size": smaller(own["max_size"])[0],
+        "fixed_size": smaller(*own["fixed_size"]) if own["fixed_size"] else None,
     }
 
 

@@ -40,6 +40,11 @@ def test_other_shares_are_refused(share):
         for_smaller_images(tiny_detector("fcos"), share)
 
 
+def test_no_side_of_an_image_becomes_nothing():
+    own = read_settings(for_smaller_images(tiny_detector("fcos"), 1e-6))
+    assert tuple(own["min_size"]) == (1,) and own["max_size"] == 1
+
+
 def anchors_of(detector, batch, levels):
     generator = detector.rpn.anchor_generator if hasattr(detector, "rpn") else detector.anchor_generator
     return torch.stack(generator(batch, levels))
