@@ -13,8 +13,8 @@ import torch
 from cp_training_step import three_convolutions
 
 from norton_det.analysis.latency import interleaved_latency
-from norton_det.deploy.forms import cp_shape, in_form, torch_timer
-from norton_det.layers.cp_conv import FORMS, CPConv2d
+from norton_det.deploy.forms import cp_shape, torch_timer
+from norton_det.layers.cp_conv import FORMS, CPConv2d, in_form
 
 STAGES = [(64, 4, 3), (128, 8, 4), (256, 16, 6), (512, 32, 3)]  # width, stride of the map, blocks
 

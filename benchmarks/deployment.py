@@ -47,7 +47,9 @@ What a CPU can do decides what there is to win: one with AMX multiplies dense ma
 that what remains is the rest of the detector, in which compression changes little; `ONEDNN_MAX_CPU_ISA` makes it
 compute like one without. A large GPU is through with the convolutions of one image before it has been told what
 else to do: there CUDA graphs and bfloat16 help, and compression saves parameters, not time. The CPUs' machines are
-shared: what was not measured in turn, *in all* above everything, moves by a quarter from one hour to the next.
+shared: what was not measured in turn, *in all* above everything, moves by a quarter from one hour to the next, and at
+times by half. *Share of peak* is how fast a model multiplies beside one large product of matrices; that and the times
+by part are runs of their own, so that the share may be above 100 %, and the parts may add up to more than the whole.
 """
 ACCURACY = """By `python benchmarks/accuracy.py --epochs {tuned}`: models of the quickstart's size (a quarter of the
 width, 200 proposals), dense ones trained on `shapes` for {dense} epochs, compressed ones recovered without labels,
@@ -67,8 +69,8 @@ found again (same class, IoU of 0.5 or more), their sides moved by {box_median:.
 (99th percentile).
 """
 FEWER = """
-With {proposals} proposals, as the accuracies below are measured with, and still 1,000 for the dense model, in turn,
-in a run of their own: `norton-77-all` in {treatment} takes {small} ms, dense as shipped {shipped} ms, {speed:.1f}x.
+Timed in turn, in a run of their own: `norton-77-all` with {proposals} proposals, as for the accuracies below, takes
+{small} ms in {treatment}, dense as shipped with 1,000 takes {shipped} ms: {speed:.1f}x.
 """
 
 

@@ -44,8 +44,8 @@ Made by `python benchmarks/without_labels.py`. The quickstart's detectors, a qua
 masks and keypoints on the 200 validation images. No label is read.
 
 *published* is the pruning of the published code; *plain* is ours, with nothing done afterwards; *BatchNorm* has its
-statistics estimated anew on 200 training images; *recovered* is restored on them by the first phase of `recover`
-alone, part after part, 240 steps each, as it was before there was a second;
+statistics estimated anew on 200 training images; *recovered* is restored on them part by part alone,
+240 steps each;
 *searched, recovered* is so too, by the plan that `search_plan` finds for the same MACs.
 *Seconds* is what *recovered* took on one core that other work may have shared.
 """

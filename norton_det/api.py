@@ -122,7 +122,11 @@ def load_detector(
     detector finds, a list or data in COCO's format. Raises ValueError naming the file and what does not fit.
     """
     if Path(path).suffix in EXPORTED:
+        if norm_eps is not None or d2_config or categories:
+            raise ValueError(f"{path}: an exported file says everything itself: no norm_eps, d2_config or categories")
         return load_exported(path, precision)
+    if precision != "float32":
+        raise ValueError(f"{path}: only an .xml file runs in {precision}; `optimize` makes weights do so")
     return detector_from_weights(read_weights(path, d2_config, categories), norm_eps=norm_eps)
 
 

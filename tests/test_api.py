@@ -19,6 +19,21 @@ def test_help_does_not_wait_for_torch():
         _ = norton_det.foo
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("small.pth", {"precision": "bfloat16"}, "only an .xml file runs in bfloat16"),
+        ("small.onnx", {"precision": "bfloat16"}, "onnxruntime runs float32, not 'bfloat16'"),
+        ("small.onnx", {"norm_eps": 1e-5}, "an exported file says everything itself"),
+        ("small.xml", {"categories": "names.json"}, "an exported file says everything itself"),
+    ],
+)
+def test_what_a_file_does_not_take_is_refused(name, words, told, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=told):
+        norton_det.load_detector(tmp_path / name, **words)
+
+
 def test_rank_and_criterion_are_those_that_are_asked_for():
     network = tiny_classifier()
     plan = {"ranks": {"layer1.0.conv2": 1}, "rates": {"layer1.0.conv2": 0.5}}

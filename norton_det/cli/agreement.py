@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("reference", help="the detector that is taken to be right: weights or an exported file")
     parser.add_argument("detector", help="the detector to compare with it: weights or an exported file")
-    parser.add_argument("--images", required=True, help="a folder or a dataset's name; neither was fitted on these")
+    parser.add_argument("--images", required=True, help="a folder or a dataset's name; new to both detectors")
     parser.add_argument("--image-count", type=int, default=200, help="how many of the images to use")
     parser.add_argument(
         "--score",

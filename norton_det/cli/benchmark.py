@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--treatments", nargs="+", choices=TREATMENTS, metavar="NAME",
-        help=f"how to run the models (default: all that can be used here): {', '.join(TREATMENTS)}",
+        help=f"runtimes and precisions (default: all that can be used here): {', '.join(TREATMENTS)}",
     )  # fmt: skip
     parser.add_argument("--image", type=Path, help="the image to detect on (default: a drawn scene)")
     parser.add_argument(
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the tables, write the JSON and the plot."""
-    require_at_least(args, batch=1, detections=1, runs=1)
+    require_at_least(args, batch=1, detections=1, runs=1, input_size=1)
     device_override = [f"device={args.device}"] if args.device else []
     config = load_config(args.config, [*args.overrides, *device_override])
     device = resolve_device(config)

@@ -9,7 +9,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from norton_det.cli.options import add_weights, require_at_least, share_of_size, weights_words
+from norton_det.cli.options import add_weights, require_at_least, require_positive, share_of_size, weights_words
 from norton_det.compression.compress import CompressionReport
 from norton_det.compression.recover import STEPS, compress_and_recover
 from norton_det.compression.saliency import Criterion
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     """Write the compressed weights and, beside them, the report as JSON."""
     if args.output.suffix == ".json":
         raise ValueError(f"--output {args.output}: the report goes to the .json beside it; name a .pth file")
-    require_at_least(args, steps=0, minutes=0, image_count=2, size=1)
+    require_at_least(args, steps=0, image_count=2, size=1)
+    require_positive(args, "minutes")
     dense = model_from_weights(read_dense_weights(*weights_words(args)), norm_eps=args.norm_eps)
     images: Sequence[Tensor] = open_images(args.images, args.image_count) if args.images else ()
     with sole_run(args.output.with_suffix(".lock"), f"--output {args.output}"):

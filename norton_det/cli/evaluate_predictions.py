@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--annotations", required=True, type=Path, help="the dataset's JSON")
     parser.add_argument("--predictions", required=True, type=Path, help="a JSON list of results in COCO's format")
-    parser.add_argument("--task", required=True, choices=["bbox", "segm", "keypoints"])
+    parser.add_argument("--task", required=True, choices=["bbox", "segm", "keypoints"], help="what is compared")
     parser.add_argument(
         "--oks-sigmas", nargs="+", type=float, metavar="S",
         help="sigmas of OKS, one for each keypoint (default: COCO's for COCO's keypoints, 0.05 for others)",

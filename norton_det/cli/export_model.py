@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
     check_target(args.output, args.precision)
     detector = detector_from_weights(read_weights(*weights_words(args)))
     count = args.image_count if args.precision == "int8" else CHECKED
-    images = list(open_images(args.images, count)) if args.images else drawn_images(count)
+    if args.precision == "int8" and not args.images:
+        log.warning("int8 takes its ranges from drawn scenes: name photos like those that it will see with --images")
+    images = open_images(args.images, count) if args.images else drawn_images(count)
     compared = export_file(detector, args.output, images, args.precision, args.fixed_size)
     log.info("compared with torch on %d images: %s", min(len(images), CHECKED), compared)
     if not compared.expected:

@@ -34,6 +34,19 @@ COMMANDS = {
     "quickstart": "train, compress and speed up a detector on drawn data, in minutes",
 }
 
+STOPPED = 130
+"""The exit code of a command that Ctrl-C stopped."""
+
+
+class _WithDefaults(argparse.HelpFormatter):
+    """Shows each option's default behind its help, unless that says it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_none = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        if has_none or not action.help or "default" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
 
 class _BesideBars(logging.Handler):
     """Writes messages to the error stream, on lines of their own if a progress bar is drawn."""
@@ -61,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "`torch.jit.trace", category=FutureWarning)  # the export to ONNX needs it
     warnings.filterwarnings("ignore", "Image size", category=Warning)  # Pillow warns of large images, which are fine
     command = import_module(f"norton_det.cli.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"norton-det {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_WithDefaults
+    )
     command.add_arguments(parser)
     try:
         command.run(parser.parse_intermixed_args([_at_home(word) for word in words[1:]]))
@@ -74,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         goes_on = getattr(command, "GOES_ON", "")
         print(f"norton-det {name}: stopped{f'; {goes_on}' if goes_on else ''}", file=sys.stderr)
-        return 130
+        return STOPPED
     return 0
 
 

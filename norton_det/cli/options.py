@@ -36,6 +36,14 @@ def require_at_least(args: argparse.Namespace, **least: int) -> None:
                 raise ValueError(f"--{name.replace('_', '-')}: at least {smallest}, got {number}")
 
 
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raise ValueError for the first of the given options that is a number, but not above 0."""
+    for name in names:
+        number = getattr(args, name)
+        if number is not None and not number > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {number:g}: expected a number above 0")
+
+
 def share(text: str) -> float:
     """Read a number from 0 to 1, as the `type` of an argument."""
     with suppress(ValueError):

@@ -6,46 +6,35 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from norton_det.analysis.complexity import count_detector, total
-from norton_det.analysis.latency import Latency, detector_latency
+from norton_det.analysis.latency import detector_latency
 from norton_det.analysis.machine import describe_machine
 from norton_det.api import load_detector
 from norton_det.builders.resolve import resolve_dataset
-from norton_det.cli.main import main
+from norton_det.cli.main import STOPPED, main
 from norton_det.cli.report import write_report
 from norton_det.config import Config, load_config
 from norton_det.data.clip import drawn_picture
-from norton_det.data.images import read_image, write_png
 from norton_det.deploy.optimize import Runtime, optimize
 from norton_det.engine.folder import LOCK, sole_run
 from norton_det.files import write_json
 from norton_det.report.run_data import Benchmark, BenchmarkedModel
+from norton_det.report.story import draw_pictures, format_table, read_models
 from norton_det.shrink.making import load
-from norton_det.visualization.draw import draw_predictions, side_by_side
 
 log = logging.getLogger(__name__)
 CONFIG = "quickstart.yaml"
+GOES_ON = "the same command goes on from there"
 SHARE_OF_TIME = 0.7
 """The deadline, as a share of the dense detector's time in the same runtime."""
 PHOTOS, STEPS = 120, 150
 """Photos for recovery, and its gradient steps."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Holds one model of the story: accuracy on the validation set, size, and latency in the story's runtime."""
-
-    AP: float
-    AP50: float
-    parameters: int
-    macs: int
-    latency_ms: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,14 +70,14 @@ def tell(output: Path) -> None:
 
     latencies = detector_latency(detectors, [picture], runs=20)
     sizes = {name: (count.parameters, count.macs) for name, count in counts.items()}
-    rows = compare(folders, sizes | {"small": (told["small"]["parameters"], told["small"]["macs"])}, latencies)
-    write_json(summary, {"runtime": runtime, "models": {name: asdict(row) for name, row in rows.items()}})
-    draw_pictures(config, detectors, output / "pictures")
+    models = read_models(folders, sizes | {"small": (told["small"]["parameters"], told["small"]["macs"])}, latencies)
+    write_json(summary, {"runtime": runtime, "models": {name: asdict(model) for name, model in models.items()}})
+    draw_pictures(resolve_dataset(config, "test").images, detectors, output / "pictures")
     machine = describe_machine(torch.device("cpu"))
     timed = {name: BenchmarkedModel({runtime: latency}, trained=True) for name, latency in latencies.items()}
     reported = [folders[name] for name in ("dense", "compressed", "small", "recovered")]  # the last one in detail
     write_report(output / "report.html", reported, [Benchmark(machine, image_size(config), timed)])
-    print(f"\n{format_rows(rows, runtime)}\n\nEverything is in {output.resolve()}; open its report.html first,")
+    print(f"\n{format_table(models, runtime)}\n\nEverything is in {output.resolve()}; open its report.html first,")
     print(f"then {weights['small'].with_suffix('.html')}: how the small one was found, and where it differs")
 
 
@@ -120,45 +109,11 @@ def shrink(config: Config, weights: Mapping[str, Path], milliseconds: float) -> 
     return told
 
 
-def compare(
-    folders: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]], latencies: Mapping[str, Latency]
-) -> dict[str, Row]:
-    """Return a row for each model: the AP that evaluation wrote, parameters and MACs, and latency."""
-    rows = {}
-    for name, folder in folders.items():
-        metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())["bbox"]
-        rows[name] = Row(metrics["AP"], metrics["AP50"], *sizes[name], latencies[name].median)
-    return rows
-
-
 def image_size(config: Config) -> tuple[int, int]:
     """Return (height, width) in pixels of the image that is timed."""
     model = config.model
     assert model.min_size and model.max_size
     return model.min_size[-1], model.max_size
-
-
-def draw_pictures(config: Config, detectors: Mapping[str, Any], folder: Path, number: int = 8) -> None:
-    """Draw the first validation images with the detections of each model, side by side."""
-    files = resolve_dataset(config, "test")
-    for path in sorted(files.images.iterdir())[:number]:
-        image = read_image(path)
-        pictures = [
-            draw_predictions(image, detector([image / 255])[0], detector.categories)
-            for detector in detectors.values()
-        ]
-        write_png(folder / f"{path.stem}.png", side_by_side(pictures, list(detectors)))
-
-
-def format_rows(rows: Mapping[str, Row], runtime: str) -> str:
-    """Format the table of the story."""
-    lines = [f"{'model':14}{'AP':>7}{'AP50':>7}{'parameters':>13}{'MMACs':>8}{f'ms, {runtime}':>14}{'speed':>8}"]
-    for name, row in rows.items():
-        lines.append(
-            f"{name:14}{row.AP:>7.1f}{row.AP50:>7.1f}{row.parameters:>13,}{row.macs / 1e6:>8.0f}"
-            f"{row.latency_ms:>14.1f}{rows['dense'].latency_ms / row.latency_ms:>7.2f}x"
-        )
-    return "\n".join(lines)
 
 
 def _evaluate(weights: Path) -> None:
@@ -171,5 +126,8 @@ def _command(*words: Any) -> None:
     """Run one of our commands as a user would type it."""
     arguments: Sequence[str] = [str(word) for word in words]
     print(f"\n$ norton-det {shlex.join(arguments)}", flush=True)
-    if main(arguments):
+    ended = main(arguments)
+    if ended == STOPPED:
+        raise KeyboardInterrupt
+    if ended:
         raise ValueError(f"the step `norton-det {arguments[0]}` failed, see above; another --output begins anew")

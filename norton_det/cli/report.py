@@ -76,7 +76,8 @@ def evaluate_again(run: Run, config: Config) -> tuple[PrecisionRecall | None, li
     files = resolve_dataset(config, "test")
     results = load_results(run.predictions, files.annotations, task)
     pairs = draw_pairs(files, resolve_categories(config, files), task, results)
-    return precision_recall(files.annotations, results, task, config.data.oks_sigmas), pairs
+    curves = precision_recall(files.annotations, results, task, config.data.oks_sigmas, config.test.detections)
+    return curves, pairs
 
 
 def count_runs(runs: Sequence[Run]) -> tuple[str, tuple[int, int], dict[str, dict[str, Count]]]:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels of the image as it enters the body (default: 800 800, for a classifier 224 224)",
     )
     parser.add_argument("--criterion", default="pabs", choices=get_args(Criterion), help="how filters are compared")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="decides the crops that are measured on")
     parser.add_argument("--output", required=True, type=Path, help="where the plan goes (.json)")
 
 

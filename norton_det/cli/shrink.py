@@ -5,9 +5,10 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from norton_det.cli.options import add_weights, require_at_least, share_of_size, weights_words
+from norton_det.cli.options import add_weights, require_at_least, require_positive, share_of_size, weights_words
 from norton_det.compression.recover import STEPS
 from norton_det.deploy.runtimes import Precision
+from norton_det.engine.distributed import find_device
 from norton_det.engine.folder import LOCK, sole_run
 from norton_det.files import write_json
 from norton_det.models.persistence import detector_from_weights
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the file and the report, and print the result."""
-    require_at_least(args, steps=0, minutes=0, image_count=1, size=1)
+    require_at_least(args, steps=0, image_count=1, size=1)
+    require_positive(args, "minutes", "milliseconds")
     goal = _goal(args)
     runtime = find_runtime(args.output)
     precisions = usable_precisions(runtime)
@@ -63,11 +65,13 @@ def run(args: argparse.Namespace) -> None:
     sizes = [share_of_size(dense, args.size, SIZES[-1])] if args.size else SIZES
     photos = read_photos(args.images, args.image_count)
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
-    recovery = Recovery(STEPS if args.steps is None else args.steps, minutes, args.seed)
+    steps = STEPS if args.steps is None else args.steps
+    recovery = Recovery(steps, minutes, args.seed, find_device("auto"))
     asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
     work = args.work or args.output.with_suffix(".shrink")
     with sole_run(work / LOCK, f"--work {work}"):
-        result = shrink(dense, photos, asked, args.output, work / digest(Path(args.weights), photos, asked))
+        files = [Path(file) for file in weights_words(args) if file]
+        result = shrink(dense, photos, asked, args.output, work / digest(files, photos, asked))
     print(format_result(result))
     write_json(args.output.with_suffix(".shrink.json"), summary(result))
     report = args.output.with_suffix(".html")
@@ -81,8 +85,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _goal(args: argparse.Namespace) -> Goal:
     if args.milliseconds is not None:
-        if args.milliseconds <= 0:
-            raise ValueError(f"--milliseconds {args.milliseconds:g}: expected a number above 0")
         return Deadline(args.milliseconds)
     if not 0 < args.agreement <= 100:
         raise ValueError(f"--agreement {args.agreement:g}: expected a share, up to 1, or points, up to 100")

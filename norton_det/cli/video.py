@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run a dense detector beside it (without a file: the one that it came from)",
     )
     parser.add_argument("--confidence", type=share, default=0.5, help="draw detections of at least this score")
-    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
+    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime), help="what runs it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", type=int, help="pixels of the shorter side that the detector sees")
     parser.add_argument("--max-frames", type=int, help="stop after this many frames")
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
     frames, frame_rate, is_live = _open_source(args)
     with open_screen(args.output, frame_rate, is_live) as screen:
         first = list(itertools.islice(frames, 1 if weights else COCO_FRAMES))
+        if not first:
+            raise ValueError("the camera or video gives no frame")
         detectors = demo_detectors(
             weights or compressed_coco(first),
             args.compare,

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--count", type=int, default=16, help="how many images (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=16, help="how many images")
     parser.add_argument("--output", required=True, type=Path, help="a folder for the pictures")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the configuration")
 

@@ -1,6 +1,7 @@
 """Keeps feature maps of many images on disk: only one batch stands in memory."""
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from torch import Tensor
 class ActivationFile:
     """A file of float32 maps (C, H, W) of one shape, one for each image; they are appended in order and read in any.
 
-    A map is stored as (H, W, C), so that a few of its rows are one piece of the file; maps come back channels_last.
+    A map is stored as (H, W, C), and comes back channels_last.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("w+b", buffering=0)
+        self._file = path.open("w+b")
         self.shape: tuple[int, int, int] = (0, 0, 0)
         self.count = 0
         self._channels: Sequence[int] | None = None
@@ -31,19 +32,18 @@ class ActivationFile:
     def append(self, maps: Tensor) -> None:
         """Append maps (N, C, H, W)."""
         self.shape = (maps.shape[1], maps.shape[2], maps.shape[3])
+        self._file.seek(0, os.SEEK_END)
         self._file.write(np.ascontiguousarray(maps.detach().cpu().permute(0, 2, 3, 1).numpy()).data)
         self.count += len(maps)
 
-    def read(self, images: Sequence[int], rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-        """Read the maps of the given images, (N, C, h, w); where rows and columns are given, a window of each."""
+    def read(self, images: Sequence[int]) -> Tensor:
+        """Read the maps of the given images, (N, C, H, W)."""
         channels, height, width = self.shape
-        first, last, _ = rows.indices(height)
-        line = width * channels
-        batch = np.empty((len(images), last - first, width, channels), np.float32)
+        batch = np.empty((len(images), height, width, channels), np.float32)
         for place, image in enumerate(images):
-            self._file.seek(4 * line * (image * height + first))
+            self._file.seek(4 * channels * height * width * image)
             self._file.readinto(batch[place].data)
-        maps = torch.from_numpy(batch)[:, :, columns].permute(0, 3, 1, 2)
+        maps = torch.from_numpy(batch).permute(0, 3, 1, 2)
         return maps if self._channels is None else maps[:, self._channels]
 
     def delete(self) -> None:

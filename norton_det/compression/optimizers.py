@@ -40,7 +40,10 @@ class Muon(Optimizer):
         """Take a step by the gradients that the parameters have."""
         for group in self.param_groups:
             for parameter in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
                 matrices = as_matrices(parameter.grad.lerp(momentum, MOMENTUM))
                 direction = nearly_orthogonal(matrices).reshape(parameter.shape)

@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights
-from torchvision.transforms.v2.functional import normalize
+from torchvision.transforms.v2.functional import normalize, resize
 from tqdm import tqdm
 
 from norton_det.compression.compress import CompressionReport, PartReport, compress
@@ -125,8 +125,8 @@ def recover(
         kept: by group of tied channels, the dense model's channels that the compressed one has, as `compress`
             reports them. Where it is None the body and neck are one part, whose targets are the pyramid's levels,
             and a classifier is refused.
-        steps: gradient steps of the whole detector, of 4 images each; each part takes a fifth as many. With 0 only
-            BatchNorm's statistics are estimated anew.
+        steps: gradient steps of the whole detector, of 4 images each; each part takes a fifth as many. With 0 none
+            are taken: what has a closed form is solved, and BatchNorm's statistics are estimated anew.
         minutes: how long all may take, in place of the whole detector's `steps`: the steps of the parts take at most
             half of it, the whole detector what is left.
         seed: decides crops and batches.
@@ -165,7 +165,8 @@ def recover(
             losses = train_end_to_end(how, Length(steps, seconds), run.whole, run.save_whole)
             run.reports.append(PartReport(WHOLE, *losses))
     if any(part.after < part.before for part in run.reports):
-        settle_statistics(student, lambda: [_see(student, images[index]) for index in _spread(trained, PART_IMAGES)])
+        seen = (images[index] for index in _spread(trained, PART_IMAGES))
+        settle_statistics(student, lambda: _see_all(student, seen))
     return student, tuple(run.reports)
 
 
@@ -180,10 +181,11 @@ def _as_seen(detector: Any, images: Sequence[Tensor], folder: Path) -> SmallImag
     return SmallImages(images, most * transform.min_size[-1], most * transform.max_size, folder)
 
 
-def _see(model: Any, image: Tensor) -> Any:
-    """Pass an image through a model."""
-    image = image.to(device_of(model))
-    return model(_normalised(model, image)[None] if isinstance(model, ResNet) else [image])
+def _see_all(model: Any, images: Iterable[Tensor]) -> None:
+    """Pass images through a model, one at a time."""
+    for image in images:
+        shown = image.to(device_of(model))
+        model(_normalised(model, shown)[None] if isinstance(model, ResNet) else [shown])
 
 
 def _restore_parts(
@@ -332,13 +334,14 @@ class _OnEachLevel(nn.Module):
 
 
 def _normalised(model: Any, image: Tensor) -> Tensor:
-    """Return an image as the model sees it, resized and normalised, (3, H, W)."""
+    """Return an image as the model sees it, resized and normalised, (3, H, W); a classifier's is not cropped yet."""
     if not isinstance(model, ResNet):
         tensors: Tensor = model.transform([image])[0].tensors
         return tensors[0]
     preset: Any = ResNet50_Weights.IMAGENET1K_V1
     preprocess = preset.transforms()
-    normalised: Tensor = normalize(image, preprocess.mean, preprocess.std)
+    resized = resize(image, preprocess.resize_size, antialias=True)
+    normalised: Tensor = normalize(resized, preprocess.mean, preprocess.std)
     return normalised
 
 

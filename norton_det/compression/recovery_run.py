@@ -92,12 +92,14 @@ class RecoveryRun:
                 kept = checkpoint.rename(free_path(checkpoint))
                 log.warning("%s is of another recovery: this one starts afresh; kept: %s", checkpoint, kept)
                 return
+            finished = {values[0]: PartReport(*values) for values in content["parts"]}
+            whole = content["whole"]
             load_state(self.student, content["model"], str(checkpoint))
-            self._finished = {values[0]: PartReport(*values) for values in content["parts"]}
-            self.whole = content["whole"]
-            self.reports = list(self._finished.values()) if self.whole else []
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s; recovery starts afresh", error)
+            return
+        self._finished, self.whole = finished, whole
+        self.reports = list(finished.values()) if whole else []
 
     def new_file(self) -> ActivationFile:
         """Return an empty file for maps, which is deleted with the run's folder."""

@@ -14,6 +14,8 @@ from norton_det.compression.recover import compress_and_recover
 from norton_det.deploy.optimize import Runtime, optimize
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.models.persistence import detector_from_weights, origin_of, save_weights, with_origin
+from norton_det.models.settings import write_settings
+from norton_det.models.smaller_images import size_settings
 from norton_det.models.weights import coco_weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -119,18 +121,17 @@ def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
 
 def _random(path: Path, compressed: nn.Module, frame: Tensor, treatment: Treatment) -> DemoDetector:
     """Build with random weights the dense detector that a compressed one came from, as far as its file tells."""
-    torch.manual_seed(0)
-    try:
-        dense = uncompressed(compressed)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; name it: --compare DENSE_WEIGHTS") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            dense = uncompressed(compressed)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; name it: --compare DENSE_WEIGHTS") from None
     log.warning("the dense detector that %s came from is not there: random weights show its speed alone", path)
     return DemoDetector("dense, random weights", _optimized(dense, frame, treatment), is_trained=False)
 
 
 def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:
     if treatment.size:
-        ratio = detector.transform.max_size / detector.transform.min_size[-1]
-        detector.transform.min_size = (treatment.size,)
-        detector.transform.max_size = round(treatment.size * ratio)
+        write_settings(detector, size_settings(detector, treatment.size / detector.transform.min_size[-1]))
     return optimize(detector.to(treatment.device).eval(), [frame / 255], treatment.runtime)

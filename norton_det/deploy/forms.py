@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
-from norton_det.layers.cp_conv import FORMS, CPConv2d, Form
+from norton_det.layers.cp_conv import FORMS, CPConv2d, Form, in_form
 
 Shape = tuple[int, ...]
 Timer = Callable[["CPShape", Form, Shape], float]
@@ -24,7 +24,8 @@ def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
     """Replace every CP convolution by its dense or its depthwise form, whichever `timer` finds faster.
 
     A layer that runs on several sizes (the RPN and towers run on each level) takes the form with the smallest sum.
-    `image` is a float RGB image (3, H, W) of the size to be fast at.
+    One that the image does not reach, as a mask head where nothing is found, takes its depthwise form. `image` is a
+    float RGB image (3, H, W) of the size to be fast at.
     """
     for name, shapes in _input_shapes(detector, image).items():
         layer = detector.get_submodule(name)
@@ -33,16 +34,11 @@ def choose_forms(detector: nn.Module, image: Tensor, timer: Timer) -> None:
         detector.set_submodule(name, in_form(layer, min(FORMS, key=seconds.__getitem__)))
 
 
-def in_form(layer: CPConv2d, form: Form) -> nn.Module:
-    """Return the layer in a form, as it is deployed: a call has no factors left to multiply out."""
-    return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
-
-
 def _input_shapes(detector: nn.Module, image: Tensor) -> dict[str, list[Shape]]:
-    """Return the input shapes with which an image calls each CP convolution, by the layer's name."""
+    """Return the shapes of what each CP convolution reads of an image, by the layer's name."""
     layers = {name: layer for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)}
-    met: dict[str, list[Shape]] = {}
-    with watch_inputs(layers, lambda name, x: met.setdefault(name, []).append(tuple(x.shape))):
+    met: dict[str, list[Shape]] = {name: [] for name in layers}
+    with watch_inputs(layers, lambda name, x: met[name].append(tuple(x.shape))):
         detector([image])
     return met
 

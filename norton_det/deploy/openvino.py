@@ -55,8 +55,9 @@ def _fold_constants(model: Any) -> None:
 def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: Int8Recipe = PLAIN) -> Any:
     """Quantise a model's convolutions and linear layers to int8, with ranges taken from the given images.
 
-    Images are read one at a time. For a detector with mask or keypoint heads, those without any detection are left
-    out, as these heads' ranges would be zero. Raises ValueError if nncf is not installed, or no image is left.
+    Images are read one at a time, and kept as the network sees them. For a detector with mask or keypoint heads,
+    those without any detection are left out, as these heads' ranges would be zero. Raises ValueError if nncf is not
+    installed, or no image is left.
     """
     if not images:
         raise ValueError("int8 needs images to calibrate on")

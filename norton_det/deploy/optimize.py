@@ -115,6 +115,9 @@ def prepare(detector: nn.Module, image: Tensor, timer: Timer) -> nn.Module:
 def _choose_runtime(runtime: Runtime, precision: Precision, device: torch.device) -> str:
     if runtime == "auto":
         known = [name for name, precisions in SUPPORTED.items() if precision in precisions]
+        if not known:
+            every = dict.fromkeys(each for precisions in SUPPORTED.values() for each in precisions)
+            raise ValueError(f"precision {precision!r} is not one of {', '.join(every)}")
         order = ["torch"] if device.type == "cuda" else ["openvino", "onnxruntime", "torch"]
         usable = [name for name in order if name in known and importlib.util.find_spec(name)]
         if not usable:

@@ -14,11 +14,13 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
 class Parity:
     """Holds the number of expected detections, how many were found again, and how far these lie off.
 
-    `box_median`, `box_p99` and `box_max` are pixels; a box's difference is the largest of its four numbers'.
+    `surplus` counts detections beyond as many as an image should have. `box_median`, `box_p99` and `box_max` are
+    pixels; a box's difference is the largest of its four numbers'.
     """
 
     expected: int
     found: int
+    surplus: int
     box_median: float
     box_p99: float
     box_max: float
@@ -26,14 +28,15 @@ class Parity:
 
     @property
     def is_equal(self) -> bool:
-        """Tell whether every detection was found within the tolerances of float32."""
-        return self.found == self.expected and self.box_max <= BOX_TOLERANCE and self.score_max <= SCORE_TOLERANCE
+        """Tell whether every detection was found within the tolerances of float32, and no others."""
+        same = self.found == self.expected and not self.surplus
+        return same and self.box_max <= BOX_TOLERANCE and self.score_max <= SCORE_TOLERANCE
 
     def __str__(self) -> str:
         return (
-            f"{self.found} of {self.expected} detections found again; boxes differ by {self.box_median:.2g} pixels "
-            f"in the median, {self.box_p99:.2g} in the 99th percentile, {self.box_max:.2g} at most; scores by "
-            f"{self.score_max:.2g} at most"
+            f"{self.found} of {self.expected} detections found again, {self.surplus} too many; boxes differ by "
+            f"{self.box_median:.2g} pixels in the median, {self.box_p99:.2g} in the 99th percentile, "
+            f"{self.box_max:.2g} at most; scores by {self.score_max:.2g} at most"
         )
 
 
@@ -43,9 +46,10 @@ def parity(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tens
     A detection counts as found again if the nearest one of the same label has an IoU of at least 0.5 with it, or lies
     at the same place within the tolerance, as a box without an area overlaps nothing.
     """
-    boxes, scores, count = [], [], 0
+    boxes, scores, count, surplus = [], [], 0, 0
     for ours, theirs in zip(found, expected, strict=True):
         count += len(theirs["boxes"])
+        surplus += max(0, len(ours["boxes"]) - len(theirs["boxes"]))
         for box, label, score in zip(theirs["boxes"], theirs["labels"], theirs["scores"], strict=True):
             same = ours["labels"] == label
             distances = (ours["boxes"][same] - box).abs().amax(dim=1)
@@ -53,11 +57,12 @@ def parity(found: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tens
                 boxes.append(distances.min())
                 scores.append((ours["scores"][same][distances.argmin()] - score).abs())
     if not boxes:
-        return Parity(count, 0, 0.0, 0.0, 0.0, 0.0)
+        return Parity(count, 0, surplus, 0.0, 0.0, 0.0, 0.0)
     pixels = torch.stack(boxes).double()
     return Parity(
         expected=count,
         found=len(boxes),
+        surplus=surplus,
         box_median=pixels.median().item(),
         box_p99=pixels.quantile(0.99).item(),
         box_max=pixels.max().item(),

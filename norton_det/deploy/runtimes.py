@@ -121,6 +121,8 @@ def load_exported(path: str | Path, precision: Precision = "float32") -> Exporte
     if not path.is_file():
         raise ValueError(f"no file {str(path)!r}")
     if path.suffix == ".onnx":
+        if precision != "float32":
+            raise ValueError(f"{path}: onnxruntime runs float32, not {precision!r}")
         return _load_onnx(path)
     if path.suffix == ".xml":
         return compile_openvino(_read_openvino(path), precision, str(path))

@@ -53,12 +53,11 @@ def export_file(
     check_target(path, precision)
     if not images:
         raise ValueError(f"{path}: exporting needs at least one image, on which the file is compared with torch")
-    pictures = [image.cpu() for image in images]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        write_model(detector, temporary, pictures, precision, frame=frame)
-        compared = _compare(detector, temporary, pictures[:CHECKED], frame)
+        write_model(detector, temporary, images, precision, frame=frame)
+        compared = _compare(detector, temporary, [image.cpu() for image in images[:CHECKED]], frame)
         if precision == "float32" and not compared.is_equal:
             raise ValueError(f"{path.name} is not written, its detections differ from torch's: {compared}")
         for file in reversed(files_of(temporary)):
@@ -76,7 +75,7 @@ def write_model(
 ) -> None:
     """Write a detector to an .onnx or .xml file without comparing it; images as for `export_file`."""
     if path.suffix == ".onnx":
-        write_onnx(detector, images[0], path, frame)
+        write_onnx(detector, images[0].cpu(), path, frame)
     else:
         save_openvino(openvino_model(detector, images, precision, recipe, frame), path)
 

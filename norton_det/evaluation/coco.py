@@ -135,7 +135,7 @@ def oks_sigmas(keypoints: Keypoints, given: Sequence[float] | None = None) -> ND
         return np.array(given, dtype=np.float64)
     if keypoints.names == COCO_KEYPOINTS.names:
         return np.array(Params("keypoints").kpt_oks_sigmas)
-    told = "OKS of %d keypoints that are not COCO's: a sigma of %g for each (others: data.oks_sigmas)"
+    told = "OKS of %d keypoints that are not COCO's: a sigma of %g for each (data.oks_sigmas sets others)"
     log.info(told, keypoints.count, UNIFORM_SIGMA)
     return np.full(keypoints.count, UNIFORM_SIGMA)
 
@@ -172,14 +172,19 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    annotations: Path, results: list[dict[str, Any]], task: Task, sigmas: Sequence[float] | None = None
+    annotations: Path,
+    results: list[dict[str, Any]],
+    task: Task,
+    sigmas: Sequence[float] | None = None,
+    detections: int | None = None,
 ) -> PrecisionRecall:
-    """Compute the curves whose area is AP, for the task alone. `sigmas` as for `CocoEvaluator`.
+    """Compute the curves whose area is AP, for the task alone. Arguments as for `CocoEvaluator`.
 
     Raises ValueError as `CocoEvaluator` does, and where the annotations have no objects.
     """
     chosen = _sigmas(annotations, task, sigmas)
-    comparison = compare(_ground_truth(annotations, task, chosen), results, task, chosen, most_detections(task))
+    truth = _ground_truth(annotations, task, chosen, detections)
+    comparison = compare(truth, results, task, chosen, most_detections(task, detections))
     curves = {name: values for name, values in precisions(comparison).items() if not np.isnan(values).any()}
     if not curves:
         raise ValueError(f"{annotations}: no objects, so there are no precision-recall curves")

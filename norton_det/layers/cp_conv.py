@@ -288,6 +288,11 @@ class DepthwiseCPConv2d(nn.Module):
         return self.depthwise(self.pointwise(x))
 
 
+def in_form(layer: CPConv2d, form: Form) -> nn.Module:
+    """Return a layer in a form, as it is deployed: a call has no factors left to multiply out."""
+    return (layer.to_depthwise() if form == "depthwise" else layer.to_conv()).eval()
+
+
 def _sum_components(x: Tensor, rank: int) -> Tensor:
     """Sum the components of (N, R*K, H, W), which follow one another, to (N, K, H, W)."""
     # Chunks rather than slices: the gradient is then one concatenation.

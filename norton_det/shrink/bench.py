@@ -45,12 +45,12 @@ class Stopwatch:
     detector's is the median over the photos, which may be of several shapes.
 
     Attributes:
-        beside: milliseconds of the reference at the start, and then beside each detector.
+        beside: milliseconds of the reference, from earlier commands, at the start, and beside each detector.
     """
 
-    def __init__(self, reference: Built, photos: Sequence[Tensor]) -> None:
+    def __init__(self, reference: Built, photos: Sequence[Tensor], earlier: Sequence[float] = ()) -> None:
         self._reference, self._photos = reference, photos
-        self.beside = [_typical(*self._times(reference))]
+        self.beside = [*earlier, _typical(*self._times(reference))]
 
     @property
     def unit(self) -> float:

@@ -61,7 +61,7 @@ def find_family(
 
 def _found(dense: nn.Module, sensitivities: Sensitivities, share: float, size: tuple[int, int]) -> dict[str, Any]:
     plan, report = best_plan(dense, sensitivities, Budget("macs", share, size))
-    return {"plan": plan.to_dict(), "error": report.predicted_error, "macs": report.cost / report.dense_cost}
+    return {"plan": plan.to_dict(), "error": report.predicted_error}
 
 
 def seen_size(detector: Any, photo: Tensor) -> tuple[int, int]:

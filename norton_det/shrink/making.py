@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from norton_det.compression.plan import CompressionPlan
@@ -24,11 +24,15 @@ MINUTES = 5
 
 @dataclass(frozen=True)
 class Recovery:
-    """Says how a compressed detector is restored: gradient steps, or minutes in their place, and the seed."""
+    """Says how a compressed detector is restored: gradient steps, or minutes in their place, the seed, and where.
+
+    Without a device it is restored where the dense detector is.
+    """
 
     steps: int
     minutes: float | None
     seed: int
+    device: torch.device | None = None
 
     def __str__(self) -> str:
         length = f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} minutes"
@@ -52,8 +56,17 @@ def restored(
     path = folder / f"{learnt}, {recovery}.pth"
     if not path.is_file():
         unfinished = path.with_suffix(".recovery.pth")
-        how: dict[str, Any] = {"steps": recovery.steps, "minutes": recovery.minutes, "seed": recovery.seed}
-        compressed, _ = compress_and_recover(dense, plan, photos, share=learnt.size, checkpoint=unfinished, **how)
+        compressed, _ = compress_and_recover(
+            dense,
+            plan,
+            photos,
+            steps=recovery.steps,
+            minutes=recovery.minutes,
+            seed=recovery.seed,
+            share=learnt.size,
+            device=recovery.device,
+            checkpoint=unfinished,
+        )
         save_weights(path, compressed)
         unfinished.unlink(missing_ok=True)
     detector: nn.Module = detector_from_weights(read_weights(path))

@@ -46,6 +46,14 @@ class Memory:
         self.bar.update()
         return self._values[name]
 
+    def get(self, name: str, otherwise: Any) -> Any:
+        """Return the value of a name, or another one if there is none yet."""
+        return self._values.get(name, otherwise)
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep a value that the next measured one is written with."""
+        self._values[name] = value
+
     def forget(self, name: str) -> None:
         """Drop a value, so that it is measured anew."""
         self._values.pop(name, None)

@@ -112,7 +112,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
     costs, quality = _tables(tools, memory, dense, family, asked.precisions, _objects(reference))
     every = all_choices(family.plans, asked.sizes, counts, asked.precisions)
     choices = [choice for choice in every if asked.among(choice)]
-    workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools)
+    workshop = Workshop(dense, family, photos.fitted, asked.recovery, output.suffix, memory, tools, costs.unit)
     shipped = Choice(DENSE, 1.0, counts[0], asked.precisions[0])
     warn_of_noise(tools.stopwatch.moods)
     memory.begin("4 of 4, files")
@@ -141,7 +141,7 @@ def _shrink(memory: Memory, dense: nn.Module, photos: Photos, asked: Asked, outp
         considered=predicted(choices, costs.corrected(made.values()), quality.corrected(made.values())),
         is_met=asked.goal.is_met(after.option),
         goal=asked.goal,
-        fastest=fastest * tools.stopwatch.unit,
+        fastest=fastest * costs.unit,
         family=family,
         int8=int8,
         moods=tools.stopwatch.moods,
@@ -159,13 +159,13 @@ def _copy(made: Path, output: Path) -> None:
             copyfile(source, temporary)
 
 
-def digest(weights: Path, photos: Photos, asked: Asked) -> str:
-    """Compute a digest of all that measurements depend on: weights, photos, the runtime, the seed, this machine, and
-    how agreement is measured."""
+def digest(weights: Sequence[Path], photos: Photos, asked: Asked) -> str:
+    """Compute a digest of all that measurements depend on: the files that make the detector, photos, the runtime and
+    precision of the reference call, the seed, this machine, and how agreement is measured."""
     machine = describe_machine(torch.device("cpu"))
-    told = sha256(weights), asked.runtime, str(asked.recovery.seed), machine, str(VIEWS)
+    told = asked.runtime, asked.precisions[0], str(asked.recovery.seed), machine, str(VIEWS)
     seen = hashlib.sha256(" ".join(told).encode())
-    for path in [*photos.fitted.paths, *photos.held.paths]:
+    for path in [*weights, *photos.fitted.paths, *photos.held.paths]:
         seen.update(sha256(path).encode())
     return seen.hexdigest()[:12]
 

@@ -55,6 +55,7 @@ class Workshop:
         suffix: the ending of the files.
         memory: keeps the files and their measurements.
         tools: measure the files.
+        unit: milliseconds of the reference call, in shares of which times are kept.
     """
 
     dense: nn.Module
@@ -64,6 +65,7 @@ class Workshop:
     suffix: str
     memory: Memory
     tools: Instruments
+    unit: float
 
     def make(self, choice: Choice) -> Made:
         """Write the file of a choice and measure it, unless that was done before."""
@@ -99,7 +101,7 @@ class Workshop:
         seen = self.memory.recall(f"measured: {name}", measured)
         return Made(
             self._option(seen),
-            seen["p95"] * self.tools.stopwatch.unit,
+            seen["p95"] * self.unit,
             tuple(seen["interval"]),
             tuple(seen["by_image"]),
             file["parameters"],
@@ -131,4 +133,4 @@ class Workshop:
         return str(what) if learnt == NOTHING else f"{what}; {self.recovery}"
 
     def _option(self, seen: dict[str, Any]) -> Option:
-        return Option(Choice(**seen["choice"]), seen["typical"] * self.tools.stopwatch.unit, seen["agreement"])
+        return Option(Choice(**seen["choice"]), seen["typical"] * self.unit, seen["agreement"])

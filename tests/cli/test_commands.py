@@ -54,6 +54,12 @@ def test_a_quickstart_that_was_stopped_goes_on_and_one_that_ended_begins_anew(tm
     assert [words[-1] for words in typed] == ["--resume", "output_dir=told/dense", "--resume"]
 
 
+def test_a_quickstart_that_is_stopped_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, "main", lambda words: 130)
+    assert main(["quickstart", "--output", "told"]) == 130
+    assert capsys.readouterr().err == "norton-det quickstart: stopped; the same command goes on from there\n"
+
+
 def test_analysis_gives_the_published_numbers(tmp_path, capsys):
     assert main(["analyze", "--config", "faster_rcnn_norton.yaml", "--json", "counts.json"]) == 0
     models = json.loads((tmp_path / "counts.json").read_text())["models"]
@@ -134,6 +140,10 @@ def test_pictures_are_drawn(tmp_path, datasets):
         (
             ["compress", "--weights", "w.pth", "--plan", "norton-77", "--output", "o.pth", "--image-count", "1"],
             "--image-count: at least 2",
+        ),
+        (
+            ["compress", "--weights", "w.pth", "--plan", "norton-77", "--output", "o.pth", "--minutes", "0"],
+            "--minutes 0: expected a number above 0",
         ),
         (["analyze", "--config", "quickstart.yaml", "--input-size", "1", "1"], "at least 32 pixels"),
         (["dance"], "no command 'dance'"),

@@ -89,7 +89,7 @@ def test_three_keypoints_are_trained_evaluated_and_reported(caplog, capsys):
 def test_a_report_takes_the_sigmas_and_the_skeleton_of_the_run(monkeypatch):
     run = Path("run")
     (run / "evaluation").mkdir(parents=True)
-    save_config(configured("data.oks_sigmas=[0.1, 0.2, 0.3]"), run / "config.yaml")
+    save_config(configured("data.oks_sigmas=[0.1, 0.2, 0.3]", "test.detections=200"), run / "config.yaml")
     found = perfect(write_dataset())
     (run / "evaluation/predictions.json").write_text(json.dumps(found))
     curves, drawn = [], []
@@ -97,7 +97,7 @@ def test_a_report_takes_the_sigmas_and_the_skeleton_of_the_run(monkeypatch):
     for name, function in (("draw_targets", draw_targets), ("draw_predictions", draw_predictions)):
         monkeypatch.setattr(pictures, name, lambda *words, of=function: drawn.append(words[-1]) or of(*words))
     assert main(["report", "--runs", "run", "--output", "report.html"]) == 0
-    assert curves == [(Path("test.json"), found, "keypoints", [0.1, 0.2, 0.3])]
+    assert curves == [(Path("test.json"), found, "keypoints", [0.1, 0.2, 0.3], 200)]
     assert len(drawn) == 8 and {keypoints.skeleton for keypoints in drawn} == {((0, 1), (1, 2))}
 
 

@@ -1,8 +1,10 @@
 """The shrink command as a user types it, on a machine whose times are known."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import copyfile, copytree
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from norton_det.cli.main import main
 from norton_det.data.images import write_png
 from norton_det.shrink import bench, instruments, making, shrinking
 from norton_det.shrink.bench import Timed
+from norton_det.shrink.choosing import Deadline
+from norton_det.shrink.photos import read_photos
+from norton_det.shrink.shrinking import Asked
 
 WORDS = ["--weights", "dense.pth", "--images", "photos", "--steps", "2"]
 
@@ -20,8 +25,8 @@ WORDS = ["--weights", "dense.pth", "--images", "photos", "--steps", "2"]
 class KnownMachine:
     """Takes a millisecond for so many parameters, and for images in proportion to their area."""
 
-    def __init__(self, reference, photos):
-        self.unit, self.least, self.moods = 1.0, 1.0, [1.0]
+    def __init__(self, reference, photos, earlier=()):
+        self.unit, self.least, self.moods, self.beside = 1.0, 1.0, [1.0], [*earlier, 1.0]
 
     def time(self, built):
         size = built.detector.transform.min_size[-1]
@@ -29,16 +34,33 @@ class KnownMachine:
         return Timed(milliseconds, 1.1 * milliseconds)
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_with_photos(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def on_the_known_machine(monkeypatch, folder):
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(instruments, "Stopwatch", KnownMachine)
     monkeypatch.setattr(shrinking, "find_family", partial(shrinking.find_family, count=2))
     for module in (bench, shrinking):
         monkeypatch.setattr(module, "SCORE", 0.3)
-    for number, image in enumerate(frames(12)):
-        write_png(Path(f"photos/{number:02}.png"), (255 * image).to(torch.uint8))
-    norton_det.save(tiny_detector("faster_rcnn", "resnet18"), "dense.pth")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with photos, weights, and all that a first command has measured."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_the_known_machine(monkeypatch, folder)
+        for number, image in enumerate(frames(12)):
+            write_png(Path(f"photos/{number:02}.png"), (255 * image).to(torch.uint8))
+        norton_det.save(tiny_detector("faster_rcnn", "resnet18"), "dense.pth")
+        assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_where_all_is_measured(measured, tmp_path, monkeypatch):
+    on_the_known_machine(monkeypatch, tmp_path)
+    for name in ("photos", "small.shrink"):
+        copytree(measured / name, name)
+    copyfile(measured / "dense.pth", "dense.pth")
 
 
 def milliseconds(path):
@@ -75,6 +97,8 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     assert len(recoveries) == before
     assert main(["shrink", *WORDS, "--output", "small.pth", "--agreement", "1"]) == 0
     assert milliseconds("small.pth") == dense
+    [state] = Path("small.shrink").rglob("state.json")
+    assert len(json.loads(state.read_text())["milliseconds of the reference"]) > 1
 
 
 def test_what_is_known_is_told_at_once_and_a_stopped_command_leaves_its_best_file(monkeypatch, capsys, caplog):
@@ -131,11 +155,21 @@ def test_weights_that_are_compressed_already_are_one_line(capsys):
 
 
 def test_a_state_that_is_damaged_is_measured_anew(recoveries, caplog):
-    words = ["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000"]
-    assert main(words) == 0
     [state] = Path("small.shrink").rglob("state.json")
     first = json.loads(state.read_text())
+    assert first.pop("milliseconds of the reference") == [1.0]
     state.write_text("{")
-    assert main(words) == 0
-    assert json.loads(state.read_text()) == first
+    assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", "1000"]) == 0
+    second = json.loads(state.read_text())
+    assert second.pop("milliseconds of the reference") == [1.0] and second == first
     assert "cannot be read" in caplog.text
+
+
+def test_what_is_measured_for_another_detector_or_in_another_unit_is_measured_anew():
+    photos = read_photos(Path("photos"), 12)
+    Path("other.yaml").write_text("MODEL: {}")
+    asked = Asked(Deadline(60), "openvino", ("float32", "int8"), making.Recovery(1, None, 0))
+    first = shrinking.digest([Path("dense.pth")], photos, asked)
+    assert first == shrinking.digest([Path("dense.pth")], photos, replace(asked, goal=Deadline(30)))
+    assert first != shrinking.digest([Path("dense.pth"), Path("other.yaml")], photos, asked)
+    assert first != shrinking.digest([Path("dense.pth")], photos, replace(asked, precisions=("int8",)))

@@ -315,6 +315,13 @@ def test_a_camera_is_shown_until_it_is_unplugged(folder, empty_place, monkeypatc
     assert re.match(r"[1-5] frames", capsys.readouterr().out)
 
 
+def test_a_camera_without_a_frame_is_one_line(folder, empty_place, monkeypatch, capsys):
+    monkeypatch.setattr("norton_det.visualization.sources.cv2.VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "read", lambda self: (False, None))
+    assert play("--weights", folder / "small.pth", "--webcam", "1", "--output", "clip.mp4") == 2
+    assert "the camera or video gives no frame" in capsys.readouterr().err
+
+
 def test_of_a_damaged_video_nothing_but_our_line_is_printed(folder, empty_place):
     (empty_place / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(500))
     words = ["video", "--weights", str(folder / "small.pth"), "--video-input", "cut.mp4", "--output", "clip.mp4"]

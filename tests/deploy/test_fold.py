@@ -13,7 +13,7 @@ from norton_det.analysis.complexity import count, total
 from norton_det.deploy import fold
 from norton_det.deploy.fold import FoldedPyramid, fold_batch_norms, fold_pyramid
 from norton_det.deploy.forms import choose_forms
-from norton_det.layers.cp_conv import DepthwiseCPConv2d
+from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.parts import networks, regions
 
@@ -97,6 +97,13 @@ def test_a_folded_pyramid_computes_the_same_with_less(kind):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     ours, theirs = (total(count(model, maps)).macs_as_run for model in (detector.backbone.fpn, pyramid))
     assert ours < theirs
+
+
+def test_layers_that_an_image_does_not_reach_are_deployed_too():
+    detector = clear_detector("mask_rcnn", "norton-77-all")
+    detector.roi_heads.score_thresh = 1.0
+    choose_forms(detector, pictures()[0], depthwise)
+    assert not [name for name, layer in detector.named_modules() if isinstance(layer, CPConv2d)]
 
 
 @pytest.mark.parametrize("why", ["one level", "a norm on the lateral", "a norm on the output", "dense"])

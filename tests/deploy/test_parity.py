@@ -43,6 +43,13 @@ def test_another_label_or_another_place_is_not_found_again():
     assert not compared.is_equal
 
 
+def test_one_detection_too_many_is_not_equal():
+    more = detections([*EXPECTED["boxes"].tolist(), [70, 70, 90, 90]], [1, 2, 1, 2], [0.9, 0.8, 0.7, 0.6])
+    compared = parity([more, EXPECTED], [EXPECTED, EXPECTED])
+    assert (compared.found, compared.expected, compared.surplus) == (6, 6, 1)
+    assert not compared.is_equal
+
+
 def test_no_detections():
     nothing = detections([], [], [])
     assert parity([nothing], [nothing]).is_equal

@@ -403,6 +403,20 @@ def test_the_area_under_the_curve_is_average_precision(task: Task, tmp_path: Pat
     assert [100 * curves.mean[iou].mean() for iou in (0.5, 0.75)] == pytest.approx([metrics["AP50"], metrics["AP75"]])
 
 
+def test_curves_count_as_many_detections_as_are_asked_for(tmp_path: Path) -> None:
+    boxes = [[10 * column, 10 * row, 9, 9] for row in range(15) for column in range(10)]
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 200, "width": 200}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - n / 200} for n, box in enumerate(boxes)]
+    found = [precision_recall(path, results, "bbox", detections=most).mean[0.5].mean() for most in (None, 150)]
+    assert found == pytest.approx([67 / 101, 1])  # 100 of 150 objects reach recalls up to 0.66
+
+
 def test_without_objects_there_are_no_curves(tmp_path: Path) -> None:
     path = truth(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))

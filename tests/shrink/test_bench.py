@@ -47,6 +47,12 @@ def test_a_machine_that_becomes_slower_or_faster_changes_its_mood_and_no_time(cl
     assert stopwatch.moods == pytest.approx([at_first, then])
 
 
+def test_what_earlier_commands_saw_of_the_reference_counts_too(clock):
+    stopwatch = Stopwatch(takes(clock, 1.0), [0], earlier=[500.0, 500.0, 600.0])
+    assert (stopwatch.unit, stopwatch.least) == (500, 500)
+    assert stopwatch.beside[3:] == [pytest.approx(1000)]
+
+
 def test_a_single_call_that_takes_longer_changes_no_typical_time(clock):
     stopwatch = Stopwatch(takes(clock, 1.0), [0])
     times = iter([50.0, 9.0, *[1.0] * (2 * LEAST_ROUNDS)])

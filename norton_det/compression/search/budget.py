@@ -60,13 +60,10 @@ class Budget:
             True
         """
         kind, _, amount = text.partition("=")
-        try:
-            return cls(kind, float(amount), size)  # type: ignore[arg-type]
-        except ValueError as error:
-            if kind in get_args(BudgetKind) and "budget" in str(error):
-                raise
+        if kind not in get_args(BudgetKind) or not _is_number(amount):
             expected = " or ".join(f"{kind}=NUMBER" for kind in get_args(BudgetKind))
-            raise ValueError(f"budget {text!r}: expected {expected}") from None
+            raise ValueError(f"budget {text!r}: expected {expected}")
+        return cls(kind, float(amount), size)  # type: ignore[arg-type]
 
     @property
     def is_share(self) -> bool:
@@ -75,6 +72,14 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.kind}={self.amount:g}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Scope:

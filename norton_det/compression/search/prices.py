@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from norton_det.analysis.complexity import box_regions, count
 from norton_det.analysis.latency import median_seconds
 from norton_det.analysis.watch import watch_inputs
-from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.cp_conv import FORMS, CPConv2d, in_form
 from norton_det.models.device import device_of
 from norton_det.models.parts import dense_head, regions
 
@@ -155,7 +155,7 @@ def fastest(layer: nn.Conv2d | CPConv2d, images: list[Tensor]) -> tuple[nn.Modul
     """Return the form of a layer that takes the fewest milliseconds on all `images`, ReLU included, and these."""
     candidates: list[nn.Module] = [layer]
     if isinstance(layer, CPConv2d):
-        candidates.append(layer.to_conv())
+        candidates = [in_form(layer, form) for form in FORMS]
     device = device_of(layer)
     inputs = [image.to(device, memory_format=torch.channels_last) for image in images]
     timings = []

@@ -24,7 +24,7 @@ from norton_det.compression.search.budget import Budget, Scope
 from norton_det.compression.search.choice import Choice, Item, cheapest, solve
 from norton_det.compression.search.cost_table import cost_table
 from norton_det.compression.search.plan_search import best_plan
-from norton_det.layers.cp_conv import CPConv2d
+from norton_det.layers.cp_conv import CPConv2d, DepthwiseCPConv2d
 
 
 def random_problem(seed):
@@ -118,7 +118,7 @@ def test_times_between_the_measured_widths_are_interpolated(monkeypatch):
         assert price(site, inputs, outputs, 2) == pytest.approx(3 + low * 2 + high * 5 + low * high)
 
 
-@pytest.mark.parametrize(("seconds", "kind"), [((2.0, 3.0), CPConv2d), ((3.0, 2.0), nn.Conv2d)])
+@pytest.mark.parametrize(("seconds", "kind"), [((2.0, 3.0), DepthwiseCPConv2d), ((3.0, 2.0), nn.Conv2d)])
 def test_a_cp_layer_costs_what_its_faster_form_takes(seconds, kind, monkeypatch):
     clock = iter(seconds)
     monkeypatch.setattr(prices, "median_seconds", lambda call: next(clock))
@@ -132,6 +132,7 @@ def test_a_cp_layer_costs_what_its_faster_form_takes(seconds, kind, monkeypatch)
         ("watts=3", "expected macs=NUMBER or parameters=NUMBER or milliseconds=NUMBER"),
         ("macs", "expected macs"),
         ("macs=many", "expected macs"),
+        ("macs=budget", "expected macs"),
         ("macs=1.5", "a share above 0 and up to 1"),
         ("macs=nan", "a share above 0"),
         ("milliseconds=-1", "a number above 0"),
