@@ -27,10 +27,10 @@ from norton_det.models.recognise import structure_of
 
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Builder = Callable[[nn.Module, Sequence[Tensor], Precision], "TorchDetector | ExportedDetector"]
-SUPPORTED: dict[str, tuple[Precision, ...]] = {
+SUPPORTED: dict[Runtime, tuple[Precision, ...]] = {
     "torch": ("float32", "bfloat16", "float16"),
-    "openvino": ("float32", "bfloat16", "int8"),
     "onnxruntime": ("float32",),
+    "openvino": ("float32", "bfloat16", "int8"),
 }
 
 

@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from norton_det.analysis.watch import watch_inputs
-from norton_det.deploy.optimize import Runtime, optimize
+from norton_det.deploy.optimize import SUPPORTED, Runtime, optimize
 from norton_det.deploy.runtimes import Precision
 from norton_det.models.parts import regions
 
 SHIPPED = "torch as shipped"
 OPTIMISED: dict[str, tuple[Runtime, Precision]] = {
-    "torch": ("torch", "float32"),
-    "torch bfloat16": ("torch", "bfloat16"),
-    "torch float16": ("torch", "float16"),
-    "onnxruntime": ("onnxruntime", "float32"),
-    "openvino": ("openvino", "float32"),
-    "openvino bfloat16": ("openvino", "bfloat16"),
-    "openvino int8": ("openvino", "int8"),
+    runtime if precision == "float32" else f"{runtime} {precision}": (runtime, precision)
+    for runtime, precisions in SUPPORTED.items()
+    for precision in precisions
 }
-"""The runtime and the precision for `optimize`, by the treatment's name."""
+"""The runtime and the precision for `optimize`, by the treatment's name, such as `openvino int8`."""
 TREATMENTS = (SHIPPED, *OPTIMISED)
 FLOAT32 = (SHIPPED, *(name for name, (_, precision) in OPTIMISED.items() if precision == "float32"))
 _SPREAD = 0.01

@@ -25,7 +25,6 @@ PROPOSALS = (1.0, 0.5, 0.3, 0.15)
 LEAST_PROPOSALS = 10
 RUNTIMES: dict[str, Runtime] = {".xml": "openvino", ".onnx": "onnxruntime", ".pth": "torch"}
 """The runtime of a file, by its ending."""
-_PRECISIONS: dict[str, tuple[Precision, ...]] = SUPPORTED | {"torch": ("float32",)}
 
 
 @dataclass(frozen=True, order=True)
@@ -102,7 +101,9 @@ def find_runtime(path: Path) -> Runtime:
 
 def usable_precisions(runtime: Runtime) -> tuple[Precision, ...]:
     """Return the precisions that a runtime, the installed packages and this machine's CPU allow."""
-    return tuple(precision for precision in _PRECISIONS[runtime] if runs_on_cpu(runtime, precision))
+    if runtime == "torch":  # a file of weights does not say another one
+        return ("float32",)
+    return tuple(precision for precision in SUPPORTED[runtime] if runs_on_cpu(runtime, precision))
 
 
 def what_is_missing(runtime: Runtime) -> str:

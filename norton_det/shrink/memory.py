@@ -41,8 +41,7 @@ class Memory:
         """Return the value of a name, of plain types; measure and keep it if there is none yet."""
         self.bar.set_postfix_str(name)
         if name not in self._values:
-            self._values[name] = measure()
-            write_json(self._path, self._values, indent=1)
+            self.put(name, measure())
         self.bar.update()
         return self._values[name]
 
@@ -51,8 +50,9 @@ class Memory:
         return self._values.get(name, otherwise)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a value that the next measured one is written with."""
+        """Keep a value of plain types."""
         self._values[name] = value
+        write_json(self._path, self._values, indent=1)
 
     def forget(self, name: str) -> None:
         """Drop a value, so that it is measured anew."""
