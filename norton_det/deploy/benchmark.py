@@ -16,6 +16,7 @@ from norton_det.analysis.memory import peak_memory
 from norton_det.analysis.parts import macs_by_part, seconds_by_part
 from norton_det.analysis.roofline import Roofline, measure_roofline
 from norton_det.deploy import counters
+from norton_det.deploy.runtimes import Precision, load_exported
 from norton_det.deploy.throughput import for_many
 from norton_det.deploy.treatments import FLOAT32, OPTIMISED, count_regions, treated
 from norton_det.deploy.writing import write_model
@@ -78,14 +79,19 @@ def measure_side_by_side(
     models: Mapping[str, Any], treatments: Sequence[str], images: Sequence[Tensor], runs: int
 ) -> SideBySide:
     """Measure models on a batch of images, in all treatments."""
-    latencies = {name: measure(models, name, images, runs) for name in treatments}
+    latencies, parts = {}, {}
+    for treatment in treatments:
+        with tempfile.TemporaryDirectory() as folder:
+            ready = {
+                name: make_ready(model, treatment, images, Path(folder) / str(number))
+                for number, (name, model) in enumerate(models.items())
+            }
+            latencies[treatment] = measure({name: each.detector for name, each in ready.items()}, images, runs)
+            parts[treatment] = {name: time_by_part(each, images) for name, each in ready.items()}
+    in_torch = parts.get("torch") or {
+        name: time_by_part(Ready(treated(model, "torch", images)), images) for name, model in models.items()
+    }
     roofline = measure_roofline(images[0].device)
-
-    def by_part(treatment: str) -> dict[str, dict[str, float]]:
-        return {name: time_by_part(model, treatment, images) for name, model in models.items()}
-
-    parts = {treatment: by_part(treatment) for treatment in treatments}
-    in_torch = parts.get("torch") or by_part("torch")
     return SideBySide(
         latencies=latencies,
         seconds_by_part=parts,
@@ -101,15 +107,34 @@ def measure_side_by_side(
     )
 
 
-def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
-    """Measure latency, images a second and memory of every model in one treatment; all are timed in turn."""
-    prepared = {name: treated(model, treatment, images) for name, model in models.items()}
-    many = {name: for_many(model) for name, model in prepared.items()}
-    single = {name: partial(model, list(images)) for name, model in prepared.items()}
+@dataclass(frozen=True)
+class Ready:
+    """Holds a detector as a treatment runs it, and if it was loaded from an exported file, that and its precision."""
+
+    detector: Any
+    file: Path | None = None
+    precision: Precision = "float32"
+
+
+def make_ready(model: Any, treatment: str, images: Sequence[Tensor], folder: Path) -> Ready:
+    """Treat a model; for another runtime than torch it is written to a folder and loaded from there."""
+    runtime, precision = OPTIMISED.get(treatment, ("torch", "float32"))
+    if runtime == "torch":
+        return Ready(treated(model, treatment, images))
+    path = folder / ("model.xml" if runtime == "openvino" else "model.onnx")
+    folder.mkdir()
+    write_model(model, path, images, precision)
+    return Ready(load_exported(path, precision), path, precision)
+
+
+def measure(detectors: Mapping[str, Any], images: Sequence[Tensor], runs: int) -> dict[str, Measured]:
+    """Measure latency, images a second and memory of detectors that are ready to run; all are timed in turn."""
+    many = {name: for_many(detector) for name, detector in detectors.items()}
+    single = {name: partial(detector, list(images)) for name, detector in detectors.items()}
     several = {
-        f"{name}, several at a time": partial(_call_several, model, images)
-        for name, model in many.items()
-        if calls_at_once(model) > 1
+        f"{name}, several at a time": partial(_call_several, detector, images)
+        for name, detector in many.items()
+        if calls_at_once(detector) > 1
     }
     with torch.inference_mode():
         latencies = interleaved_latency(single | several, runs=runs)
@@ -126,9 +151,9 @@ def measure(models: Mapping[str, Any], treatment: str, images: Sequence[Tensor],
     return measured
 
 
-def _call_several(model: Any, images: Sequence[Tensor]) -> None:
-    at_once = calls_at_once(model)
-    for _ in in_order(model, [list(images)] * ROUNDS * at_once, at_once):
+def _call_several(detector: Any, images: Sequence[Tensor]) -> None:
+    at_once = calls_at_once(detector)
+    for _ in in_order(detector, [list(images)] * ROUNDS * at_once, at_once):
         pass
 
 
@@ -153,19 +178,14 @@ def profile(model: Any, parts: Mapping[str, float], images: Sequence[Tensor], pe
     }
 
 
-def time_by_part(model: Any, treatment: str, images: Sequence[Tensor]) -> dict[str, float]:
-    """Measure the seconds of each part of a detector in a treatment, by the runtime's own counters if it has any.
+def time_by_part(ready: Ready, images: Sequence[Tensor]) -> dict[str, float]:
+    """Measure the seconds of each part of a detector, by the runtime's own counters if it has any.
 
     They add up to the whole.
     """
-    runtime, precision = OPTIMISED.get(treatment, ("torch", "float32"))
-    if runtime == "torch":
-        prepared = treated(model, treatment, images)
-        return seconds_by_part(getattr(prepared, "detector", prepared), images, PARTS_RUNS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ("model.xml" if runtime == "openvino" else "model.onnx")
-        write_model(model, path, images, precision)
-        return counters.seconds_by_part(path, precision, images, PARTS_RUNS)
+    if ready.file is None:
+        return seconds_by_part(getattr(ready.detector, "detector", ready.detector), images, PARTS_RUNS)
+    return counters.seconds_by_part(ready.file, ready.precision, images, PARTS_RUNS)
 
 
 def shares_of_arithmetic(

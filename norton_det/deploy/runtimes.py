@@ -112,7 +112,9 @@ class ExportedDetector:
 
 
 def load_exported(path: str | Path, precision: Precision = "float32") -> ExportedDetector:
-    """Load the detector of an exported .onnx file (onnxruntime) or .xml file (OpenVINO, in float32 or bfloat16).
+    """Load the detector of an exported .onnx file (onnxruntime) or .xml file (OpenVINO).
+
+    An .xml file that holds float32 may run in bfloat16; one in int8 runs in int8 whatever the precision.
 
     Raises ValueError naming the file if it is missing, damaged or not written by this package, or if the runtime is
     not installed.

@@ -88,7 +88,7 @@ def load(path: Path, precision: Precision, photo: Tensor) -> Built:
     """Load a written file as its users should run it; weights (.pth) are optimised for torch."""
     if path.suffix == ".pth":
         return optimize(detector_from_weights(read_weights(path)), [photo], "torch", precision)
-    return load_exported(path, precision if precision == "bfloat16" else "float32")
+    return load_exported(path, precision)
 
 
 def how_to_run(path: Path, precision: Precision) -> str:

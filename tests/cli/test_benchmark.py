@@ -56,9 +56,9 @@ def quick(monkeypatch):
 def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, monkeypatch):
     calls = []
 
-    def measured(models, treatment, images, runs):
-        calls.append((models, images))
-        return {name: Measured(1.0, 1.0, 1.0, runs, 1.0, 1.0, 0) for name in models}
+    def measured(detectors, images, runs):
+        calls.append((detectors, images))
+        return {name: Measured(1.0, 1.0, 1.0, runs, 1.0, 1.0, 0) for name in detectors}
 
     monkeypatch.setattr(benchmark, "measure", measured)
     monkeypatch.setattr(benchmark, "profile", lambda *_: {})
@@ -66,10 +66,10 @@ def test_a_batch_is_one_image_so_many_times_and_the_workload_is_fixed(quick, mon
     monkeypatch.setattr(benchmark, "time_by_part", lambda *_: {"resize": 1.0, "rest": 2.0})
     words = ["benchmark", "--config", "quickstart.yaml", "model.plan=none", *TINY, "--treatments", "torch"]
     assert main([*words, "--batch", "3", "--runs", "1", "--detections", "4", "--input-size", "64", "96"]) == 0
-    [(models, images)] = calls
+    [(detectors, images)] = calls
     assert [image.shape for image in images] == [(3, 64, 96)] * 3
     assert all(torch.equal(image, images[0]) for image in images)
-    assert [model.roi_heads.detections_per_img for model in models.values()] == [4]
+    assert [found.detector.roi_heads.detections_per_img for found in detectors.values()] == [4]
 
 
 @pytest.mark.parametrize("kind", ["fcos", "retinanet", "mask_rcnn_v2"])

@@ -9,6 +9,7 @@ from clear import assert_same_detections, clear_detector, detect, pictures
 from norton_det.deploy.benchmark import measure
 from norton_det.deploy.optimize import optimize
 from norton_det.deploy.throughput import detect_stream, for_many
+from norton_det.deploy.treatments import treated
 from norton_det.in_flight import calls_at_once
 from norton_det.ops.threads import torch_threads
 
@@ -50,6 +51,6 @@ def test_images_a_second_are_measured_beside_latency():
     detector = clear_detector("faster_rcnn", None, "resnet18")
     images = pictures()[:1] * 2
     for treatment, is_several in (("torch as shipped", False), ("torch", True)):
-        found = measure({"it": detector}, treatment, images, runs=1)["it"]
+        found = measure({"it": treated(detector, treatment, images)}, images, runs=1)["it"]
         assert found.images_a_second == pytest.approx(found.throughput_gain * 2 * 1000 / found.median)
         assert (found.throughput_gain != 1.0) == is_several
