@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from norton_det.cli.options import find_trained, require_at_least, share
 from norton_det.data.clip import FRAME_RATE, drawn_clip
-from norton_det.deploy.demo import COCO_FRAMES, Treatment, compressed_coco, demo_detectors
+from norton_det.deploy.demo import COCO_FRAMES, RunOptions, compressed_coco, demo_detectors
 from norton_det.deploy.optimize import Runtime
 from norton_det.deploy.throughput import for_many
 from norton_det.engine.distributed import find_device
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             weights or compressed_coco(first),
             args.compare,
             first[0],
-            Treatment(device, args.runtime, args.size),
+            RunOptions(device, args.runtime, args.size),
         )
         if not is_live and len(detectors) == 1:  # nothing waits for a single frame, and nothing is compared
             detectors = [replace(detectors[0], detect=for_many(detectors[0].detect))]

@@ -24,14 +24,22 @@ Files = Sequence[ActivationFile]
 
 @dataclass(frozen=True)
 class Distillation:
-    """Sets how a part is trained: `steps` of gradient, `batch` maps read at a time, `step` maps of a step, the first
-    `held` maps held back, the draws of `generator`, and the `seconds` that the steps may take, whatever their
-    number."""
+    """Sets how a part is trained.
+
+    Attributes:
+        name: the part's, for the progress bar.
+        steps: how many gradient steps it takes.
+        read_size: how many maps are read at a time where there is no gradient.
+        batch_size: how many maps a gradient step has.
+        held: how many maps, the first ones, are held back.
+        generator: draws the maps of each step.
+        seconds: how long the steps may take, whatever their number.
+    """
 
     name: str
     steps: int
-    batch: int
-    step: int
+    read_size: int
+    batch_size: int
     held: int
     generator: torch.Generator
     seconds: float = math.inf
@@ -47,18 +55,18 @@ def distill(
     error on held-back maps is kept.
     """
     held, trained = range(how.held), range(how.held, inputs[0].count)
-    before = best = output_error(part, inputs, targets, held, how.batch)
+    before = best = output_error(part, inputs, targets, held, how.read_size)
     if before == 0:
         return before, before
     kept = copy.deepcopy(part.state_dict())
 
     def solve() -> None:
-        estimate_statistics(part, inputs, how.batch)
+        estimate_statistics(part, inputs, how.read_size)
         refit()
 
     for change in (solve, partial(_train, part, inputs, targets, trained, how)):
         change()
-        error = output_error(part, inputs, targets, held, how.batch)
+        error = output_error(part, inputs, targets, held, how.read_size)
         if error < best:
             best, kept = error, copy.deepcopy(part.state_dict())
     part.load_state_dict(kept)
@@ -102,7 +110,7 @@ def _train(part: nn.Module, inputs: Files, targets: Files, indices: Sequence[int
             if share >= 1:
                 break
             set_rates([optimizer], share)
-            order = torch.randperm(len(indices), generator=how.generator)[: how.step]
+            order = torch.randperm(len(indices), generator=how.generator)[: how.batch_size]
             chosen = [indices[place] for place in order.tolist()]
             wanted = [file.read(chosen).to(device) for file in targets]
             outputs = outputs_of(part, [file.read(chosen).to(device) for file in inputs])

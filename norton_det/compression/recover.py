@@ -30,7 +30,7 @@ from norton_det.compression.compress import CompressionReport, PartReport, compr
 from norton_det.compression.distill import settle_statistics
 from norton_det.compression.end_to_end import ZOOM, Imitation, Length, train_end_to_end
 from norton_det.compression.plan import PlanLike
-from norton_det.compression.recovery_run import REGION_BATCH, REGION_STEP, Maps, Part, RecoveryRun
+from norton_det.compression.recovery_run import REGION_BATCH_SIZE, REGION_READ_SIZE, Maps, Part, RecoveryRun
 from norton_det.compression.refit import refit_block, refit_laterals
 from norton_det.compression.residual import take_apart
 from norton_det.compression.saliency import Criterion
@@ -213,7 +213,9 @@ def _restore_parts(
         run.restore(Part(name, _OnEachLevel(ours), _OnEachLevel(theirs)), levels)
     for kind, seen in run.pool(images, order, held).items():
         ours, theirs = (regions(model)[kind].head for model in (student, teacher))
-        run.restore(Part(f"{kind} head", ours, theirs, batch=REGION_BATCH, step=REGION_STEP), seen)
+        run.restore(
+            Part(f"{kind} head", ours, theirs, read_size=REGION_READ_SIZE, batch_size=REGION_BATCH_SIZE), seen
+        )
 
 
 def _count_parts(student: Any, kept: Mapping[str, Sequence[int]] | None) -> int:

@@ -22,9 +22,9 @@ from norton_det.models.weights import load_state
 log = logging.getLogger(__name__)
 REGIONS = 16
 """How many proposals of each image the heads are restored on."""
-BATCH, REGION_BATCH = 8, 64
+READ_SIZE, REGION_READ_SIZE = 8, 64
 """How many images, and how many regions, are read at a time."""
-STEP, REGION_STEP = 2, 16
+BATCH_SIZE, REGION_BATCH_SIZE = 2, 16
 """How many images, and how many regions, a gradient step has: many small steps restore more than few large ones."""
 
 
@@ -40,8 +40,8 @@ class Part:
     teacher: nn.Module
     kept: Sequence[int] | None = None
     refit: Callable[[Batches, torch.Generator], None] | None = None
-    batch: int = BATCH
-    step: int = STEP
+    read_size: int = READ_SIZE
+    batch_size: int = BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -109,36 +109,38 @@ class RecoveryRun:
     def pass_on(self, part: Part, maps: Maps) -> Maps:
         """Restore a part on its inputs; return its outputs."""
         wanted = self.restore(part, maps)
-        return Maps(self._apply(part.student, maps.student, part.batch), wanted, maps.held)
+        return Maps(self._apply(part.student, maps.student, part.read_size), wanted, maps.held)
 
     def restore(self, part: Part, maps: Maps) -> list[ActivationFile]:
         """Restore a part, unless an earlier, stopped run finished it; return the dense part's outputs."""
-        wanted = self._apply(part.teacher, maps.teacher, part.batch)
+        wanted = self._apply(part.teacher, maps.teacher, part.read_size)
         report = self._finished.get(part.name)
         if report is None:
             targets = wanted if part.kept is None else [file.select(part.kept) for file in wanted]
             generator = torch.Generator().manual_seed(self.seed + len(self.reports))
-            how = Distillation(part.name, self._steps, part.batch, part.step, maps.held, generator, self._seconds)
+            how = Distillation(
+                part.name, self._steps, part.read_size, part.batch_size, maps.held, generator, self._seconds
+            )
 
             def refit() -> None:
                 if part.refit is not None:
-                    part.refit(self._read_both(maps, part.batch), generator)
+                    part.refit(self._read_both(maps, part.read_size), generator)
 
             report = PartReport(part.name, *distill(part.student, maps.student, targets, how, refit))
         self.reports.append(report)
         self._save()
         return wanted
 
-    def _read_both(self, maps: Maps, batch: int) -> Batches:
+    def _read_both(self, maps: Maps, size: int) -> Batches:
         """Read what a part reads in both models, without the maps that are held back."""
         fitted = range(maps.held, maps.student[0].count)
-        both = (read_batches(files, fitted, batch, self.device) for files in (maps.student, maps.teacher))
+        both = (read_batches(files, fitted, size, self.device) for files in (maps.student, maps.teacher))
         return zip(*both, strict=True)
 
     @torch.no_grad()
-    def _apply(self, module: nn.Module, files: list[ActivationFile], batch: int) -> list[ActivationFile]:
+    def _apply(self, module: nn.Module, files: list[ActivationFile], size: int) -> list[ActivationFile]:
         results: list[ActivationFile] = []
-        for maps in read_batches(files, range(files[0].count), batch, self.device):
+        for maps in read_batches(files, range(files[0].count), size, self.device):
             outputs = outputs_of(module, maps)
             results = results or [self.new_file() for _ in outputs]
             for file, output in zip(results, outputs, strict=True):

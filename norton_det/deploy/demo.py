@@ -44,7 +44,7 @@ class DemoDetector:
 
 
 @dataclass(frozen=True)
-class Treatment:
+class RunOptions:
     """Says how all detectors of a demo run: on which device, in which runtime, and at which shorter side of the image
     in pixels (None: their own)."""
 
@@ -79,7 +79,7 @@ def compressed_coco(frames: Sequence[Tensor]) -> Path:
     return COCO_FILE
 
 
-def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Treatment) -> list[DemoDetector]:
+def demo_detectors(path: Path, dense: str | None, frame: Tensor, options: RunOptions) -> list[DemoDetector]:
     """Load the detector of a file and, if it is asked for, put the dense one to compare it with before it.
 
     Args:
@@ -87,18 +87,18 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
         dense: a dense detector's file; or "" for the one that `path` says it came from, or if that is missing, the
             same network with random weights; or None for no comparison.
         frame: uint8 (3, H, W), of the size to be fast at.
-        treatment: how the detectors run.
+        options: how the detectors run.
 
     Raises:
         ValueError: a file cannot be read, or there is nothing to compare with.
     """
     if path.suffix in EXPORTED:
-        if treatment.runtime != "auto" or treatment.size:
+        if options.runtime != "auto" or options.size:
             raise ValueError(f"{path}: an exported detector brings its own runtime and size")
         if dense == "":
             raise ValueError(f"{path}: an exported detector does not tell what it came from: --compare DENSE_WEIGHTS")
         detectors = [DemoDetector(path.stem, load_exported(path))]
-        return [_dense(dense, frame, treatment), *detectors] if dense else detectors
+        return [_dense(dense, frame, options), *detectors] if dense else detectors
     weights = read_weights(path)
     detector = detector_from_weights(weights)
     beside: list[DemoDetector] = []
@@ -107,19 +107,19 @@ def demo_detectors(path: Path, dense: str | None, frame: Tensor, treatment: Trea
             raise ValueError(f"{path} is dense: --compare takes a compressed detector")
         source = dense or origin_of(detector).dense_weights
         named = dense or (source and Path(source).exists())
-        beside = [_dense(str(source), frame, treatment) if named else _random(path, detector, frame, treatment)]
+        beside = [_dense(str(source), frame, options) if named else _random(path, detector, frame, options)]
     name = "compressed" if weights.is_compressed else "dense"
-    return [*beside, DemoDetector(name, _optimized(detector, frame, treatment))]
+    return [*beside, DemoDetector(name, _optimized(detector, frame, options))]
 
 
-def _dense(path: str, frame: Tensor, treatment: Treatment) -> DemoDetector:
+def _dense(path: str, frame: Tensor, options: RunOptions) -> DemoDetector:
     weights = read_weights(path)
     if weights.is_compressed:
         raise ValueError(f"{path} is compressed: --compare takes a dense detector")
-    return DemoDetector("dense", _optimized(detector_from_weights(weights), frame, treatment))
+    return DemoDetector("dense", _optimized(detector_from_weights(weights), frame, options))
 
 
-def _random(path: Path, compressed: nn.Module, frame: Tensor, treatment: Treatment) -> DemoDetector:
+def _random(path: Path, compressed: nn.Module, frame: Tensor, options: RunOptions) -> DemoDetector:
     """Build with random weights the dense detector that a compressed one came from, as far as its file tells."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -128,10 +128,10 @@ def _random(path: Path, compressed: nn.Module, frame: Tensor, treatment: Treatme
         except ValueError as error:
             raise ValueError(f"{path}: {error}; name it: --compare DENSE_WEIGHTS") from None
     log.warning("the dense detector that %s came from is not there: random weights show its speed alone", path)
-    return DemoDetector("dense, random weights", _optimized(dense, frame, treatment), is_trained=False)
+    return DemoDetector("dense, random weights", _optimized(dense, frame, options), is_trained=False)
 
 
-def _optimized(detector: Any, frame: Tensor, treatment: Treatment) -> Any:
-    if treatment.size:
-        write_settings(detector, size_settings(detector, treatment.size / detector.transform.min_size[-1]))
-    return optimize(detector.to(treatment.device).eval(), [frame / 255], treatment.runtime)
+def _optimized(detector: Any, frame: Tensor, options: RunOptions) -> Any:
+    if options.size:
+        write_settings(detector, size_settings(detector, options.size / detector.transform.min_size[-1]))
+    return optimize(detector.to(options.device).eval(), [frame / 255], options.runtime)

@@ -20,7 +20,7 @@ from norton_det.cli.options import find_trained
 from norton_det.compression.recover import compress_and_recover
 from norton_det.data.clip import drawn_clip
 from norton_det.deploy import demo
-from norton_det.deploy.demo import DemoDetector, Treatment
+from norton_det.deploy.demo import DemoDetector, RunOptions
 from norton_det.models.settings import write_settings
 from norton_det.models.weights import read_weights
 from norton_det.visualization import comparison
@@ -74,7 +74,7 @@ def test_dense_and_compressed_stand_side_by_side(folder, empty_place, capsys):
 @pytest.mark.parametrize(("weights", "dense"), [("small.pth", "small.pth"), ("dense.pth", "dense.pth")])
 def test_a_wrong_comparison_is_refused_before_anything_is_prepared(weights, dense, folder, empty_place, monkeypatch):
     monkeypatch.setattr(demo, "optimize", lambda *_: pytest.fail("a detector was prepared"))
-    frame, treatment = next(drawn_clip(1)), Treatment(torch.device("cpu"), "torch", None)
+    frame, treatment = next(drawn_clip(1)), RunOptions(torch.device("cpu"), "torch", None)
     with pytest.raises(ValueError, match="--compare takes a"):
         demo.demo_detectors(folder / weights, str(folder / dense), frame, treatment)
 
@@ -110,7 +110,7 @@ def lonely(folder, tmp_path_factory):
 
 def test_a_dense_detector_that_is_gone_is_replaced_by_a_random_one_that_draws_nothing(folder, lonely):
     frame = next(drawn_clip(1))
-    dense, compressed = demo.demo_detectors(lonely, "", frame, Treatment(torch.device("cpu"), "torch", None))
+    dense, compressed = demo.demo_detectors(lonely, "", frame, RunOptions(torch.device("cpu"), "torch", None))
     assert (dense.is_trained, compressed.is_trained) == (False, True)
     assert "random weights" in dense.name
     parameters = [sum(p.numel() for p in model.detect.detector.parameters()) for model in (dense, compressed)]
@@ -141,7 +141,7 @@ def test_a_demos_size_keeps_the_ratio_of_its_detectors_sides(monkeypatch):
     detector = tiny_detector("fcos", "resnet18")
     write_settings(detector, {"min_size": (96,), "max_size": 160})
     frame = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    demo._optimized(detector, frame, Treatment("cpu", "torch", 48))
+    demo._optimized(detector, frame, RunOptions("cpu", "torch", 48))
     assert (detector.transform.min_size, detector.transform.max_size) == ((48,), 80)
     torch.testing.assert_close(seen[0][0], torch.full((3, 4, 4), 0.2))
 

@@ -21,7 +21,9 @@ def write(path, maps):
 
 
 def how(steps, step=4):
-    return Distillation("part", steps, batch=4, step=step, held=3, generator=torch.Generator().manual_seed(0))
+    return Distillation(
+        "part", steps, read_size=4, batch_size=step, held=3, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_without_steps_the_statistics_alone_become_those_of_the_inputs(part, map
     before, after = distill(part, [write(tmp_path / "x", maps)], [write(tmp_path / "y", wanted)], how(steps=0))
     assert before > 0.3 and after < 0.05
     torch.testing.assert_close(part[1].running_mean, 2 * inside.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    of_batches = torch.stack([batch.var((0, 2, 3)) for batch in inside.split(how(0).batch)])
+    of_batches = torch.stack([batch.var((0, 2, 3)) for batch in inside.split(how(0).read_size)])
     torch.testing.assert_close(part[1].running_var, 4 * of_batches.mean(0), rtol=1e-4, atol=1e-5)
     assert part[1].momentum == 0.1 and not part[1].training
     assert [p.requires_grad for p in part.parameters()] == [False, False, True, True, True, True]
@@ -75,10 +77,10 @@ def test_steps_end_with_their_time(part, maps, tmp_path):
 def test_what_is_held_back_is_never_trained_on(part, maps, tmp_path, monkeypatch):
     read, trained = ActivationFile.read, set()
 
-    def noted(file, images, *window):
+    def noted(file, images):
         if torch.is_grad_enabled():
             trained.update(images)
-        return read(file, images, *window)
+        return read(file, images)
 
     monkeypatch.setattr(ActivationFile, "read", noted)
     distill(part, [write(tmp_path / "x", maps)], [write(tmp_path / "y", maps[:, :1, 1:7, 1:7])], how(steps=12))

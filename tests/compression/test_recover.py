@@ -214,7 +214,7 @@ def test_what_is_held_does_not_grow_with_the_images(network, monkeypatch):
             return image
 
     def counted(file, chosen, *window):
-        assert len(chosen) <= recovery_run.BATCH
+        assert len(chosen) <= recovery_run.READ_SIZE
         return read(file, chosen, *window)
 
     monkeypatch.setattr(ActivationFile, "read", counted)
