@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torchvision.models import ResNet, ResNet50_Weights
 from norton_det.analysis.gradcam import Subject, choose_subject, grad_cam, similarity
 from norton_det.models.categories import categories_of, class_count
 from norton_det.models.norms import unfreeze_batch_norms
+from norton_det.models.parts import regions
 from norton_det.models.persistence import model_from_weights
+from norton_det.models.settings import read_settings
 from norton_det.models.weights import Weights, read_weights
 
 
@@ -56,7 +59,17 @@ def load_beside(dense: nn.Module, dense_weights: Weights, path: str) -> nn.Modul
     same_names = ours is None or theirs is None or ours == theirs
     if type(model) is not type(dense) or _count_classes(model) != _count_classes(dense) or not same_names:
         raise ValueError(f"{path}: its kind of model or its classes are not those of --weights")
+    if not regions(model) and _image_size(model) != _image_size(dense):
+        raise ValueError(
+            f"{path}: its images have another size than those of --weights, and their places do not match"
+        )
     return model
+
+
+def _image_size(model: nn.Module) -> list[Any]:
+    """Return the settings of the size to which a detector resizes images; a classifier has none."""
+    settings = read_settings(model)
+    return [settings.get(name) for name in ("min_size", "max_size", "fixed_size")]
 
 
 def class_names(described: object, count: int) -> list[str]:

@@ -116,8 +116,9 @@ def _check(
         dataset = build_test_dataset(config, files, rest)
     health.images, health.left_out = len(dataset), dataset.counts
     found = inspect_images(dataset, pixels=pixels)
-    health.problems += found.problems(config.data.damaged_images if training else 0)
-    health.notes += found.notes(files.name)
+    tolerated = config.data.damaged_images if training else 0
+    health.problems += found.problems(tolerated)
+    health.notes += found.notes(files.name, tolerated)
     return {path.resolve() for path in dataset.paths}
 
 

@@ -23,8 +23,9 @@ from norton_det.compression.compress import CompressionReport
 from norton_det.compression.plan import PlanLike
 from norton_det.compression.recover import WHOLE, compress_and_recover
 from norton_det.config import Config
-from norton_det.data.catalog import Categories, DatasetFiles
-from norton_det.data.images import ImageFiles, find_images
+from norton_det.data.catalog import Categories
+from norton_det.data.coco import CocoDataset
+from norton_det.data.images import ImageFiles, evenly_spaced
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
@@ -72,13 +73,13 @@ def unfinished_recovery(config: Config) -> Path:
     return Path(config.output_dir) / "recovery.pth"
 
 
-def recovery_images(config: Config, files: DatasetFiles) -> ImageFiles:
+def recovery_images(config: Config, dataset: CocoDataset) -> ImageFiles:
     """Return the training images on which a network that is compressed at the start is restored, if any are wanted.
 
     Only the main process restores; `build_training` copies the result to the others.
     """
     count = config.model.recover_images if distributed.is_main() else 0
-    return ImageFiles(find_images(files.images, count) if count else [])
+    return ImageFiles(evenly_spaced([*dataset.paths], count))
 
 
 def build_detector(

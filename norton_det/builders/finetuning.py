@@ -100,6 +100,10 @@ def finetune_and_evaluate(
     checkpoint = CheckpointFolder(settings.output_dir / "checkpoints").load_newest() if from_checkpoint else None
     if checkpoint:
         network = resumed_network(checkpoint)
+        if network.categories != test.classes:
+            raise ValueError(
+                f"{settings.data / 'val'}: other classes than those of the checkpoint that --resume takes"
+            )
     else:
         network = starting_network(settings, test.classes, strict=only_evaluate)
     to_channels_last(network.to(device))
@@ -182,8 +186,6 @@ def finetune(settings: FineTuning, network: ResNet, checkpoint: dict[str, Any] |
         description=lambda: {**describe(network), "config": config, "contents": contents},
     )
     start = resume(run, checkpoint)
-    if not checkpoint:
-        put_aside(settings.output_dir)
     batches = classification_batches(
         data,
         images_per_step=settings.batch_size,
@@ -193,6 +195,8 @@ def finetune(settings: FineTuning, network: ResNet, checkpoint: dict[str, Any] |
         start=start,
         **_process(),
     )
+    if not checkpoint:
+        put_aside(settings.output_dir)
     with MetricsWriter(settings.output_dir / "metrics.jsonl", run.iterations, start) as metrics:
         train(run, within_limit(batches, settings.damaged_images), metrics, start)
     if distributed.is_main():

@@ -81,7 +81,7 @@ def train_and_evaluate(config: Config, *, from_checkpoint: bool = False) -> None
         contents = resumed_contents(config, contents, checkpoint)
         built = resumed_detector(config, checkpoint)
     else:
-        built = build_detector(config, categories, weights, images=recovery_images(config, files))
+        built = build_detector(config, categories, weights, images=recovery_images(config, dataset))
     run = build_training(config, built, dataset, device, contents)
     start = resume(run, checkpoint)
     if not checkpoint:

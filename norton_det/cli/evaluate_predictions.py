@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from norton_det.evaluation.coco import evaluate_results, load_results
+from norton_det.cli.options import require_at_least
+from norton_det.evaluation.coco import MOST_DETECTIONS, evaluate_results, load_results
 from norton_det.files import write_json
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the metrics and write the JSON."""
+    require_at_least(args, detections=1 + max(MOST_DETECTIONS.values()))
     results = load_results(args.predictions, args.annotations, args.task)
     metrics = evaluate_results(
         args.annotations, results, args.task, sigmas=args.oks_sigmas, detections=args.detections

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from norton_det.api import load_detector
 from norton_det.cli.options import find_trained, share
 from norton_det.data.catalog import Categories
-from norton_det.data.images import find_images, picture_names, read_photo, write_png
+from norton_det.data.images import LONGEST_SHOWN, find_images, picture_names, read_photo, write_png
 from norton_det.engine.distributed import find_device
 from norton_det.evaluation.results import named_results
 from norton_det.files import write_json
@@ -22,8 +22,6 @@ from norton_det.visualization.draw import draw_predictions
 from norton_det.visualization.window import Window
 
 log = logging.getLogger(__name__)
-LONGEST = 1333
-"""The longest side of a picture in pixels: detectors see no more, and the memory of masks grows with its square."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
     categories = Categories(tuple(detector.categories), tuple(detector.category_ids))
     results: list[dict[str, Any]] = []
     unread: list[Path] = []
-    for path, image, scale in _readable(tqdm(paths, desc="detect"), unread):
+    longest = max(LONGEST_SHOWN, longest_seen(detector))
+    for path, image, scale in _readable(tqdm(paths, desc="detect"), longest, unread):
         with torch.inference_mode():
             found = detector([image.to(device) / 255])[0]
         shown = (found["scores"] >= args.confidence) & (found["labels"] > 0)  # 0 is the background
@@ -103,11 +102,17 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _readable(paths: Iterable[Path], unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:
+def longest_seen(detector: Any) -> int:
+    """Return the longest side in pixels to which a detector, or one of an exported file, resizes images."""
+    transform = detector.transform
+    return int(max(transform.max_size, *(transform.fixed_size or (0,))))
+
+
+def _readable(paths: Iterable[Path], longest: int, unread: list[Path]) -> Iterator[tuple[Path, Tensor, float]]:
     """Yield each image that can be read, with its path and scale; the others' paths are added to `unread`."""
     for path in paths:
         try:
-            image, scale = read_photo(path, LONGEST)
+            image, scale = read_photo(path, longest)
         except (ValueError, OSError) as error:
             log.error("%s", error)
             unread.append(path)

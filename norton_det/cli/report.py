@@ -56,7 +56,8 @@ def write_report(
     Raises ValueError if two folders have the same name, or one holds no run.
     """
     configs = {folder: _read_config(folder) for folder in folders}
-    found = [read_run(folder, config.model_dump(mode="json") if config else {}) for folder, config in configs.items()]
+    dumped = {folder: config.model_dump(mode="json") if config else {} for folder, config in configs.items()}
+    found = [read_run(folder, dumped[folder]) for folder in folders]
     runs = {run.name: run for run in found}
     if len(runs) < len(found):
         raise ValueError(f"--runs: two folders have the same name, got {', '.join(map(str, folders))}")

@@ -168,14 +168,17 @@ def _weight_shape(model: nn.Module, layer: str) -> tuple[int, ...]:
 
 
 def _decomposed(name: str, layer: nn.Module, rank: int) -> Factorised:
-    """Decompose a dense layer. Raises ValueError that names it."""
+    """Decompose a dense layer; the factors of a frozen one are frozen. Raises ValueError that names it."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    factors: Factorised
     try:
         if isinstance(layer, nn.Linear):
-            return LowRankLinear.from_linear(layer, rank)
-        assert isinstance(layer, nn.Conv2d)
-        return CPConv2d.from_conv(layer, rank)
+            factors = LowRankLinear.from_linear(layer, rank)
+        else:
+            factors = CPConv2d.from_conv(layer, rank)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return factors.requires_grad_(layer.weight.requires_grad)
 
 
 def factorise_empty(layer: Any, rank: int) -> Factorised:

@@ -100,6 +100,8 @@ def _absorb(conv: nn.Conv2d, norm: Any) -> None:
     deviation = (norm.running_var + norm.eps).sqrt()
     scale = norm.weight / deviation
     conv.weight.mul_(scale[:, None, None, None])
+    if conv.bias is not None:
+        conv.bias.mul_(scale)
     norm.bias.sub_(scale * norm.running_mean)
     norm.running_mean.zero_()
     norm.weight.copy_(deviation)

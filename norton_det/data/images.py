@@ -4,6 +4,7 @@ A picture is always read upright, as its EXIF data say: training, evaluation, re
 picture that an annotation tool in a browser shows.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,14 @@ from torchvision.transforms.v2.functional import to_image, to_pil_image
 
 from norton_det.files import atomic_path
 
+LONGEST_SHOWN = 1333
+"""The longest side of a picture in pixels: the memory of masks grows with its square."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SLIMMEST = 64
 """The largest ratio of a photo's longer to its shorter side; a detector's resize leaves nothing of a slimmer one."""
+
+FAILURES = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""Errors of the system, which say nothing about the file that was to be read."""
 
 _TURNS = dict(
     enumerate(
@@ -134,6 +140,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise DamagedImageError(f"{path}: not a readable image (Pillow does not know its format)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno in FAILURES:
+            raise
         raise DamagedImageError(f"{path}: not a readable image ({error})") from error
 
 
@@ -194,7 +202,12 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     if not paths:
         known = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{folder}: no images ({known}) in this folder; subfolders are not looked into")
-    taken = min(len(paths), len(paths) if count is None else count)
+    return evenly_spaced(paths, len(paths) if count is None else count)
+
+
+def evenly_spaced(paths: Sequence[Path], count: int) -> list[Path]:
+    """Return at most `count` of the paths, evenly spaced."""
+    taken = min(len(paths), count)
     return [paths[place * len(paths) // taken] for place in range(taken)]
 
 

@@ -32,10 +32,11 @@ class Inspection:
         damaged = self.damaged if len(self.damaged) > tolerated else ()
         return [*self.missing, *self.misfits, *damaged]
 
-    def notes(self, name: str) -> list[str]:
-        """Return the lines to tell about the sound images of the dataset called `name`."""
+    def notes(self, name: str, tolerated: int = 0) -> list[str]:
+        """Return the lines to tell about the images of the dataset called `name` that are no reason to refuse it."""
         told = "images that are turned upright, as their EXIF orientation says"
-        return [f"{name}: {told}: {self.turned}"] if self.turned else []
+        turned = [f"{name}: {told}: {self.turned}"] if self.turned else []
+        return [*turned, *(self.damaged if len(self.damaged) <= tolerated else ())]
 
 
 def inspect_images(dataset: CocoDataset, *, pixels: bool = False, show_progress: bool = True) -> Inspection:

@@ -1,15 +1,16 @@
 """Reads a JSON in COCO's format as tools write it, by the same rules in training, evaluation and `norton-det check`.
 
 What can only be meant in one way is accepted. Whole numbers may be written as 1.0 or "1". NaN and null, which pandas
-writes, count as missing. A missing iscrowd means no crowd, a missing area is the box's, and a missing box is the one
-around the polygons. A flat list is one polygon, and one RLE in a list is that RLE. Of several polygons the good ones
-are kept. Anything else is a problem: a line that names the file and the annotation.
+writes, count as missing. A missing iscrowd means no crowd, an area that is missing or not above 0 is the box's, and a
+missing box is the one around the polygons. A flat list is one polygon, and one RLE in a list is that RLE. Of several
+polygons the good ones are kept. Anything else is a problem: a line that names the file and the annotation.
 """
 
 import json
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -140,7 +141,7 @@ def _image(entry: Record) -> Record:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
         raise ValueError(f"the path {entry['file_name']!r} leads out of the image folder")
-    if not path.name or not name.isprintable():
+    if not path.name or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         raise ValueError(f"{entry['file_name']!r} is not the name of an image")
     assert id is not None and height is not None and width is not None
     if not 0 <= id <= LARGEST:
@@ -174,7 +175,8 @@ def _annotation(
     crowd = whole(int(told["iscrowd"]) if isinstance(told.get("iscrowd"), bool) else _said(told, "iscrowd") or 0)
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd {told['iscrowd']!r}, expected 0 or 1")
-    annotation = {**told, **ids, "bbox": box, "area": box[2] * box[3] if area is None else area, "iscrowd": crowd}
+    area = area if area is not None and area > 0 else box[2] * box[3]  # signed and missing areas are written as well
+    annotation = {**told, **ids, "bbox": box, "area": area, "iscrowd": crowd}
     if task == "segm":
         annotation["segmentation"] = polygons
     if task == "keypoints":
@@ -195,9 +197,8 @@ def _segmentation(value: Any, image: Record, left_out: Counter[str]) -> Any:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         [value] = value
     if isinstance(value, dict):
-        size, counts = [image["height"], image["width"]], value.get("counts")
-        if value.get("size") != size or not _are_run_lengths(counts, size[0] * size[1]):
-            raise ValueError(f"RLE of size {value.get('size')}, expected 'counts' and 'size' {size}")
+        if problem := rle_problem(value, [image["height"], image["width"]]):
+            raise ValueError(problem)
         return value
     polygons = _polygons(value)
     good = [polygon for polygon in polygons if _is_polygon(polygon)]
@@ -226,19 +227,42 @@ def _around(segmentation: Any) -> list[float] | None:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-def _are_run_lengths(counts: Any, pixels: int) -> bool:
-    """Tell whether pycocotools can read an RLE's counts without leaving their memory.
+def rle_problem(mask: Mapping[str, Any], size: Sequence[int]) -> str | None:
+    """Return a line that says why pycocotools cannot read an RLE of an image of `size` (height, width), or None.
 
-    They are numbers that add up to the image's pixels, or a string whose characters each hold five bits of a number
-    and a sixth, which says that the number goes on and must not be set on the last.
+    It would leave its memory, or not end, where run lengths do not add up to the image's pixels.
     """
-    if isinstance(counts, str):
-        return bool(counts) and all("0" <= c < "p" for c in counts) and not (ord(counts[-1]) - ord("0")) & 32
-    return (
-        isinstance(counts, list)
-        and all(isinstance(count, int) and count >= 0 for count in counts)
-        and sum(counts) == pixels
-    )
+    if mask.get("size") != [*size]:
+        return f"RLE of size {mask.get('size')}, expected {[*size]}"
+    counts = mask.get("counts")
+    lengths = _run_lengths(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(isinstance(length, int) and length >= 0 for length in lengths):
+        return "RLE whose 'counts' are no run lengths"
+    if sum(lengths) != math.prod(size):
+        return f"RLE of {sum(lengths)} pixels, expected {math.prod(size)}"
+    return None
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """Decode an RLE's text, or return None where it is none.
+
+    Each character holds five bits of a number, the least first, and a sixth that says whether the number goes on; the
+    fifth bit of its last character is the sign. From the fourth number on each is the difference to the last but one.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        value -= (bits >> 4 & 1) << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return lengths if lengths and not shift else None
 
 
 def _keypoints(value: Any, count: int) -> list[Any]:

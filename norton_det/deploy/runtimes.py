@@ -30,8 +30,8 @@ class ExportedDetector:
     """A detector for inference, from an exported file.
 
     It takes a list of images (3, H, W), float RGB in 0 to 1, and returns torchvision's list of dictionaries.
-    torchvision's transform, or a variant of it, resizes images, scales detections back and pastes masks; keypoints
-    are found in heatmaps as torchvision does. The file computes what lies between.
+    Its transform is torchvision's, or a variant of it; keypoints are found in heatmaps as torchvision does. The file
+    computes what lies between.
 
     Attributes:
         categories: names by label, `__background__` first.
@@ -40,6 +40,7 @@ class ExportedDetector:
         outputs: what it finds, of boxes, labels, scores, masks, keypoints.
         session: the file's graph.
         at_once: with how many calls at a time, each from a thread of its own, it is to be used.
+        transform: resizes images, scales detections back and pastes masks.
     """
 
     def __init__(self, opener: Opener, description: Description, at_once: int = 1) -> None:
@@ -47,7 +48,7 @@ class ExportedDetector:
         self._opener, self._description = opener, description
         self._names = description.outputs
         self.outputs = tuple(OUTPUTS[name] for name in self._names)
-        self._transform = TRANSFORMS[description.images](
+        self.transform = TRANSFORMS[description.images](
             description.min_size, description.max_size, [0.0] * 3, [1.0] * 3, fixed_size=description.fixed_size
         ).eval()
         self.categories, self.category_ids = list(description.categories), list(description.category_ids)
@@ -87,7 +88,7 @@ class ExportedDetector:
     def inputs(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
         """Return what the session takes for a batch: images (B, 3, H, W), resized and padded, and their heights and
         widths before padding (B, 2)."""
-        resized = [self._transform.resize(image.cpu(), None)[0] for image in images]
+        resized = [self.transform.resize(image.cpu(), None)[0] for image in images]
         batch, sizes = framed(resized, self._description.frame)
         return batch.contiguous().numpy(), sizes.numpy()
 
@@ -105,7 +106,7 @@ class ExportedDetector:
                 keypoints = heatmaps_to_keypoints(of_image.pop("heatmaps"), of_image["boxes"])
                 of_image["keypoints"], of_image["keypoints_scores"] = keypoints
         resized = [(int(height), int(width)) for height, width in sizes]
-        scaled: list[dict[str, Tensor]] = self._transform.postprocess(
+        scaled: list[dict[str, Tensor]] = self.transform.postprocess(
             found, resized, [(image.shape[1], image.shape[2]) for image in images]
         )
         return scaled

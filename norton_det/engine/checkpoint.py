@@ -40,4 +40,5 @@ class CheckpointFolder:
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("iteration_*.pth"))  # by number: copying a folder changes its times
+        found = self.folder.glob("iteration_*.pth")  # by number: copying a folder changes its times
+        return sorted(found, key=lambda path: (len(path.name), path.name))

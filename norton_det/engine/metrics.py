@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from norton_det.engine import distributed
-from norton_det.files import to_json
+from norton_det.files import atomic_path, to_json
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class MetricsWriter:
                         lines.append(line + "\n")
                 except (ValueError, KeyError):
                     continue
-        path.write_text("".join(lines), encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

@@ -92,7 +92,7 @@ def train(run: TrainingRun, batches: Iterator[Batch], metrics: MetricsWriter, st
     model = distributed.parallel(run.model)
     averages = Averages()
     tick = time.perf_counter()
-    made = 0
+    made = start
     with StopSignals() as signals:
         for iteration in range(start + 1, run.iterations + 1):
             step = list(itertools.islice(batches, run.accumulation))

@@ -213,15 +213,20 @@ def _ground_truth(
 ) -> Any:
     """Make pycocotools' COCO of annotations, with what it needs and datasets other than COCO may lack.
 
-    The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all.
+    The annotations are numbered from 1: pycocotools takes a match with annotation 0 for none at all. For keypoints
+    only categories that declare them count, as in training, unless none does.
     """
     content = read_content(annotations, task, 0 if sigmas is None else len(sigmas)).sound()
     tell_of_crowded_images(content, annotations, most_detections(task, detections))
-    truth = [a for a in content.annotations if task != "segm" or a["segmentation"]]
-    left_out = content.left_out + Counter({WITHOUT_MASK: len(content.annotations) - len(truth)})
+    with_keypoints = [c for c in content.categories if c.get("keypoints")]
+    categories = with_keypoints if task == "keypoints" and with_keypoints else content.categories
+    counted = {category["id"] for category in categories}
+    found = [a for a in content.annotations if a["category_id"] in counted]
+    truth = [a for a in found if task != "segm" or a["segmentation"]]
+    left_out = content.left_out + Counter({WITHOUT_MASK: len(found) - len(truth)})
     for reason, count in left_out.items():
         log.warning("%s: left out of the evaluation: %s (%d)", annotations, reason, count)
     for number, annotation in enumerate(truth, start=1):
         annotation["id"] = number
     images = list(content.images.values())
-    return as_coco({"info": {}, "images": images, "annotations": truth, "categories": content.categories})
+    return as_coco({"info": {}, "images": images, "annotations": truth, "categories": categories})

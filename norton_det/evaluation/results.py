@@ -1,6 +1,8 @@
 """Makes COCO results of a detector's outputs, and reads them from files."""
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from norton_det.data.catalog import Categories, read_keypoints
-from norton_det.data.reading import Task, are_numbers, read_content, whole
+from norton_det.data.reading import Task, are_numbers, read_content, rle_problem, whole
+from norton_det.names import number_of
 
+log = logging.getLogger(__name__)
 _RESULT_KEYS: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _TASK_OF_OUTPUT: dict[str, Task] = {"masks": "segm", "keypoints": "keypoints"}
 
@@ -105,14 +109,19 @@ def load_results(path: Path, annotations: Path, task: Task) -> list[dict[str, An
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(results, list):
         raise ValueError(f"{path}: expected a list of results, got {type(results).__name__}")
-    images = read_content(annotations, "bbox").images
-    sizes = {id: [image["height"], image["width"]] for id, image in images.items()}
+    content = read_content(annotations, "bbox")
+    sizes = {id: [image["height"], image["width"]] for id, image in content.images.items()}
     keypoints = read_keypoints(annotations).count if task == "keypoints" else 0
     for number, result in enumerate(results):
         if isinstance(result, dict):
             result |= {key: id for key in ("image_id", "category_id") if (id := whole(result.get(key))) is not None}
         if problem := _problem(result, sizes, task, keypoints):
             raise ValueError(f"{path}: result {number} {problem}")
+    known = {category["id"] for category in content.categories}
+    unknown = Counter(result["category_id"] for result in results if result["category_id"] not in known)
+    if unknown:
+        told = f"{number_of(unknown.total(), 'result')} with a category_id that {annotations} lacks"
+        log.warning("%s: %s, as %d, count for nothing", path, told, min(unknown))
     return results
 
 
@@ -130,8 +139,8 @@ def _problem(result: Any, sizes: dict[int, list[int]], task: Task, keypoints: in
     if task == "segm":
         if not isinstance(value, dict) or not isinstance(value.get("counts"), str):
             return "has no RLE as its segmentation, expected {'size': [height, width], 'counts': string}"
-        size = sizes[result["image_id"]]
-        return None if value.get("size") == size else f"has an RLE of size {value.get('size')}, expected {size}"
+        problem = rle_problem(value, sizes[result["image_id"]])
+        return f"has an {problem}" if problem else None
     count = 4 if task == "bbox" else 3 * keypoints
     return None if are_numbers(value, count) else f"has {_RESULT_KEYS[task]} {value!r}, expected {count} numbers"
 

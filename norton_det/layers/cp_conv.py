@@ -296,7 +296,7 @@ def in_form(layer: CPConv2d, form: Form) -> nn.Module:
 def _sum_components(x: Tensor, rank: int) -> Tensor:
     """Sum the components of (N, R*K, H, W), which follow one another, to (N, K, H, W)."""
     # Chunks rather than slices: the gradient is then one concatenation.
-    first, *others = x.chunk(rank, dim=1)
+    first, *others = x.chunk(rank, dim=-3)
     if not others:
         return x
     total = first + others[0]

@@ -44,7 +44,7 @@ class LowRankLinear(nn.Module):
         u, values, vt = torch.linalg.svd(weight, full_matrices=False)
         rank = min(rank, len(values))
         roots = values[:rank].sqrt()
-        layer = cls(linear.in_features, linear.out_features, rank).to(linear.weight.device)
+        layer = cls(linear.in_features, linear.out_features, rank).to(linear.weight)
         with torch.no_grad():
             layer.down.weight.copy_(roots[:, None] * vt[:rank])
             layer.up.weight.copy_(u[:, :rank] * roots)

@@ -4,6 +4,7 @@ order, and `.keypoints` the keypoints of a detector that finds them."""
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,13 @@ def told_categories(told: Mapping[str, Any], detector: nn.Module) -> tuple[list[
     num_classes = class_count(detector)
     names, ids = told.get("categories"), told.get("category_ids") or list(range(num_classes))
     if (
-        isinstance(names, list)
-        and isinstance(ids, list)
+        isinstance(names, list | tuple)
+        and isinstance(ids, list | tuple)
         and len(names) == len(ids) == num_classes
         and all(isinstance(name, str) for name in names)
-        and all(isinstance(id, int) for id in ids)
+        and all(isinstance(id, Integral) for id in ids)
     ):
-        return list(names), list(ids)
+        return list(names), [int(id) for id in ids]
     return numbered_categories(num_classes)
 
 

@@ -52,6 +52,8 @@ def _slice_outputs(conv: nn.Module, kept: Tensor) -> None:
         return
     assert isinstance(conv, nn.Conv2d)
     conv.weight = _parameter(conv.weight, 0, kept)
+    if conv.bias is not None:
+        conv.bias = _parameter(conv.bias, 0, kept)
     conv.out_channels = len(kept)
 
 
@@ -78,4 +80,5 @@ def _slice_norm(norm: nn.Module, kept: Tensor) -> None:
 
 
 def _parameter(old: Tensor, dim: int, kept: Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.index_select(old.detach(), dim, kept), requires_grad=old.requires_grad)
+    chosen = torch.index_select(old.detach(), dim, kept.to(old.device))
+    return nn.Parameter(chosen, requires_grad=old.requires_grad)

@@ -154,8 +154,12 @@ class Detectron2Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Return the images normalised, as a batch padded with zeros, (B, 3, H, W)."""
-        batch: Tensor = super().batch_images([super(type(self), self).normalize(i) for i in images], size_divisible)
+        batch: Tensor = super().batch_images([self._normalized(image) for image in images], size_divisible)
         return batch
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        normalized: Tensor = super().normalize(image)
+        return normalized
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         """Resize an image (3, H, W) in 0 to 1, with its target, to the size at which the network looks at it."""

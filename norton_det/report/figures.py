@@ -175,7 +175,7 @@ def plot_latencies(treatments: Mapping[str, Mapping[str, Latency]]) -> str:
         name: {model: (row.median - row.p5, row.p95 - row.median) for model, row in models.items()}
         for name, models in treatments.items()
     }
-    return _bars(medians, "ms an image", spreads)
+    return _bars(medians, "ms a call", spreads)
 
 
 @_styled
@@ -192,7 +192,7 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
     for name, (latency, accuracy) in runs.items():
         axes.scatter(latency, accuracy, s=60, color=AFTER if name == told else BEFORE, zorder=3)
         axes.annotate(name, (latency, accuracy), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9.5)
-    axes.set_xlabel("ms an image, median")
+    axes.set_xlabel("ms a call, median")
     axes.set_ylabel("AP")
     axes.margins(x=0.22, y=0.2)
     return _svg(figure)
@@ -214,7 +214,7 @@ def plot_choices(
             zorder=2 + number,
             label=name,
         )
-    axes.set_xlabel("ms an image")
+    axes.set_xlabel("ms a call")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
     _legend(figure, axes)

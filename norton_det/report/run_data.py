@@ -49,11 +49,12 @@ class BenchmarkedModel:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Holds latencies of models, by name, on one machine, for images of (height, width) pixels."""
+    """Holds latencies of a call of models, by name, on one machine, for `batch` images of (height, width) pixels."""
 
     machine: str
     image: tuple[int, int]
     models: dict[str, BenchmarkedModel]
+    batch: int = 1
 
 
 def read_run(folder: Path, config: dict[str, Any]) -> Run:

@@ -170,7 +170,8 @@ def _latency(benchmarks: Sequence[Benchmark]) -> Section:
         }
         height, width = benchmark.image
         weights = "the runs" if any(model.trained for model in benchmark.models.values()) else "random weights"
-        caption = f"Latency of {weights}, images of {width} x {height} pixels, on {benchmark.machine}"
+        images = "an image" if benchmark.batch == 1 else f"{benchmark.batch} images"
+        caption = f"Latency of {weights}, {images} of {width} x {height} pixels a call, on {benchmark.machine}"
         drawn.append((figures.plot_latencies(rows), caption))
     return Section(
         "Latency",

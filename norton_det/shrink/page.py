@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from norton_det.data.images import ImageFiles
+from norton_det.data.images import LONGEST_SHOWN, ImageFiles, read_photo
 from norton_det.files import atomic_path
 from norton_det.report.figures import plot_choices
 from norton_det.report.page import Fact, Section, facts, note, pictures, plots, render, table
 from norton_det.report.pictures import Pair, data_uri
 from norton_det.shrink.choosing import Option, front
 from norton_det.shrink.family import Family
+from norton_det.shrink.levers import Choice
 from norton_det.shrink.quantising import Int8Report
 from norton_det.shrink.shrinking import Result
 from norton_det.shrink.workshop import Made
@@ -30,7 +31,7 @@ def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small
         Section("Before and after", _before_and_after(result), "", wide=True),
         Section("All that was considered", _considered(result), "", wide=True),
         Section("Plans", _plans(result.family, result.made), "", wide=True),
-        Section("int8", _int8(result.int8) if result.int8 else "", "norton-det shrink --output NAME.xml"),
+        Section("int8", _int8(result.int8, choice) if result.int8 else "", "norton-det shrink --output NAME.xml"),
         Section("Photos", _photos(result, photos, dense, small), "", wide=True),
     ]
     with atomic_path(path) as temporary:
@@ -105,8 +106,9 @@ def _plans(family: Family, made: Sequence[Option]) -> str:
     )
 
 
-def _int8(report: Int8Report) -> str:
-    """Return a table of what int8 costs, and what each part shows that is left in floating point."""
+def _int8(report: Int8Report, choice: Choice) -> str:
+    """Return a table of what int8 costs the chosen detector, or the dense one if the chosen is not in int8, and what
+    each part shows that is left in floating point."""
     base = report.floating
     shown: Mapping[str, Any] = {
         "floating point": base,
@@ -116,7 +118,8 @@ def _int8(report: Int8Report) -> str:
     }
     rows = [[name, f"{seen.time / base.time:.2f}", f"{seen.agreement:.1f}"] for name, seen in shown.items()]
     left = ", ".join(report.recipe.in_float) or "nothing"
-    told = f"int8 costs {base.agreement - report.chosen.agreement:.1f} points; in floating point: {left}."
+    whose = "the chosen detector" if choice.precision == "int8" else "the dense detector"
+    told = f"int8 costs {whose} {base.agreement - report.chosen.agreement:.1f} points; in floating point: {left}."
     return note(told) + table(["", "time", "agreement"], rows, "as chosen")
 
 
@@ -125,9 +128,9 @@ def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
     order = sorted(range(len(photos)), key=result.after.by_image.__getitem__)[:PICTURES]
     pairs = []
     for number in order:
-        photo = photos[number]
+        photo, _ = read_photo(photos.paths[number], LONGEST_SHOWN)
         how = small.categories, CONFIDENCE, small.keypoints
-        drawn = [data_uri(draw_predictions((255 * photo).byte(), run([photo])[0], *how)) for run in (dense, small)]
+        drawn = [data_uri(draw_predictions(photo, run([photo / 255])[0], *how)) for run in (dense, small)]
         pairs.append(Pair(f"{photos.paths[number].name} ({result.after.by_image[number]:.0f})", *drawn))
     told = "Photos on which nothing was fitted, those that agree least first; F1 is in brackets."
     return note(told) + pictures(pairs, ("dense", "small"))

@@ -46,4 +46,5 @@ def read_photos(folder: Path, count: int) -> Photos:
         told = f"{folder}: {len(sound)} photos that can be read, expected at least {LEAST}"
         raise ValueError(f"{told}; subfolders are not looked into")
     held = sound[HELD_BACK - 1 :: HELD_BACK]
-    return Photos(ImageFiles([path for path in sound if path not in held]), ImageFiles(held))
+    fitted = [path for number, path in enumerate(sound, start=1) if number % HELD_BACK]
+    return Photos(ImageFiles(fitted), ImageFiles(held))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton_det.analysis.complexity import count_detector, total
 from norton_det.deploy.int8 import PLAIN
+from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.shrink.bench import points
 from norton_det.shrink.choosing import Option
 from norton_det.shrink.family import Family, seen_size
@@ -78,6 +79,7 @@ class Workshop:
             changed = set_levers(detector, self.dense, choice.size, choice.proposals)
             recipe = self.int8(choice.learnt).recipe if choice.precision == "int8" else PLAIN
             write(changed, path, choice.precision, self.tools.recipes.photos, recipe)
+            unfreeze_batch_norms(changed)  # those of restored detectors are counted as parameters
             counts = total(count_detector(changed, *seen_size(changed, self.photos[0])))
             return {"parameters": counts.parameters, "macs": counts.macs, "bytes": file_size(path)}
 

@@ -43,7 +43,7 @@ def draw_predictions(
     masks (N, 1, H, W) and keypoints (N, K, 3). The skeleton is that of `keypoints`; with None it is COCO's for 17
     keypoints, and other numbers get none. Returns uint8 (3, H, W).
     """
-    shown = prediction["scores"] >= confidence
+    shown = (prediction["scores"] >= confidence) & (prediction["labels"] > 0)  # 0 is the background
     objects = {key: value[shown] for key, value in prediction.items() if key in _DRAWN}
     if "masks" in objects:
         objects["masks"] = objects["masks"][:, 0] >= 0.5
@@ -131,7 +131,8 @@ def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str]) -> Tensor:
 def with_title(picture: Tensor, title: str) -> Tensor:
     """Put a picture, uint8 RGB (3, H, W), under a bar with a title; the height becomes even, as video codecs want."""
     _, height, width = picture.shape
-    scale = max(0.4, height / 700)
+    (unscaled, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
+    scale = max(0.4, min(height / 700, (width - 8) / max(1, unscaled)))
     (_, text_height), baseline = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar_height = text_height + 2 * baseline
     bar = np.full((bar_height + (bar_height + height) % 2, width, 3), 245, np.uint8)

@@ -15,6 +15,8 @@ from torch import Tensor
 from norton_det.visualization.window import Window
 
 T = TypeVar("T")
+SLOWEST = Fraction(1, 1000)
+"""The least frame rate that is written, in frames a second."""
 CLOCK = Fraction(1, 1000)
 """Resolution in seconds of the times at which live frames are shown."""
 AHEAD = 4
@@ -81,7 +83,7 @@ class VideoFile:
     def __init__(self, path: Path, frame_rate: float, is_live: bool = False) -> None:
         if path.is_dir():
             raise ValueError(f"{path}: a folder, not a video to write")
-        self._path, self._rate = path, Fraction(frame_rate).limit_denominator(1001)
+        self._path, self._rate = path, max(Fraction(frame_rate), SLOWEST).limit_denominator(1001)
         self._tick = CLOCK if is_live else 1 / self._rate
         self._is_live = is_live
         self._unfinished = path.absolute().with_name(f".{path.stem}.unfinished.mp4")

@@ -167,9 +167,9 @@ def test_predictions_are_evaluated_as_the_task_says(capsys):
 
 
 def test_an_image_is_detected_on_as_shares_of_white_and_its_scale_is_told(monkeypatch):
-    monkeypatch.setattr("norton_det.cli.image.LONGEST", 45)
+    monkeypatch.setattr("norton_det.cli.image.LONGEST_SHOWN", 45)
     detector = tiny_detector()
-    write_settings(detector, {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5})
+    write_settings(detector, {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5, "max_size": 45})
     save_weights(Path("detector.pth"), detector)
     pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
     Image.fromarray(pixels).save("photo.png")

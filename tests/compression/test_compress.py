@@ -91,6 +91,20 @@ def test_what_is_frozen_stays_frozen(network):
     assert {name: parameter.requires_grad for name, parameter in compressed.named_parameters()} == flags
 
 
+def test_factors_of_a_frozen_layer_are_frozen(network):
+    network.layer1.requires_grad_(False)
+    compressed, _ = compress(network, load_plan("norton-59", BODY))
+    assert not any(parameter.requires_grad for parameter in compressed.layer1.parameters())
+    assert all(parameter.requires_grad for parameter in compressed.layer2.parameters())
+
+
+def test_a_bias_goes_with_its_filters(network):
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 7, 2, 3)
+    compressed, _ = compress(network, CompressionPlan(rates={"stem": 0.3}))
+    assert compressed.conv1.bias.shape == (compressed.conv1.out_channels,)
+    compressed(torch.rand(1, 3, 64, 64))
+
+
 def test_the_model_itself_is_left_alone(network):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     compress(network, load_plan("norton-77", BODY))

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pycocotools import mask as rle
 
-from norton_det.data.reading import read_content
+from norton_det.data.reading import _run_lengths, read_content, rle_problem
 
 SQUARE = [2, 3, 12, 3, 12, 9, 2, 9]
 OBJECT = {"id": 5, "image_id": 1, "category_id": 2, "bbox": [2, 3, 10, 6], "area": 60, "iscrowd": 0}
@@ -32,6 +34,8 @@ def write(folder: Path, *objects: dict[str, Any], image: dict[str, Any] | None =
         ({"iscrowd": 1.0}, {"iscrowd": 1}),
         ({"area": NAN}, {"area": 60}),
         ({"area": None, "bbox": [1, 1, 4, 5]}, {"area": 20}),
+        ({"area": -58.5}, {"area": 60}),
+        ({"area": 0}, {"area": 60}),
         ({"bbox": [], "segmentation": [SQUARE]}, {"bbox": [2, 3, 10, 6]}),
         ({"bbox": NAN, "segmentation": [SQUARE, [1, 2, 3, 4]]}, {"bbox": [2, 3, 10, 6]}),
         ({"segmentation": SQUARE}, {"segmentation": [SQUARE]}),
@@ -65,9 +69,12 @@ def test_what_can_be_meant_one_way_only_is_taken(said: dict[str, Any], meant: di
         ({"iscrowd": 2}, "iscrowd 2, expected 0 or 1"),
         (
             {"segmentation": RLE | {"size": [20, 16]}},
-            r"RLE of size \[20, 16\], expected 'counts' and 'size' \[16, 20\]",
+            r"RLE of size \[20, 16\], expected \[16, 20\]",
         ),
-        ({"segmentation": RLE | {"counts": [1, 2]}}, r"RLE of size \[16, 20\], expected"),
+        ({"segmentation": RLE | {"counts": [1, 2]}}, "RLE of 3 pixels, expected 320"),
+        ({"segmentation": RLE | {"counts": "PP"}}, "RLE whose 'counts' are no run lengths"),
+        ({"segmentation": RLE | {"counts": "14"}}, "RLE of 5 pixels, expected 320"),
+        ({"segmentation": {"size": [16, 20]}}, "RLE whose 'counts' are no run lengths"),
     ],
 )
 def test_what_cannot_be_taken_is_a_line_with_file_and_annotation(
@@ -78,6 +85,21 @@ def test_what_cannot_be_taken_is_a_line_with_file_and_annotation(
     assert [annotation["bbox"] for annotation in content.annotations] == [OBJECT["bbox"]]
     with pytest.raises(ValueError, match=rf"^{path}: annotation 5: .*{told}"):
         content.sound()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_text_of_run_lengths_is_read_as_pycocotools_writes_it(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    shape = tuple(generator.integers(1, 300, 2).tolist())
+    mask = np.asfortranarray(generator.random(shape) < generator.random(), np.uint8)
+    mask[: shape[0] // 2] = seed % 2  # long runs too
+    encoded = rle.encode(mask)["counts"].decode()
+    assert rle_problem({"size": list(shape), "counts": encoded}, shape) is None
+    assert "pixels, expected" in str(
+        rle_problem({"size": [shape[0], shape[1] + 1], "counts": encoded}, (shape[0], shape[1] + 1))
+    )
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[2], mask.T.ravel(), [2]]))))
+    assert _run_lengths(encoded) == [0] * int(mask[0, 0]) + runs.tolist()
 
 
 def test_several_problems_are_counted(tmp_path: Path) -> None:
@@ -103,6 +125,11 @@ def test_keypoints_without_a_place_are_not_labelled(tmp_path: Path) -> None:
         ({"file_name": "photos\\2024\\a.png"}, {"file_name": "photos/2024/a.png"}),
         ({"file_name": "..\\a.png"}, r"'\.\.\\\\a\.png' leads out of the image folder"),
         ({"file_name": "C:\\photos\\a.png"}, "leads out of the image folder"),
+        (
+            {"file_name": "Screenshot 9.41.00\u202fAM\u3000猫.png"},
+            {"file_name": "Screenshot 9.41.00\u202fAM\u3000猫.png"},
+        ),
+        ({"file_name": "a\n.png"}, "is not the name of an image"),
         ({"width": None}, "image 1: 'width' is None, expected an integer"),
         ({"height": 0}, "20 x 0 pixels"),
         ({"file_name": 7}, "'file_name' is 7, expected text"),

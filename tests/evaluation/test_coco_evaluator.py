@@ -284,6 +284,35 @@ def test_more_objects_than_are_counted_are_told_and_the_limit_can_be_raised(
     assert evaluate_results(path, perfect, "bbox", detections=50) == pytest.approx(found, nan_ok=True)
 
 
+def test_boxes_of_categories_without_keypoints_count_for_nothing_where_keypoints_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "truth.json"
+    points = [5, 5, 2, 8, 8, 2]
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 100, "width": 100}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "keypoints": points},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": [50, 50, 20, 20]},
+        ],
+        "categories": [{"id": 1, "name": "sheep", "keypoints": ["nose", "tail"]}, {"id": 2, "name": "dog"}],
+    }
+    path.write_text(json.dumps(content))
+    categories = read_categories(DatasetFiles("own", tmp_path, path, keeps_ids=False), "keypoints")
+    subject = CocoEvaluator(path, categories, "keypoints")
+    subject.results = [{"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [0, 0, 20, 20], "keypoints": points}]
+    found = subject.evaluate()
+    assert (found["bbox"]["AP"], found["keypoints"]["AP"]) == (pytest.approx(100), pytest.approx(100))
+
+
+def test_results_of_unknown_categories_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = truth(tmp_path)
+    image = json.loads(path.read_text())["images"][0]["id"]
+    (tmp_path / "found.json").write_text(
+        json.dumps([{"image_id": image, "category_id": 77, "score": 0.5, "bbox": [0, 0, 9, 9]}])
+    )
+    load_results(tmp_path / "found.json", path, "bbox")
+    assert "1 result with a category_id that" in caplog.text and "as 77, count for nothing" in caplog.text
+
+
 def test_reset_and_wrong_labels(tmp_path: Path) -> None:
     path = truth(tmp_path)
     subject = evaluator(path, "bbox")
