@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from norton_det.models.categories import categories_of, class_count
 from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.models.parts import regions
 from norton_det.models.persistence import model_from_weights
-from norton_det.models.settings import read_settings
+from norton_det.models.smaller_images import size_settings
 from norton_det.models.weights import Weights, read_weights
 
 
@@ -59,17 +58,12 @@ def load_beside(dense: nn.Module, dense_weights: Weights, path: str) -> nn.Modul
     same_names = ours is None or theirs is None or ours == theirs
     if type(model) is not type(dense) or _count_classes(model) != _count_classes(dense) or not same_names:
         raise ValueError(f"{path}: its kind of model or its classes are not those of --weights")
-    if not regions(model) and _image_size(model) != _image_size(dense):
+    is_one_stage = not isinstance(model, ResNet) and not regions(model)
+    if is_one_stage and size_settings(model, 1) != size_settings(dense, 1):
         raise ValueError(
             f"{path}: its images have another size than those of --weights, and their places do not match"
         )
     return model
-
-
-def _image_size(model: nn.Module) -> list[Any]:
-    """Return the settings of the size to which a detector resizes images; a classifier has none."""
-    settings = read_settings(model)
-    return [settings.get(name) for name in ("min_size", "max_size", "fixed_size")]
 
 
 def class_names(described: object, count: int) -> list[str]:

@@ -79,7 +79,7 @@ def recovery_images(config: Config, dataset: CocoDataset) -> ImageFiles:
     Only the main process restores; `build_training` copies the result to the others.
     """
     count = config.model.recover_images if distributed.is_main() else 0
-    return ImageFiles(evenly_spaced([*dataset.paths], count))
+    return ImageFiles(evenly_spaced([*dataset.paths], count) if count else [])
 
 
 def build_detector(

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     for path, image, scale in _readable(tqdm(paths, desc="detect"), longest, unread):
         with torch.inference_mode():
             found = detector([image.to(device) / 255])[0]
-        shown = (found["scores"] >= args.confidence) & (found["labels"] > 0)  # 0 is the background
+        shown = found["scores"] >= args.confidence
         kept = {key: value[shown].cpu() for key, value in found.items()}
         results.append(
             {

@@ -55,13 +55,13 @@ def write_report(
 
     Raises ValueError if two folders have the same name, or one holds no run.
     """
-    configs = {folder: _read_config(folder) for folder in folders}
-    dumped = {folder: config.model_dump(mode="json") if config else {} for folder, config in configs.items()}
-    found = [read_run(folder, dumped[folder]) for folder in folders]
+    configs = [_read_config(folder) for folder in folders]
+    dumped = [config.model_dump(mode="json") if config else {} for config in configs]
+    found = [*map(read_run, folders, dumped)]
     runs = {run.name: run for run in found}
     if len(runs) < len(found):
         raise ValueError(f"--runs: two folders have the same name, got {', '.join(map(str, folders))}")
-    told, config = found[-1], configs[folders[-1]]
+    told, config = found[-1], configs[-1]
     curves, pairs = evaluate_again(told, config) if config else (None, [])
     reference, size, counts = count_runs(found)
     material = Material(runs, reference, counts, size, compression or told.compression, curves, pairs, benchmarks)

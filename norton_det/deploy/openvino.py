@@ -70,15 +70,16 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
     nncf.set_log_level(logging.ERROR)
     description = model.get_rt_info([METADATA_KEY]).astype(str)
     frame = Description.from_json(description, "the model to quantise").frame
-    usable: Sequence[int] = range(len(images))
-    if len(regions(detector)) > 1:
-        detect = compile_openvino(model, "float32", "the model to quantise")
-        usable = [number for number in usable if len(detect([images[number]])[0]["boxes"])]
-        if not usable:
-            raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
+    needs_boxes = len(regions(detector)) > 1
+    detect = compile_openvino(model, "float32", "the model to quantise") if needs_boxes else None
+    inputs = []
     with torch.inference_mode():
-        taken = [framed([resize(detector, images[number].cpu())], frame) for number in usable]
-        inputs = [{"images": image.numpy(), "sizes": size.numpy()} for image, size in taken]
+        for image in images:
+            if detect is None or len(detect([image])[0]["boxes"]):
+                seen, size = framed([resize(detector, image.cpu())], frame)
+                inputs.append({"images": seen.numpy(), "sizes": size.numpy()})
+    if not inputs:
+        raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
     quantized = nncf.quantize(
         model,
         nncf.Dataset(inputs),

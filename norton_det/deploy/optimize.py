@@ -168,10 +168,11 @@ def openvino_model(
 def _onnxruntime(detector: nn.Module, images: Sequence[Tensor], _: Precision) -> ExportedDetector:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(detector, images[0].cpu(), path)
+        write_onnx(detector, images[0], path)
         return load_exported(path)
 
 
 def write_onnx(detector: nn.Module, image: Tensor, path: Path, frame: Size | None = None) -> None:
     """Write an ONNX file of the detector that is fast at the size of the image; `frame` is as for `export_onnx`."""
-    export_onnx(prepare(detector, image, torch_timer(torch.device("cpu"), torch.float32)), path, image, frame)
+    example = image.cpu()
+    export_onnx(prepare(detector, example, torch_timer(example.device, torch.float32)), path, example, frame)

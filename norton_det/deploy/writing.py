@@ -75,7 +75,7 @@ def write_model(
 ) -> None:
     """Write a detector to an .onnx or .xml file without comparing it; images as for `export_file`."""
     if path.suffix == ".onnx":
-        write_onnx(detector, images[0].cpu(), path, frame)
+        write_onnx(detector, images[0], path, frame)
     else:
         save_openvino(openvino_model(detector, images, precision, recipe, frame), path)
 

@@ -214,7 +214,7 @@ def plot_choices(
             zorder=2 + number,
             label=name,
         )
-    axes.set_xlabel("ms a call")
+    axes.set_xlabel("ms an image")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
     _legend(figure, axes)

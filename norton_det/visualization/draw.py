@@ -132,7 +132,8 @@ def with_title(picture: Tensor, title: str) -> Tensor:
     """Put a picture, uint8 RGB (3, H, W), under a bar with a title; the height becomes even, as video codecs want."""
     _, height, width = picture.shape
     (unscaled, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
-    scale = max(0.4, min(height / 700, (width - 8) / max(1, unscaled)))
+    fitting = 0.95 * (width - 8) / max(1, unscaled)  # a text's width does not grow quite evenly with its scale
+    scale = max(0.4, min(height / 700, fitting))
     (_, text_height), baseline = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     bar_height = text_height + 2 * baseline
     bar = np.full((bar_height + (bar_height + height) % 2, width, 3), 245, np.uint8)

@@ -15,6 +15,7 @@ from norton_det.cli.main import main
 from norton_det.data.images import write_png
 from norton_det.models.norms import freeze_batch_norms
 from norton_det.models.persistence import model_from_weights, save_weights
+from norton_det.models.smaller_images import for_smaller_images
 from norton_det.models.weights import read_weights
 
 NAMES = ["__background__", "dog", "cat"]
@@ -150,6 +151,14 @@ def test_weights_that_are_damaged_or_incomplete(capsys):
     torch.save({name: value for name, value in state.items() if not name.startswith("fc")}, "headless.pth")
     assert gradcam(weights="headless.pth") == 2
     assert "headless.pth: weights are incomplete, missing fc.weight" in one_line(capsys)
+
+
+def test_a_detector_of_one_stage_for_smaller_images_looks_at_other_places(capsys):
+    dense = tiny_detector("fcos", "resnet18")
+    save_weights(Path("dense.pth"), dense)
+    save_weights(Path("small.pth"), for_smaller_images(dense, 0.5))
+    assert gradcam("--compressed", "small.pth", weights="dense.pth") == 2
+    assert "small.pth: its images have another size than those of --weights" in one_line(capsys)
 
 
 def test_a_file_that_does_not_fit(capsys):

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
-from norton_det.visualization.draw import _overlap, _place_plate, draw_predictions
+from norton_det.visualization.draw import _overlap, _place_plate, draw_predictions, with_title
 
 NAMES = ["__background__", "dog", "cat"]
 GREY = torch.full((3, 120, 160), 128, dtype=torch.uint8)
@@ -25,6 +25,19 @@ def test_only_sure_detections_are_drawn():
     assert torch.equal(draw_predictions(GREY, unsure, NAMES), GREY)
     assert not torch.equal(draw_predictions(GREY, unsure, NAMES, confidence=0.3), GREY)
     assert not torch.equal(draw_predictions(GREY, prediction([[10, 10, 60, 60]], [0.5]), NAMES), GREY)
+
+
+def test_the_background_which_one_stage_detectors_score_is_not_drawn():
+    background = prediction([[10, 10, 60, 60]], [0.9]) | {"labels": torch.tensor([0])}
+    assert torch.equal(draw_predictions(GREY, background, NAMES), GREY)
+
+
+def test_a_title_fits_over_an_upright_picture():
+    title = "compressed  123 ms  8.1 frames/s  2.13x"
+    for height, width in ((1920, 1080), (432, 768)):
+        bar = with_title(torch.zeros(3, height, width, dtype=torch.uint8), title)[:, :-height]
+        written = (bar[0] < 200).any(dim=0).nonzero().flatten()
+        assert width / 3 < len(range(written[0], written[-1])) < width - 8
 
 
 def test_plates_of_boxes_in_one_place_stand_apart_and_inside():
