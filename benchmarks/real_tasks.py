@@ -7,7 +7,7 @@ width, trained on photos. Trains the dense detectors; compresses each by the pla
 without reading a label, measures AP; then the same for smaller images, with fewer and with more photos, with more
 steps, with the other criterion, and fine-tuned with labels. Writes docs/without_labels/real_tasks.json and the page
 docs/without_labels.md.
-What stands in the folder already is not made again.
+What stands in the folder already is not made again, and a training that was stopped goes on.
 """
 
 import argparse
@@ -115,8 +115,10 @@ class Place:
                 for split, name in (("train", "train"), ("test", "val"))
             ]
             kind = f"model.detector={self.task.detector}"
+            is_stopped = "--eval-only" not in words and any(folder.glob("checkpoints/*"))
             run("train", "--config", "quickstart.yaml", f"output_dir={folder}", kind, "model.plan=none", *SIZES,
-                *TRAINING, f"train.lr={self.task.lr}", *data, *self.task.words, *self.overrides, *words)  # fmt: skip
+                *TRAINING, f"train.lr={self.task.lr}", *data, *self.task.words, *self.overrides, *words,
+                *["--resume"] * is_stopped)  # fmt: skip
         metrics = json.loads(result.read_text())
         return {name: {key: values[key] for key in ("AP", "AP50")} for name, values in metrics.items()}
 
