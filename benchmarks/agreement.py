@@ -23,7 +23,7 @@ from scipy.stats import pearsonr, spearmanr
 from norton_det.api import findings_of, load_detector, optimize, reference_findings
 from norton_det.data.catalog import open_images
 from norton_det.data.images import ImageFiles
-from norton_det.data.reading import read_content
+from norton_det.data.reading import FINDINGS, read_content
 from norton_det.evaluation.agreement import Findings, agreement_of
 from norton_det.evaluation.coco import evaluate_results
 from norton_det.files import write_json
@@ -35,7 +35,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 RESULT, PLOT, PAGE = DOCS / "agreement/agreement.json", DOCS / "agreement/agreement.png", DOCS / "agreement.md"
 MARK = "<!-- Below: written by benchmarks/agreement.py -->\n"
 SCORES = (0.3, 0.5, 0.7)
-TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 MEASURES = {
     "disagreement": "agreement",
     "disagreement_75": "its AP75",
@@ -136,7 +135,7 @@ def plot(results: dict[str, Any]) -> None:
         axes.axline((0, 0), slope=1, color="0.6", linewidth=1)
         for task, found in points(results, score).items():
             _, x, y = zip(*found, strict=True)
-            axes.plot(x, y, "o", markersize=5, alpha=0.8, color=f"C{[*TITLES].index(task)}", label=TITLES[task])
+            axes.plot(x, y, "o", markersize=5, alpha=0.8, color=f"C{[*FINDINGS].index(task)}", label=FINDINGS[task])
         axes.set_title(f"findings of the dense one from {score} on", fontsize=10)
         axes.set_xlabel("100 - agreement")
         axes.grid(alpha=0.3)
@@ -153,7 +152,7 @@ def tables(results: dict[str, Any]) -> list[str]:
     for measure, score in ((measure, score) for measure in MEASURES for score in SCORES):
         found = points(results, score, measure)
         every = [point for task in found.values() for point in task]
-        for title, chosen in {"all": every, **{TITLES[task]: found[task] for task in found}}.items():
+        for title, chosen in {"all": every, **{FINDINGS[task]: found[task] for task in found}}.items():
             lines.append(f"| {MEASURES[measure]} | {score} | {title} | {len(chosen)} | {likeness(chosen)} |")
     heads = " | ".join(f"100 - {name}, {SCORE}" for name in MEASURES.values())
     columns = len(MEASURES)
@@ -161,13 +160,13 @@ def tables(results: dict[str, Any]) -> list[str]:
     for name, result in results.items():
         for task, ap in result["dense"].items():
             lines.append(
-                f"| {name}, dense, {result['images']} images | {TITLES[task]} | {ap:.1f} |" + " |" * (1 + columns)
+                f"| {name}, dense, {result['images']} images | {FINDINGS[task]} | {ap:.1f} |" + " |" * (1 + columns)
             )
         for detector, tasks in result["detectors"].items():
             for task, row in tasks.items():
                 cells = " | ".join(f"{row[measure][str(SCORE)]:.1f}" for measure in MEASURES)
                 lines.append(
-                    f"| {name}, {detector} | {TITLES[task]} | {row['AP']:.1f} | {row['lost']:.1f} | {cells} |"
+                    f"| {name}, {detector} | {FINDINGS[task]} | {row['AP']:.1f} | {row['lost']:.1f} | {cells} |"
                 )
     return lines
 

@@ -9,10 +9,10 @@ from accuracy import TASKS
 from deployment import TITLES
 from matplotlib.figure import Figure
 
+from norton_det.data.reading import FINDINGS
 from norton_det.visualization.plots import save_figure
 
 RESULTS = Path(__file__).parent.parent / "docs/without_labels"
-FINDINGS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 OTHER_PARTS = {
     "images": "`norton-77` on images: {}",
     "sizes": "images of {}",

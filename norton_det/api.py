@@ -187,7 +187,11 @@ def findings_of(detector: Any, images: Iterable[Tensor], name: str) -> Findings:
     if not isinstance(network, nn.Module):
         categories = Categories(tuple(detector.categories), tuple(detector.category_ids), detector.keypoints)
         return find(for_many(detector), images, categories, torch.device("cpu"), name)
-    names, ids = categories_of(network)
-    categories = Categories(tuple(names), tuple(ids), keypoints_of(network))
     with evaluating(network):
-        return find(for_many(detector), images, categories, device_of(network), name)
+        return find(for_many(detector), images, network_categories(network), device_of(network), name)
+
+
+def network_categories(network: nn.Module) -> Categories:
+    """Return the categories that a detector's network knows, numbered ones where it names none."""
+    names, ids = categories_of(network)
+    return Categories(tuple(names), tuple(ids), keypoints_of(network))

@@ -26,6 +26,7 @@ from norton_det.config import Config
 from norton_det.data.catalog import Categories
 from norton_det.data.coco import CocoDataset
 from norton_det.data.images import ImageFiles, evenly_spaced
+from norton_det.data.reading import FINDINGS
 from norton_det.deploy.runtimes import EXPORTED, load_exported
 from norton_det.engine import distributed
 from norton_det.keypoints import COCO_KEYPOINTS, Keypoints
@@ -139,7 +140,7 @@ def build_evaluated(config: Config, categories: Categories) -> Any:
         return build_detector(config, categories, starting_weights(config), for_training=False).model
     detector = load_exported(path).for_many()
     adopt_names(detector, categories, path)
-    wanted = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}[resolve_task(config)]
+    wanted = FINDINGS[resolve_task(config)]
     if wanted not in detector.outputs:
         raise ValueError(f"model.weights: {path} gives {', '.join(detector.outputs)}, expected {wanted} too")
     return detector

@@ -10,12 +10,12 @@ from typing import Any
 from norton_det.api import agreement, load_detector
 from norton_det.cli.options import require_at_least, share
 from norton_det.data.catalog import open_images
+from norton_det.data.reading import FINDINGS
 from norton_det.engine.distributed import find_device
 from norton_det.evaluation.agreement import SCORE, Agreement
 from norton_det.files import write_json
 
 LESS_MEMORY = "give it smaller --images"
-FINDINGS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> None:
 def format_agreement(found: Agreement) -> str:
     """Format two tables, with a row for each kind of finding and for each category, and say what was compared."""
     names = list(found.tasks["bbox"].metrics)[1:]
-    rows = [f"{'':12}{'AP':>8}{'95 %':>18}" + "".join(f"{name:>8}" for name in names)]
+    rows = [f"{'':12}{'agreement':>11}{'95 %':>16}" + "".join(f"{name:>8}" for name in names)]
     for task, values in found.tasks.items():
         interval = " to ".join(map(_points, values.interval))
         others = "".join(f"{_points(values.metrics.get(name)):>8}" for name in names)
-        rows.append(f"{FINDINGS[task]:12}{_points(values.metrics['AP']):>8}{interval:>18}{others}")
-    rows += ["", f"{'AP':24}{'findings':>10}" + "".join(f"{FINDINGS[task]:>12}" for task in found.tasks)]
+        rows.append(f"{FINDINGS[task]:12}{_points(values.metrics['AP']):>11}{interval:>16}{others}")
+    rows += ["", f"{'agreement in':24}{'findings':>10}" + "".join(f"{FINDINGS[task]:>12}" for task in found.tasks)]
     for name in found.tasks["bbox"].by_category:
         aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
         rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")

@@ -18,7 +18,7 @@ from norton_det.shrink.levers import SIZES, find_runtime, usable_precisions, wha
 from norton_det.shrink.making import MINUTES, Recovery, how_to_run, load
 from norton_det.shrink.page import write_page
 from norton_det.shrink.photos import read_photos
-from norton_det.shrink.shrinking import Asked, digest, shrink
+from norton_det.shrink.shrinking import Asked, Result, digest, shrink
 from norton_det.shrink.telling import format_result, summary
 
 log = logging.getLogger(__name__)
@@ -69,18 +69,21 @@ def run(args: argparse.Namespace) -> None:
     recovery = Recovery(steps, minutes, args.seed, find_device("auto"))
     asked = Asked(goal, runtime, (args.precision,) if args.precision else precisions, recovery, sizes)
     work = args.work or args.output.with_suffix(".shrink")
+    page = args.output.with_suffix(".html")
+
+    def report(result: Result) -> None:
+        write_json(args.output.with_suffix(".shrink.json"), summary(result, photos.held.paths))
+        small = load(args.output, result.after.option.choice.precision, photos.held[0])
+        write_page(page, args.output.name, result, photos.held, dense, small)
+
     with sole_run(work / LOCK, f"--work {work}"):
         files = [Path(file) for file in weights_words(args) if file]
-        result = shrink(dense, photos, asked, args.output, work / digest(files, photos, asked))
+        result = shrink(dense, photos, asked, args.output, work / digest(files, photos, asked), report)
     print(format_result(result))
-    write_json(args.output.with_suffix(".shrink.json"), summary(result))
-    report = args.output.with_suffix(".html")
-    small = load(args.output, result.after.option.choice.precision, photos.held[0])
-    write_page(report, result, photos.held, dense, small)
     if not result.is_met:
         log.warning("%s is not reached: this is the nearest that was found", goal)
     run_it = how_to_run(args.output, result.after.option.choice.precision)
-    print(f"file:   {args.output}\nreport: {report}\nrun it: {run_it}")
+    print(f"file:   {args.output}\nreport: {page}\nrun it: {run_it}")
 
 
 def _goal(args: argparse.Namespace) -> Goal:

@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 Task = Literal["bbox", "segm", "keypoints"]
+FINDINGS: dict[Task, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+"""What is found, by task."""
 Record = dict[str, Any]
 
 LARGEST = 2**31 - 1

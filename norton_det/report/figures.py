@@ -200,11 +200,17 @@ def plot_pareto(runs: Mapping[str, tuple[float, float]], told: str) -> str:
 
 @_styled
 def plot_choices(
-    points: Mapping[str, Sequence[tuple[float, float]]], front: Sequence[tuple[float, float]], label: str
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    front: Sequence[tuple[float, float]],
+    label: str,
+    deadline: float | None = None,
 ) -> str:
-    """Draw `label` against milliseconds: groups of points by name, the last emphasised, and a line, the front."""
+    """Draw `label` against milliseconds: groups of points by name, the last emphasised, a line through the best ones,
+    the front, and one at the deadline."""
     figure, axes = _axes(3.6)
-    axes.plot(*zip(*front, strict=True), color=BEFORE, linewidth=1.4, linestyle="--", zorder=1)
+    axes.plot(*zip(*front, strict=True), color=BEFORE, linewidth=1.4, linestyle="--", zorder=1, label="best")
+    if deadline is not None:
+        axes.axvline(deadline, color=_INK, linewidth=1.0, linestyle=":", zorder=1, label="deadline")
     for number, ((name, group), colour) in enumerate(zip(points.items(), _colours(len(points)), strict=True)):
         axes.scatter(
             [x for x, _ in group],

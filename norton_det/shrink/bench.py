@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from norton_det.analysis.latency import quantile, seconds_of
@@ -91,6 +92,18 @@ class Stopwatch:
 
 def _typical(times: Sequence[Sequence[float]]) -> float:
     return statistics.median(quantile(of_photo, TYPICAL) for of_photo in times)
+
+
+@dataclass(frozen=True)
+class AsShipped:
+    """Calls a detector as torchvision ships it: torch, in float32, nothing optimised."""
+
+    detector: nn.Module
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Tensor]) -> Any:
+        """Return what the detector finds on images."""
+        return self.detector(images)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Memory:
     def begin(self, phase: str) -> None:
         """Let the bar begin anew, for a phase of a name."""
         self.bar.set_description_str(phase, refresh=False)
+        self.bar.set_postfix_str("", refresh=False)
         self.bar.reset(total=0)
 
     def expect(self, steps: int) -> None:
@@ -44,6 +45,17 @@ class Memory:
             self.put(name, measure())
         self.bar.update()
         return self._values[name]
+
+    def recall_apart(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a large value like `recall`; it lies in a file of its own."""
+        self.bar.set_postfix_str(name)
+        path = self.folder / f"{name}.json"
+        value = _read(path)
+        if not value:
+            value = measure()
+            write_json(path, value)
+        self.bar.update()
+        return value
 
     def get(self, name: str, otherwise: Any) -> Any:
         """Return the value of a name, or another one if there is none yet."""

@@ -13,6 +13,15 @@ BUSY = 1.5
 """Multiple of its least time that a reference call often takes on a busy machine."""
 
 
+def tell_range(shipped: float, fastest: float) -> None:
+    """Say what the dense detector takes as shipped, in milliseconds, and what the fastest choice would."""
+    log.info(
+        "an image takes about %.3g ms as shipped, in torch, and %.3g ms by the fastest that can be made here",
+        shipped,
+        fastest,
+    )
+
+
 def tell_table(table: DenseTable, unit: float) -> None:
     """Say what the dense detector takes, in milliseconds by the stopwatch's `unit`, and what levers leave of it."""
     takes = ", ".join(f"{unit * times[1.0]:.3g} ms in {precision}" for precision, times in table.times.items())

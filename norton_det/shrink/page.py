@@ -1,47 +1,66 @@
 """Writes the report, one HTML page on what became of a detector, beside the file that was made."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from norton_det.analysis.machine import describe_machine
 from norton_det.data.images import LONGEST_SHOWN, ImageFiles, read_photo
+from norton_det.data.reading import FINDINGS
 from norton_det.files import atomic_path
 from norton_det.report.figures import plot_choices
 from norton_det.report.page import Fact, Section, facts, note, pictures, plots, render, table
 from norton_det.report.pictures import Pair, data_uri
-from norton_det.shrink.choosing import Option, front
+from norton_det.shrink.choosing import Deadline, Option, front
 from norton_det.shrink.family import Family
+from norton_det.shrink.instruments import LOOKED_AT
 from norton_det.shrink.levers import Choice
 from norton_det.shrink.quantising import Int8Report
 from norton_det.shrink.shrinking import Result
+from norton_det.shrink.telling import int8_cost, speed
 from norton_det.shrink.workshop import Made
 from norton_det.visualization.draw import draw_predictions
 
 PICTURES = 12
 CONFIDENCE = 0.5
+METRICS = {
+    "AP50": "at IoU 0.5",
+    "AP75": "at 0.75",
+    "APs": "small objects",
+    "APm": "medium ones",
+    "APl": "large ones",
+}
+"""What the page calls the figures of agreement."""
 
 
 @torch.inference_mode()
-def write_page(path: Path, result: Result, photos: ImageFiles, dense: Any, small: Any) -> None:
-    """Write the page; `dense` and `small` are called on the held-back photos like torchvision's detectors."""
+def write_page(path: Path, name: str, result: Result, photos: ImageFiles, dense: Any, small: Any) -> None:
+    """Write the page on a file of a name; `dense` and `small`, called like torchvision's detectors, show what they
+    find on the held-back photos."""
     choice = result.after.option.choice
     sections = [
         Section("Before and after", _before_and_after(result), "", wide=True),
+        Section("What was lost", _lost(result.after), "", wide=True),
         Section("All that was considered", _considered(result), "", wide=True),
         Section("Plans", _plans(result.family, result.made), "", wide=True),
         Section("int8", _int8(result.int8, choice) if result.int8 else "", "norton-det shrink --output NAME.xml"),
         Section("Photos", _photos(result, photos, dense, small), "", wide=True),
     ]
     with atomic_path(path) as temporary:
-        temporary.write_text(render(path.stem, f"{result.goal}: {choice}", sections), encoding="utf-8")
+        title = f"{name}: {result.after.option.milliseconds:.3g} ms an image"
+        asked = f"asked for: {result.goal}; chosen: {choice}"
+        temporary.write_text(render(title, asked, sections), encoding="utf-8")
 
 
 def _before_and_after(result: Result) -> str:
     before, after = result.before, result.after
     low, high = after.interval
+    times = result.shipped / after.option.milliseconds
     told = "" if result.is_met else note(f"{result.goal} is not reached: this is the nearest that was found.")
+    machine = note(f"{speed(result)}. On {describe_machine(torch.device('cpu'))}.")
     moods = note(
         "One reference call was timed beside each detector, to take the machine's other load off the times: it took "
         f"{min(result.moods):.0%} to {max(result.moods):.0%} of its typical time. Far above 100%, the machine was "
@@ -51,6 +70,7 @@ def _before_and_after(result: Result) -> str:
         told
         + facts(
             [
+                Fact("as fast as shipped", f"{times:.1f}x", f"torch: {result.shipped:.3g} ms"),
                 _fact("milliseconds an image", before, after, lambda made: f"{made.option.milliseconds:.3g}"),
                 _fact("p95", before, after, lambda made: f"{made.p95:.3g}"),
                 Fact("agreement", f"{after.option.agreement:.1f}", f"95 %: {low:.1f} to {high:.1f}"),
@@ -59,8 +79,32 @@ def _before_and_after(result: Result) -> str:
                 _fact("file", before, after, lambda made: f"{made.bytes / 2**20:.3g} MiB"),
             ]
         )
+        + machine
         + moods
     )
+
+
+def _lost(after: Made) -> str:
+    """Return tables of what the small detector finds as the dense one does, in all and by category."""
+    told = note(
+        "Agreement is AP where what the dense detector is sure of is taken as the truth; 100 is what that detector "
+        "itself reaches. Most of it asks for boxes that fit closely; at an IoU of 0.5 a rough one will do, which is "
+        "often nearer to what matters. Scores may be lower or higher than the dense detector's: choose your "
+        "threshold anew."
+    )
+    columns = ["", "agreement", *(label for label in METRICS.values())]
+    rows = [
+        [FINDINGS[task], *(_points_of(values.get(name)) for name in ("AP", *METRICS))]
+        for task, values in after.metrics.items()
+    ]
+    names = dict.fromkeys(name for values in after.by_category.values() for name in values)
+    categories = [[name, *(_points_of(values.get(name)) for values in after.by_category.values())] for name in names]
+    of_categories = table(["category", *(FINDINGS[task] for task in after.by_category)], categories)
+    return told + table(columns, rows) + of_categories
+
+
+def _points_of(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def _fact(label: str, before: Made, after: Made, told: Any) -> Fact:
@@ -73,7 +117,8 @@ def _considered(result: Result) -> str:
         "made": _points(result.made),
         "chosen": _points([result.after.option]),
     }
-    drawing = plot_choices(points, _points(front(result.considered)), "agreement")
+    deadline = result.goal.milliseconds if isinstance(result.goal, Deadline) else None
+    drawing = plot_choices(points, _points(front(result.considered)), "agreement", deadline)
     rows = [
         [str(option.choice), f"{option.milliseconds:.1f}", f"{option.agreement:.1f}"]
         for option in sorted(result.made, key=lambda option: option.milliseconds)
@@ -117,9 +162,8 @@ def _int8(report: Int8Report, choice: Choice) -> str:
         "as chosen": report.chosen,
     }
     rows = [[name, f"{seen.time / base.time:.2f}", f"{seen.agreement:.1f}"] for name, seen in shown.items()]
-    left = ", ".join(report.recipe.in_float) or "nothing"
     whose = "the chosen detector" if choice.precision == "int8" else "the dense detector"
-    told = f"int8 costs {whose} {base.agreement - report.chosen.agreement:.1f} points; in floating point: {left}."
+    told = f"{int8_cost(report)}: {whose}, on {LOOKED_AT} photos at most."
     return note(told) + table(["", "time", "agreement"], rows, "as chosen")
 
 
@@ -131,6 +175,9 @@ def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
         photo, _ = read_photo(photos.paths[number], LONGEST_SHOWN)
         how = small.categories, CONFIDENCE, small.keypoints
         drawn = [data_uri(draw_predictions(photo, run([photo / 255])[0], *how)) for run in (dense, small)]
-        pairs.append(Pair(f"{photos.paths[number].name} ({result.after.by_image[number]:.0f})", *drawn))
-    told = "Photos on which nothing was fitted, those that agree least first; F1 is in brackets."
+        pairs.append(Pair(f"{photos.paths[number].name}: {result.after.by_image[number]:.0f}", *drawn))
+    told = (
+        "Photos on which nothing was fitted, those that agree least first. The number is F1: how many of the objects "
+        f"that either finds with a score of at least {CONFIDENCE:g} both find, in percent."
+    )
     return note(told) + pictures(pairs, ("dense", "small"))

@@ -1,6 +1,6 @@
 """Makes files of choices and measures them, each once, whatever goals ask for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton_det.analysis.complexity import count_detector, total
+from norton_det.data.reading import Task
 from norton_det.deploy.int8 import PLAIN
 from norton_det.models.norms import unfreeze_batch_norms
 from norton_det.shrink.bench import points
@@ -19,6 +20,9 @@ from norton_det.shrink.making import Recovery, file_size, load, restored, write
 from norton_det.shrink.memory import Memory
 from norton_det.shrink.quantising import Int8Report
 
+Figures = Mapping[str, float | None]
+"""Agreements, 0 to 100, by name; None where there is nothing to agree on."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -29,6 +33,8 @@ class Made:
         p95: the 95th percentile of the milliseconds.
         interval: the 95 % interval of the agreement if the photos were drawn anew.
         by_image: F1 on each held-back photo.
+        metrics: agreement of boxes and, where they are found, masks or keypoints: at all IoUs, at some, by size.
+        by_category: agreement in each category, likewise.
         parameters, macs: the network's parameters, and its MACs for a photo.
         bytes: the size of the file.
         path: the path of the file.
@@ -38,6 +44,8 @@ class Made:
     p95: float
     interval: tuple[float, float]
     by_image: tuple[float, ...]
+    metrics: Mapping[Task, Figures]
+    by_category: Mapping[Task, Figures]
     parameters: int
     macs: int
     bytes: int
@@ -98,6 +106,8 @@ class Workshop:
                 "agreement": points(agreement),
                 "interval": task.interval,
                 "by_image": task.by_image,
+                "metrics": {name: values.metrics for name, values in agreement.tasks.items()},
+                "by_category": {name: values.by_category for name, values in agreement.tasks.items()},
             }
 
         seen = self.memory.recall(f"measured: {name}", measured)
@@ -106,6 +116,8 @@ class Workshop:
             seen["p95"] * self.unit,
             tuple(seen["interval"]),
             tuple(seen["by_image"]),
+            seen["metrics"],
+            seen["by_category"],
             file["parameters"],
             file["macs"],
             file["bytes"],

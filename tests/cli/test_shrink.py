@@ -34,6 +34,14 @@ class KnownMachine:
         return Timed(milliseconds, 1.1 * milliseconds)
 
 
+class SlowMachine(KnownMachine):
+    """Has another mood."""
+
+    def __init__(self, reference, photos, earlier=()):
+        super().__init__(reference, photos, earlier)
+        self.unit = 2.0
+
+
 def on_the_known_machine(monkeypatch, folder):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(instruments, "Stopwatch", KnownMachine)
@@ -81,11 +89,14 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     dense = milliseconds("dense.pth")
     assert main(["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.2 * dense)]) == 0
     assert milliseconds("small.pth") <= 0.2 * dense
-    told = capsys.readouterr().out
-    assert "small" in told and "chosen: " in told
+    printed = capsys.readouterr().out
+    assert "small" in printed and "chosen: " in printed
     page = Path("small.html").read_text()
     told = json.loads(Path("small.shrink.json").read_text())
     assert told["is_met"] and told["dense"]["agreement"] == 100
+    assert told["milliseconds_as_shipped"] == pytest.approx(dense, rel=0.01) and "x as fast as the dense one shipped" in printed
+    assert [Path(path).name for path in told["held_back"]] == ["03.png", "07.png", "11.png"]
+    assert f"<td>{told['small']['metrics']['bbox']['AP50']:.1f}</td>" in page
     small = norton_det.load_detector("small.pth")
     assert told["small"]["parameters"] == sum(p.numel() for p in small.parameters())
     assert told["small"]["choice"]["size"] == pytest.approx(small.transform.min_size[-1] / 64, abs=0.01)
@@ -101,7 +112,7 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     assert len(json.loads(state.read_text())["milliseconds of the reference"]) > 1
 
 
-def test_what_is_known_is_told_at_once_and_a_stopped_command_leaves_its_best_file(monkeypatch, capsys, caplog):
+def test_a_stopped_command_has_told_what_it_knows_and_leaves_its_best_file_and_a_page(monkeypatch, capsys, caplog):
     def stopped_after_two(choices, costs, quality, goal, make, made):
         for size in (0.5, 1.0):
             make(next(choice for choice in choices if choice.plan == "dense" and choice.size == size))
@@ -115,6 +126,18 @@ def test_what_is_known_is_told_at_once_and_a_stopped_command_leaves_its_best_fil
     assert f"the dense detector takes {dense:.3g} ms in float32" in told
     assert told[-2].endswith("(small.pth, the best so far)") and told[-1].endswith("(not better)")
     assert milliseconds("small.pth") <= 0.3 * dense
+    assert json.loads(Path("small.shrink.json").read_text())["is_met"]
+    assert f"small.pth: {milliseconds('small.pth'):.3g} ms an image" in Path("small.html").read_text()
+
+
+def test_the_same_command_chooses_the_same_though_the_machine_has_another_mood(monkeypatch):
+    words = ["shrink", *WORDS, "--output", "small.pth", "--milliseconds", str(0.2 * milliseconds("dense.pth"))]
+    assert main(words) == 0
+    first = json.loads(Path("small.shrink.json").read_text())
+    monkeypatch.setattr(instruments, "Stopwatch", SlowMachine)
+    monkeypatch.setattr(shrinking, "reference_findings", None)  # they are kept too
+    assert main(words) == 0
+    assert json.loads(Path("small.shrink.json").read_text()) == first
 
 
 def test_a_size_that_is_fixed_is_kept(recoveries):
