@@ -160,6 +160,9 @@ def _check_graph(source: str, description: Description, ranks: Sequence[int], ou
 
 def _read_openvino(path: Path) -> Any:
     core = openvino_core()
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ValueError(f"{path}: its weights, {weights.name}, are not beside it: copy both files")
     try:
         return core.read_model(str(path))
     except RuntimeError as error:

@@ -177,7 +177,7 @@ def _photos(result: Result, photos: ImageFiles, dense: Any, small: Any) -> str:
         drawn = [data_uri(draw_predictions(photo, run([photo / 255])[0], *how)) for run in (dense, small)]
         pairs.append(Pair(f"{photos.paths[number].name}: {result.after.by_image[number]:.0f}", *drawn))
     told = (
-        "Photos on which nothing was fitted, those that agree least first. The number is F1: how many of the objects "
-        f"that either finds with a score of at least {CONFIDENCE:g} both find, in percent."
+        f"Photos on which nothing was fitted, with findings of a score of at least {CONFIDENCE:g}; those that agree "
+        "least come first. The number is F1 in percent: 100 where both find the same objects."
     )
     return note(told) + pictures(pairs, ("dense", "small"))

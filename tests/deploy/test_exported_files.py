@@ -20,6 +20,7 @@ pytest.importorskip("openvino")
 def test_a_file_that_cannot_be_used_is_named(name, tmp_path):
     if not name.startswith("missing"):
         (tmp_path / name).write_bytes(b"<net>no model\0")
+        (tmp_path / name).with_suffix(".bin").touch()
     with pytest.raises(ValueError, match=name) as caught:
         load_exported(tmp_path / name)
     assert "\n" not in str(caught.value)
@@ -57,7 +58,7 @@ def test_exported_files_that_are_cut_off_are_refused(name, kept, exported):
 
 def test_an_openvino_file_without_its_weights_is_refused(exported):
     (exported / "model.bin").unlink()
-    refused(exported / "model.xml")
+    assert "model.bin, are not beside it" in refused(exported / "model.xml")
 
 
 ENTITIES = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(12))
@@ -75,6 +76,7 @@ ENTITIES = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(12))
 )
 def test_an_xml_file_that_is_no_network_is_refused(text, tmp_path):
     (tmp_path / "secret").write_text("do not tell")
+    (tmp_path / "attack.bin").touch()
     (tmp_path / "attack.xml").write_text(f'<?xml version="1.0"?>{text}')
     assert "do not tell" not in refused(tmp_path / "attack.xml")
 
