@@ -8,7 +8,7 @@ from norton_det.deploy.benchmark import Measured, SideBySide, every_level
 
 def format_parts(found: SideBySide) -> str:
     """Format a table with a row for each part and a column for each treatment and model: milliseconds, and the share
-    of arithmetic if it is known."""
+    of arithmetic if it is known; more than all of the time is noise, and left out."""
     times, shares = _columns(found.seconds_by_part), _columns(found.share_of_arithmetic)
     parts = list(dict.fromkeys(part for column in times.values() for part in column if part != "rest"))
     width = max(map(len, times)) + 2
@@ -18,7 +18,7 @@ def format_parts(found: SideBySide) -> str:
         for name, column in times.items():
             share = shares.get(name, {}).get(part)
             told = f"{1000 * column[part]:.1f}" if part in column else "-"
-            cells.append(told if share is None else f"{told} ({share:.0%})")
+            cells.append(told if share is None or share > 1 else f"{told} ({share:.0%})")
         rows.append(f"{part:18}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(rows)
 
