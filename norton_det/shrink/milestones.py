@@ -46,5 +46,7 @@ def warn_of_noise(moods: Sequence[float]) -> None:
     slow = quantile(moods, 0.75) / min(moods)
     if slow > BUSY:
         log.warning(
-            "the machine is busy: milliseconds may be off, as the same call often took %.1f times as long", slow
+            "the machine is busy: the same call often took %.1f times as long, so milliseconds may be off, and "
+            "recovery takes fewer steps in its minutes",
+            slow,
         )
