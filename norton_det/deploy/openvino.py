@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,13 +82,14 @@ def quantize(model: Any, detector: nn.Module, images: Sequence[Tensor], recipe: 
                 inputs.append({"images": seen.numpy(), "sizes": size.numpy()})
     if not inputs:
         raise ValueError("int8 needs images on which the detector finds something: on these it finds nothing")
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(inputs),
-        preset=nncf.QuantizationPreset(recipe.preset),
-        subset_size=len(inputs),
-        ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTIZED, validate=False),
-    )
+    with redirect_stdout(sys.stderr):  # where progress belongs
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(inputs),
+            preset=nncf.QuantizationPreset(recipe.preset),
+            subset_size=len(inputs),
+            ignored_scope=nncf.IgnoredScope(patterns=NOT_QUANTIZED, validate=False),
+        )
     restore_parts(quantized, model, recipe.in_float)
     quantized.set_rt_info(description, [METADATA_KEY])
     return quantized

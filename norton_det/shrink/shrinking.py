@@ -122,7 +122,8 @@ def _shrink(
     fastest = measure_fastest(tools.bench, memory, dense, smallest, asked.precisions, counts[-1])
     memory.expect(1)
     shipped = float(memory.recall("time: as shipped", lambda: tools.bench.share(AsShipped(dense))))
-    tell_range(shipped * tools.stopwatch.unit, fastest * tools.stopwatch.unit)
+    unit = memory.get("unit", tools.stopwatch.unit)
+    tell_range(shipped * unit, fastest * unit)
     least = fastest * tools.stopwatch.least
     if isinstance(asked.goal, Deadline) and asked.goal.milliseconds < least:
         told = f"the fastest that can be made here takes {least:.3g} ms"

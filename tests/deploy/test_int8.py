@@ -23,7 +23,7 @@ def with_biases(detector):
     return detector
 
 
-def test_an_int8_file_finds_some_of_what_the_detector_finds(tmp_path):
+def test_an_int8_file_finds_some_of_what_the_detector_finds(tmp_path, capsys):
     """What it costs in AP is measured on trained weights, in docs/benchmarks.md; random ones tell little."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
@@ -31,6 +31,7 @@ def test_an_int8_file_finds_some_of_what_the_detector_finds(tmp_path):
     compared = export_file(detector, path, pictures()[:2], "int8")
     assert sorted(tmp_path.iterdir()) == sorted(files_of(path))
     assert 0.2 * compared.expected < compared.found
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
