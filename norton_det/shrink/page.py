@@ -163,7 +163,7 @@ def _int8(report: Int8Report, choice: Choice) -> str:
     }
     rows = [[name, f"{seen.time / base.time:.2f}", f"{seen.agreement:.1f}"] for name, seen in shown.items()]
     whose = "the chosen detector" if choice.precision == "int8" else "the dense detector"
-    told = f"{int8_cost(report)}: {whose}, on {LOOKED_AT} photos at most."
+    told = f"Of {whose}, on at most {LOOKED_AT} photos: {int8_cost(report)}."
     return note(told) + table(["", "time", "agreement"], rows, "as chosen")
 
 
