@@ -60,7 +60,13 @@ def format_agreement(found: Agreement) -> str:
         aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
         rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")
     sure = f"the reference is sure of {found.found} objects on {len(found.found_by_image)} images"
-    return "\n".join([*rows, "", f"{sure}: their score, as the mean over four views, is at least {found.score:g}"])
+    rows += ["", f"{sure}: their score, as the mean over four views, is at least {found.score:g}"]
+    if not math.isnan(found.matching_score):
+        rows.append(
+            f"from a score of {found.matching_score:.2f} on, the detector finds as many objects as the reference "
+            f"from {found.score:g} on"
+        )
+    return "\n".join(rows)
 
 
 def _points(value: float | None) -> str:
@@ -78,6 +84,7 @@ def to_dict(found: Agreement, paths: Sequence[Path]) -> dict[str, Any]:
     images.sort(key=lambda image: image[[*f1][-1]])
     return {
         "score": found.score,
+        "matching_score": found.matching_score,
         "image_count": len(images),
         "findings": found.found,
         "findings_by_category": found.found_by_category,

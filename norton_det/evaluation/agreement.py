@@ -71,12 +71,15 @@ class Agreement:
 
     Attributes:
         score: the least score of the reference's findings that were taken as true.
+        matching_score: the score from which the detector finds as many objects as the reference does from `score`
+            on; NaN where one of them finds none.
         found_by_image: how many of them there are on each image.
         found_by_category: how many of them there are in each category.
         tasks: the agreement in boxes and, where both find them, masks or keypoints.
     """
 
     score: float
+    matching_score: float
     found_by_image: tuple[int, ...]
     found_by_category: dict[str, int]
     tasks: dict[Task, TaskAgreement]
@@ -154,10 +157,18 @@ def agreement_of(
         tasks.append(reference.task)
     return Agreement(
         score=score,
+        matching_score=_matching_score([r for r in reference.results if r["category_id"] in names], found, score),
         found_by_image=tuple(by_image[image] for image in range(reference.images)),
         found_by_category={name: by_category[label] for label, name in names.items()},
         tasks={task: measured(task) for task in tasks},
     )
+
+
+def _matching_score(reference: list[Record], detector: list[Record], score: float) -> float:
+    """Return the score from which a detector has as many findings as the reference from `score` on."""
+    wanted = sum(r["score"] >= score for r in reference)
+    ranked = sorted((r["score"] for r in detector), reverse=True)
+    return float(ranked[min(wanted, len(ranked)) - 1]) if wanted and ranked else math.nan
 
 
 @dataclass(frozen=True)

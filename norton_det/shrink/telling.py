@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from norton_det.evaluation.agreement import SCORE
 from norton_det.shrink.choosing import Deadline, Option, front
 from norton_det.shrink.quantising import HARMLESS, Int8Report
 from norton_det.shrink.shrinking import Result
@@ -33,6 +34,7 @@ def _figures(made: Made) -> dict[str, Any]:
         "agreement_interval": made.interval,
         "metrics": made.metrics,
         "by_category": made.by_category,
+        "matching_score": made.matching_score,
         "parameters": made.parameters,
         "macs": made.macs,
         "bytes": made.bytes,
@@ -52,6 +54,10 @@ def format_result(result: Result) -> str:
     rows += ["", f"chosen: {result.after.option.choice}", speed(result)]
     if result.after.option.choice.precision == "int8" and result.int8:
         rows.append(int8_cost(result.int8))
+    rows.append(
+        f"from a score of {result.after.matching_score:.2f} on it finds as many objects as the dense one "
+        f"from {SCORE:g} on"
+    )
     if further := with_more_time(result):
         told = ", ".join(f"{option.milliseconds:.3g} ms: {option.agreement:.0f}" for option in further)
         rows.append(f"with more time, agreement as predicted: {told}")

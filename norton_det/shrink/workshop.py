@@ -35,6 +35,7 @@ class Made:
         by_image: F1 on each held-back photo.
         metrics: agreement of boxes and, where they are found, masks or keypoints: at all IoUs, at some, by size.
         by_category: agreement in each category, likewise.
+        matching_score: the score from which it finds as many objects as the dense detector from SCORE on.
         parameters, macs: the network's parameters, and its MACs for a photo.
         bytes: the size of the file.
         path: the path of the file.
@@ -46,6 +47,7 @@ class Made:
     by_image: tuple[float, ...]
     metrics: Mapping[Task, Figures]
     by_category: Mapping[Task, Figures]
+    matching_score: float
     parameters: int
     macs: int
     bytes: int
@@ -107,6 +109,7 @@ class Workshop:
                 "interval": task.interval,
                 "by_image": task.by_image,
                 "metrics": {name: values.metrics for name, values in agreement.tasks.items()},
+                "matching_score": agreement.matching_score,
                 "by_category": {name: values.by_category for name, values in agreement.tasks.items()},
             }
 
@@ -118,6 +121,7 @@ class Workshop:
             tuple(seen["by_image"]),
             seen["metrics"],
             seen["by_category"],
+            seen["matching_score"],
             file["parameters"],
             file["macs"],
             file["bytes"],

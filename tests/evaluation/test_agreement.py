@@ -108,6 +108,16 @@ def test_agreement_is_the_ap_that_pycocotools_computes(task):
         assert 5 < values.metrics["AP"] < 90
 
 
+def test_from_the_matching_score_on_both_find_as_many():
+    def of_scores(*scores):
+        return findings([output([[10, 10, 40, 40]] * len(scores), [1] * len(scores), scores)])
+
+    reference = of_scores(0.9, 0.6, 0.5, 0.4)
+    assert agreement_of(reference, of_scores(0.1, 0.3, 0.7, 0.2), SCORE).matching_score == pytest.approx(0.2)
+    assert agreement_of(reference, of_scores(0.7, 0.3), SCORE).matching_score == pytest.approx(0.3)
+    assert math.isnan(agreement_of(reference, of_scores(), SCORE).matching_score)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_ap_of_images_drawn_anew_is_that_of_a_dataset_of_copies(task):
     reference, detector = map(findings, reference_and_detector(task))
