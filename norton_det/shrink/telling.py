@@ -69,8 +69,8 @@ def speed(result: Result) -> str:
     after = result.after.option.milliseconds
     before = result.before.option
     return (
-        f"{result.shipped / after:.1f}x as fast as the dense one shipped, in torch ({result.shipped:.3g} ms), "
-        f"{before.milliseconds / after:.1f}x as fast as that as a file in {before.choice.precision}"
+        f"{result.shipped / after:.1f}x as fast as the dense one as shipped, in torch ({result.shipped:.3g} ms), "
+        f"{before.milliseconds / after:.1f}x as fast as its file in {before.choice.precision}"
     )
 
 

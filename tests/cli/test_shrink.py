@@ -95,7 +95,7 @@ def test_the_file_keeps_the_deadline_and_what_was_measured_serves_the_next_one(r
     told = json.loads(Path("small.shrink.json").read_text())
     assert told["is_met"] and told["dense"]["agreement"] == 100
     assert told["milliseconds_as_shipped"] == pytest.approx(dense, rel=0.01)
-    assert "x as fast as the dense one shipped" in printed
+    assert "x as fast as the dense one as shipped" in printed
     assert [Path(path).name for path in told["held_back"]] == ["03.png", "07.png", "11.png"]
     assert f"<td>{told['small']['metrics']['bbox']['AP50']:.1f}</td>" in page
     small = norton_det.load_detector("small.pth")
