@@ -10,7 +10,6 @@ import torch
 from norton_det.analysis.machine import describe_machine
 from norton_det.data.images import LONGEST_SHOWN, ImageFiles, read_photo
 from norton_det.data.reading import FINDINGS
-from norton_det.evaluation.agreement import SCORE
 from norton_det.files import atomic_path
 from norton_det.report.figures import plot_choices
 from norton_det.report.page import Fact, Section, facts, note, pictures, plots, render, table
@@ -21,7 +20,7 @@ from norton_det.shrink.instruments import LOOKED_AT
 from norton_det.shrink.levers import Choice
 from norton_det.shrink.quantising import Int8Report
 from norton_det.shrink.shrinking import Result
-from norton_det.shrink.telling import int8_cost, speed
+from norton_det.shrink.telling import int8_cost, matching_score, speed
 from norton_det.shrink.workshop import Made
 from norton_det.visualization.draw import draw_predictions
 
@@ -90,8 +89,8 @@ def _lost(after: Made) -> str:
     told = note(
         "Agreement is AP where what the dense detector is sure of is taken as the truth; 100 is what that detector "
         "itself reaches. Most of it asks for boxes that fit closely; at an IoU of 0.5 a rough one will do, which is "
-        "often nearer to what matters. Scores are not the dense detector's: from "
-        f"{after.matching_score:.2f} on the small one finds as many objects as the dense one from {SCORE:g} on."
+        "often nearer to what matters. Scores are not the dense detector's: "
+        f"{matching_score(after)}."
     )
     columns = ["", "agreement", *(label for label in METRICS.values())]
     rows = [

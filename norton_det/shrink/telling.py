@@ -1,5 +1,6 @@
 """Tells the result as plain data, as a table, and in sentences."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,10 +55,7 @@ def format_result(result: Result) -> str:
     rows += ["", f"chosen: {result.after.option.choice}", speed(result)]
     if result.after.option.choice.precision == "int8" and result.int8:
         rows.append(int8_cost(result.int8))
-    rows.append(
-        f"from a score of {result.after.matching_score:.2f} on it finds as many objects as the dense one "
-        f"from {SCORE:g} on"
-    )
+    rows.append(matching_score(result.after))
     if further := with_more_time(result):
         told = ", ".join(f"{option.milliseconds:.3g} ms: {option.agreement:.0f}" for option in further)
         rows.append(f"with more time, agreement as predicted: {told}")
@@ -72,6 +70,13 @@ def speed(result: Result) -> str:
         f"{result.shipped / after:.1f}x as fast as the dense one as shipped, in torch ({result.shipped:.3g} ms), "
         f"{before.milliseconds / after:.1f}x as fast as its file in {before.choice.precision}"
     )
+
+
+def matching_score(made: Made) -> str:
+    """Say from which score on a detector finds as many objects as the dense one."""
+    if made.matching_score is None or math.isnan(made.matching_score):
+        return "it finds nothing"
+    return f"from a score of {made.matching_score:.2f} on it finds as many objects as the dense one from {SCORE:g} on"
 
 
 def int8_cost(report: Int8Report) -> str:

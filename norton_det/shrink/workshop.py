@@ -35,7 +35,8 @@ class Made:
         by_image: F1 on each held-back photo.
         metrics: agreement of boxes and, where they are found, masks or keypoints: at all IoUs, at some, by size.
         by_category: agreement in each category, likewise.
-        matching_score: the score from which it finds as many objects as the dense detector from SCORE on.
+        matching_score: the score from which it finds as many objects as the dense detector from SCORE on; None if it
+            finds nothing.
         parameters, macs: the network's parameters, and its MACs for a photo.
         bytes: the size of the file.
         path: the path of the file.
@@ -47,7 +48,7 @@ class Made:
     by_image: tuple[float, ...]
     metrics: Mapping[Task, Figures]
     by_category: Mapping[Task, Figures]
-    matching_score: float
+    matching_score: float | None
     parameters: int
     macs: int
     bytes: int

@@ -25,13 +25,14 @@ def with_biases(detector):
 
 def test_an_int8_file_finds_some_of_what_the_detector_finds(tmp_path, capsys):
     """What it costs in AP is measured on trained weights, in docs/benchmarks.md; random ones tell little."""
-    pytest.importorskip("openvino")
+    openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     detector, path = with_biases(clear_detector("fcos", body="resnet18")), tmp_path / "model.xml"
     compared = export_file(detector, path, pictures()[:2], "int8")
     assert sorted(tmp_path.iterdir()) == sorted(files_of(path))
     assert 0.2 * compared.expected < compared.found
     assert capsys.readouterr().out == ""
+    assert_only_networks_are_quantised(openvino.Core().read_model(path))
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
