@@ -12,7 +12,7 @@ from norton_det.cli.options import require_at_least, share
 from norton_det.data.catalog import open_images
 from norton_det.data.reading import FINDINGS
 from norton_det.engine.distributed import find_device
-from norton_det.evaluation.agreement import SCORE, Agreement
+from norton_det.evaluation.agreement import SCORE, Agreement, format_points
 from norton_det.files import write_json
 
 LESS_MEMORY = "give it smaller --images"
@@ -52,12 +52,12 @@ def format_agreement(found: Agreement) -> str:
     names = list(found.tasks["bbox"].metrics)[1:]
     rows = [f"{'':12}{'agreement':>11}{'95 %':>16}" + "".join(f"{name:>8}" for name in names)]
     for task, values in found.tasks.items():
-        interval = " to ".join(map(_points, values.interval))
-        others = "".join(f"{_points(values.metrics.get(name)):>8}" for name in names)
-        rows.append(f"{FINDINGS[task]:12}{_points(values.metrics['AP']):>11}{interval:>16}{others}")
+        interval = " to ".join(map(format_points, values.interval))
+        others = "".join(f"{format_points(values.metrics.get(name)):>8}" for name in names)
+        rows.append(f"{FINDINGS[task]:12}{format_points(values.metrics['AP']):>11}{interval:>16}{others}")
     rows += ["", f"{'agreement in':24}{'findings':>10}" + "".join(f"{FINDINGS[task]:>12}" for task in found.tasks)]
     for name in found.tasks["bbox"].by_category:
-        aps = "".join(f"{_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
+        aps = "".join(f"{format_points(values.by_category.get(name)):>12}" for values in found.tasks.values())
         rows.append(f"{name:24}{found.found_by_category[name]:>10}{aps}")
     sure = f"the reference is sure of {found.found} objects on {len(found.found_by_image)} images"
     rows += ["", f"{sure}: their score, as the mean over four views, is at least {found.score:g}"]
@@ -67,10 +67,6 @@ def format_agreement(found: Agreement) -> str:
             f"from {found.score:g} on"
         )
     return "\n".join(rows)
-
-
-def _points(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def to_dict(found: Agreement, paths: Sequence[Path]) -> dict[str, Any]:

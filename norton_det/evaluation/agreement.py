@@ -90,6 +90,11 @@ class Agreement:
         return sum(self.found_by_image)
 
 
+def format_points(value: float | None) -> str:
+    """Format points of agreement; a dash stands where there is nothing to agree on."""
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
 def collect(outputs: Iterable[Mapping[str, Any]], categories: Categories) -> Findings:
     """Collect a detector's outputs, torchvision's dictionaries, one for each image; masks become RLE one by one.
 

@@ -1,6 +1,5 @@
 """Writes the report, one HTML page on what became of a detector, beside the file that was made."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from norton_det.analysis.machine import describe_machine
 from norton_det.data.images import LONGEST_SHOWN, ImageFiles, read_photo
 from norton_det.data.reading import FINDINGS
+from norton_det.evaluation.agreement import format_points
 from norton_det.files import atomic_path
 from norton_det.report.figures import plot_choices
 from norton_det.report.page import Fact, Section, facts, note, pictures, plots, render, table
@@ -94,17 +94,15 @@ def _lost(after: Made) -> str:
     )
     columns = ["", "agreement", *(label for label in METRICS.values())]
     rows = [
-        [FINDINGS[task], *(_points_of(values.get(name)) for name in ("AP", *METRICS))]
+        [FINDINGS[task], *(format_points(values.get(name)) for name in ("AP", *METRICS))]
         for task, values in after.metrics.items()
     ]
     names = dict.fromkeys(name for values in after.by_category.values() for name in values)
-    categories = [[name, *(_points_of(values.get(name)) for values in after.by_category.values())] for name in names]
+    categories = [
+        [name, *(format_points(values.get(name)) for values in after.by_category.values())] for name in names
+    ]
     of_categories = table(["category", *(FINDINGS[task] for task in after.by_category)], categories)
     return told + table(columns, rows) + of_categories
-
-
-def _points_of(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def _fact(label: str, before: Made, after: Made, told: Any) -> Fact:
